@@ -1,0 +1,288 @@
+"""The engine contract: regions and offsets in, transfers out. What every backend's adapter implements.
+
+An adapter subclasses :class:`TransferEngine` and fills in the ``do_*`` methods. The public methods
+around them keep the promises that are the same for every engine: the life cycle, the wrapping of
+what peers exchange, and the proof that a batch stays inside both regions before the adapter sees it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from enum import Enum
+from typing import Protocol
+
+import attrs
+import msgspec
+import numpy as np
+
+from pdcore.errors import EngineClosedError, EngineError, RegistrationError
+from pdcore.model import Deadline, DeviceKind
+from pdcore.outcome import Finished, Quiescence, Transfer, TransferState
+from pdcore.regions import OffsetArray, Region, RegionInfo, WriteBatch
+
+__all__ = [
+    "Certainty",
+    "EffectiveTransport",
+    "EngineCapabilities",
+    "Peer",
+    "RawWrite",
+    "TransferEngine",
+]
+
+EXPORT_VERSION = 1
+
+
+class Certainty(Enum):
+    """How sure an engine is of the transport it runs on."""
+
+    VERIFIED = "verified"
+    INFERRED = "inferred"
+    UNKNOWN = "unknown"
+
+
+@attrs.frozen
+class EffectiveTransport:
+    """The transport that an engine really uses, as far as it can tell; ``how`` says from what."""
+
+    name: str
+    certainty: Certainty
+    how: str = ""
+
+
+@attrs.frozen
+class EngineCapabilities:
+    """Facts about an engine. The core decides by these and never by a backend's name.
+
+    ``max_outstanding_entries`` is per peer over all threads and ``max_entry_bytes`` per entry
+    (None: no limit). ``entry_cost`` is the engine's own cost of one more entry, in seconds.
+    ``asynchronous``: ``write`` returns before the bytes moved, so that inline submission works.
+    ``drained_on_failure``: a FAILED transfer is DRAINED. ``remote_bounds_checked``: the far side
+    refuses an address outside its regions. ``revocable``: ``revoke`` can prove a peer silent.
+    ``aux``: aux rows may travel through the engine.
+    """
+
+    max_outstanding_entries: int | None = None
+    max_entry_bytes: int | None = None
+    entry_cost: float = 0.0
+    asynchronous: bool = False
+    memory_kinds: frozenset[DeviceKind] = frozenset({DeviceKind.CPU})
+    drained_on_failure: bool = False
+    remote_bounds_checked: bool = False
+    revocable: bool = False
+    aux: bool = False
+
+
+class Peer:
+    """A connected engine on the far side; adapters subclass it to keep their own handles.
+
+    ``region_lengths`` (bytes, uint64) is what batches are proven against.
+    """
+
+    def __init__(self, endpoint: bytes, regions: tuple[RegionInfo, ...]) -> None:
+        self.endpoint = endpoint
+        self.regions = regions
+        self.region_lengths: OffsetArray = np.array([r.length for r in regions], np.uint64)
+
+
+@attrs.frozen
+class _Export:
+    version: int
+    regions: tuple[RegionInfo, ...]
+    native: bytes
+
+
+class TransferEngine(ABC):
+    """One engine of one process. Thread-safe: lanes call ``write`` concurrently."""
+
+    capabilities: EngineCapabilities
+    effective_transport: EffectiveTransport
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        self._life = threading.Lock()  # guards _closed
+        self._closed = False
+        self.regions: tuple[Region, ...] = ()
+        self.region_lengths: OffsetArray = np.zeros(0, np.uint64)
+
+    # --- what adapters implement -----------------------------------------------------------
+
+    @abstractmethod
+    def endpoint(self) -> bytes:
+        """Return how peers reach this engine; opaque to the core, unique per incarnation."""
+
+    @abstractmethod
+    def do_register(self, regions: Sequence[Region]) -> bytes:
+        """Register all regions and return the engine's own export for peers.
+
+        Raises:
+            RegistrationError: naming the region; nothing stays registered then.
+        """
+
+    @abstractmethod
+    def do_deregister(self) -> None:
+        """Take all registrations back."""
+
+    @abstractmethod
+    def do_connect(
+        self, endpoint: bytes, regions: tuple[RegionInfo, ...], native: bytes, deadline: Deadline
+    ) -> Peer:
+        """Connect to the engine at ``endpoint``, whose ``do_register`` returned ``native``.
+
+        Raises:
+            EngineError: the peer cannot be reached or is not what the endpoint says.
+        """
+
+    @abstractmethod
+    def do_write(self, peer: Peer, batch: WriteBatch) -> Transfer:
+        """Start (or, if synchronous, make) the copies of a non-empty, proven batch; never raises
+        for a failed transfer, whose error is a :class:`KVTransferError` of code ENGINE or PEER_LOST."""
+
+    @abstractmethod
+    def do_disconnect(self, peer: Peer) -> None:
+        """Forget a peer; idempotent."""
+
+    @abstractmethod
+    def do_close(self) -> None:
+        """Stop for good; return only when no byte can leave or, if ``revocable``, arrive any more."""
+
+    def admit(self, endpoint: bytes) -> None:
+        """Expect writes from the engine at ``endpoint``; the receiving side calls it at pairing."""
+        return
+
+    def revoke(self, endpoint: bytes, deadline: Deadline) -> Quiescence:
+        """Stop expecting writes from ``endpoint``. DRAINED: none of its bytes can land any more."""
+        return Quiescence.UNKNOWN
+
+    def prepare_raw(self, peer: Peer, batch: WriteBatch) -> RawWrite:
+        """Return the barest call that copies ``batch`` and waits for it; the yardstick of ``bench``.
+
+        Everything that can be prepared is prepared here, outside the clock.
+        """
+        return _PlainWrite(self, peer, batch)
+
+    # --- what the core calls ---------------------------------------------------------------
+
+    def register(self, regions: Sequence[Region]) -> bytes:
+        """Register all memory at once and return the checksummed export for peers.
+
+        Raises:
+            RegistrationError: a region is empty, named twice, on an unsupported device, or refused.
+            EngineClosedError: the engine is closed or was inherited by a forked child.
+        """
+        self._check_usable()
+        names = [r.name for r in regions]
+        for region in regions:
+            wrong = (
+                "is empty"
+                if region.length < 1
+                else "is registered twice"
+                if names.count(region.name) > 1
+                else f"lies on {region.device}, which this engine cannot reach"
+                if region.device.kind not in self.capabilities.memory_kinds
+                else ""
+            )
+            if wrong:
+                kinds = ", ".join(sorted(k.value for k in self.capabilities.memory_kinds))
+                raise RegistrationError(
+                    f"region {region.name!r} {wrong}",
+                    f"{region.length} bytes on {region.device}",
+                    f"register each region once, non-empty, on one of: {kinds}",
+                )
+        if self.regions:
+            raise RegistrationError(
+                "this engine already has its memory registered",
+                f"{len(self.regions)} regions",
+                "register all regions in one call, or deregister first",
+            )
+        native = self.do_register(regions)
+        self.regions = tuple(regions)
+        self.region_lengths = np.array([r.length for r in regions], np.uint64)
+        body = msgspec.msgpack.encode(_Export(EXPORT_VERSION, tuple(r.info for r in regions), native))
+        return zlib.crc32(body).to_bytes(4, "big") + body
+
+    def deregister(self) -> None:
+        """Take all registrations back; idempotent."""
+        if self.regions:
+            self.do_deregister()
+            self.regions = ()
+            self.region_lengths = np.zeros(0, np.uint64)
+
+    def connect(self, endpoint: bytes, regions: bytes, deadline: Deadline) -> Peer:
+        """Connect to a peer, given its ``endpoint()`` and what its ``register()`` returned.
+
+        Raises:
+            EngineError: the export is corrupt or of another version, or the peer cannot be reached.
+        """
+        self._check_usable()
+        if len(regions) < 5 or zlib.crc32(regions[4:]).to_bytes(4, "big") != regions[:4]:
+            raise EngineError(
+                "a peer's region export is corrupt",
+                f"{len(regions)} bytes whose checksum does not match",
+                "pair again; if it persists, look at what carries the control messages",
+            )
+        export = msgspec.msgpack.decode(regions[4:], type=_Export)
+        if export.version != EXPORT_VERSION:
+            raise EngineError(
+                "a peer's region export is of another version",
+                f"version {export.version} there, {EXPORT_VERSION} here",
+                "run the same pdcore on both sides",
+            )
+        return self.do_connect(endpoint, export.regions, export.native, deadline)
+
+    def write(self, peer: Peer, batch: WriteBatch) -> Transfer:
+        """Copy a batch to a peer, after proving that it stays inside both sides' regions.
+
+        Raises:
+            PlanError: the batch leaves a region; no byte moved.
+            EngineClosedError: the engine is closed or was inherited by a forked child.
+        """
+        self._check_usable()
+        batch.prove_inside(self.region_lengths, peer.region_lengths)
+        return self.do_write(peer, batch) if len(batch) else Finished()
+
+    def disconnect(self, peer: Peer) -> None:
+        """Forget a peer; idempotent."""
+        self.do_disconnect(peer)
+
+    def close(self) -> None:
+        """Stop for good; idempotent. Returns only when no byte can move any more."""
+        with self._life:
+            if self._closed or os.getpid() != self._pid:
+                return
+            self._closed = True
+        self.do_close()
+
+    def _check_usable(self) -> None:
+        if os.getpid() != self._pid:
+            raise EngineClosedError(
+                "a transfer engine was used in a forked child",
+                f"it was started in process {self._pid}",
+                "start workers with the 'spawn' method and give each its own engine",
+            )
+        if self._closed:
+            raise EngineClosedError(
+                "a transfer engine was used after close()", "it is closed", "start a new engine"
+            )
+
+
+class RawWrite(Protocol):
+    """A prepared raw write: each call moves the same bytes and returns when they landed."""
+
+    def __call__(self) -> None:
+        """Move the bytes."""
+
+
+class _PlainWrite:
+    def __init__(self, engine: TransferEngine, peer: Peer, batch: WriteBatch) -> None:
+        self._engine, self._peer, self._batch = engine, peer, batch
+
+    def __call__(self) -> None:
+        transfer = self._engine.do_write(self._peer, self._batch)
+        if transfer.wait(Deadline.after(600)) is not TransferState.DONE:
+            raise transfer.error or EngineError(
+                "a raw write did not end", "600 s passed", "look at the engine's log"
+            )

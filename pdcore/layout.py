@@ -1,0 +1,203 @@
+"""What is where in memory: KV pages, per-request state, auxiliary fields. Pure descriptions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from enum import Enum
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from pdcore.errors import LayoutError
+
+__all__ = ["Attention", "AuxField", "AuxSchema", "KVBuffer", "KVLayout", "StateBuffer", "StateComponent"]
+
+AUX_ALIGNMENT = 64
+"""Aux rows and fields start at multiples of this many bytes (the least RDMA-friendly size)."""
+
+DTYPE_BYTES = {
+    "float32": 4,
+    "float16": 2,
+    "bfloat16": 2,
+    "float8_e4m3fn": 1,
+    "float8_e5m2": 1,
+    "uint8": 1,
+    "int8": 1,
+}
+"""KV element types by their torch name, with their size in bytes."""
+
+
+class Attention(Enum):
+    """How a layer's cache is shared out: by KV heads (MHA, GQA, MQA) or as one latent (MLA)."""
+
+    HEADS = "heads"
+    LATENT = "latent"
+
+
+@attrs.frozen
+class KVBuffer:
+    """One per-layer KV buffer: ``num_pages`` items of ``item_len`` bytes, one per page.
+
+    ``layer`` is the model's absolute layer id; ``part`` is ``"k"``, ``"v"`` or ``"latent"``.
+    """
+
+    layer: int
+    part: str
+    item_len: int
+
+    @property
+    def name(self) -> str:
+        """The region name: ``layer.3.k``."""
+        return f"layer.{self.layer}.{self.part}"
+
+
+@attrs.frozen
+class KVLayout:
+    """The KV cache of one rank: page geometry and the buffers, one region each.
+
+    ``page_size`` is in tokens, ``total_kv_heads`` counts over all TP ranks (0 for latent).
+    """
+
+    page_size: int
+    num_pages: int
+    dtype: str
+    attention: Attention
+    total_kv_heads: int
+    buffers: tuple[KVBuffer, ...]
+
+    def __attrs_post_init__(self) -> None:
+        names = [b.name for b in self.buffers]
+        wrong = [
+            *(f"{k}={v}" for k, v in (("page_size", self.page_size), ("num_pages", self.num_pages)) if v < 1),
+            *([] if self.dtype in DTYPE_BYTES else [f"dtype={self.dtype!r}"]),
+            *(f"{b.name}.item_len={b.item_len}" for b in self.buffers if b.item_len < 1),
+            *(f"{n} twice" for n in sorted({n for n in names if names.count(n) > 1})),
+            *([] if self.buffers else ["no buffers"]),
+        ]
+        if wrong:
+            raise LayoutError(
+                "the KV layout contradicts itself",
+                ", ".join(wrong),
+                f"use sizes of at least 1, distinct buffers, and a dtype of {', '.join(DTYPE_BYTES)}",
+            )
+
+    @classmethod
+    def heads(
+        cls,
+        *,
+        layers: Sequence[int],
+        kv_heads: int,
+        head_dim: int,
+        page_size: int,
+        num_pages: int,
+        dtype: str = "bfloat16",
+        total_kv_heads: int | None = None,
+    ) -> KVLayout:
+        """Return the layout of MHA, GQA or MQA: a K and a V buffer per layer, K first.
+
+        ``kv_heads`` are this rank's heads; an item is ``page_size * kv_heads * head_dim`` elements.
+        """
+        item = page_size * kv_heads * head_dim * DTYPE_BYTES.get(dtype, 0)
+        buffers = tuple(KVBuffer(layer, part, item) for part in ("k", "v") for layer in layers)
+        return cls(page_size, num_pages, dtype, Attention.HEADS, total_kv_heads or kv_heads, buffers)
+
+    @classmethod
+    def latent(
+        cls,
+        *,
+        layers: Sequence[int],
+        latent_dim: int,
+        page_size: int,
+        num_pages: int,
+        dtype: str = "bfloat16",
+    ) -> KVLayout:
+        """Return the layout of MLA: one latent buffer per layer, the same on every TP rank.
+
+        ``latent_dim`` counts the elements per token (compressed KV plus rope part).
+        """
+        item = page_size * latent_dim * DTYPE_BYTES.get(dtype, 0)
+        buffers = tuple(KVBuffer(layer, "latent", item) for layer in layers)
+        return cls(page_size, num_pages, dtype, Attention.LATENT, 0, buffers)
+
+    @property
+    def item_lens(self) -> npt.NDArray[np.uint64]:
+        """Bytes per page of each buffer, shape ``(len(buffers),)``."""
+        return np.array([b.item_len for b in self.buffers], dtype=np.uint64)
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page over all buffers."""
+        return sum(b.item_len for b in self.buffers)
+
+
+@attrs.frozen
+class StateBuffer:
+    """One buffer of a state component: items of ``item_len`` bytes, indexed by slot or page."""
+
+    name: str
+    item_len: int
+
+
+@attrs.frozen
+class StateComponent:
+    """Per-request state beside the KV pages, such as ``mamba``, ``swa`` or ``dsa``.
+
+    ``num_items`` is the number of slots or pages that each buffer holds.
+    """
+
+    kind: str
+    num_items: int
+    buffers: tuple[StateBuffer, ...]
+
+
+@attrs.frozen
+class AuxField:
+    """A named auxiliary field: numpy dtype name and shape per request; ``writer_rank`` fills it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...] = ()
+    writer_rank: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one value, before padding."""
+        return np.dtype(self.dtype).itemsize * math.prod(self.shape)
+
+
+@attrs.frozen
+class AuxSchema:
+    """The fields of one aux row, in order, after a header that holds the slot's room.
+
+    Every field starts at a multiple of 64 bytes; the header is the first 64 bytes, of which
+    the first 8 are the room (int64, -1 for an empty slot).
+    """
+
+    fields: tuple[AuxField, ...] = ()
+
+    def __attrs_post_init__(self) -> None:
+        names = [f.name for f in self.fields]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise LayoutError(
+                f"the aux schema names {', '.join(map(repr, twice))} twice",
+                f"fields {', '.join(names)}",
+                "give each field its own name",
+            )
+
+    def offsets(self) -> dict[str, int]:
+        """Return the byte offset of each field within a row."""
+        out: dict[str, int] = {}
+        at = AUX_ALIGNMENT
+        for field in self.fields:
+            out[field.name] = at
+            at += -(-field.nbytes // AUX_ALIGNMENT) * AUX_ALIGNMENT
+        return out
+
+    @property
+    def row_len(self) -> int:
+        """Bytes of one row, header included."""
+        padded = (-(-f.nbytes // AUX_ALIGNMENT) * AUX_ALIGNMENT for f in self.fields)
+        return AUX_ALIGNMENT + sum(padded)

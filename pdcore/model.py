@@ -1,0 +1,117 @@
+"""The words of the field as frozen values: roles, rooms, poll states, devices, deadlines."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from enum import Enum, IntEnum
+from typing import NewType
+
+import attrs
+
+__all__ = [
+    "CPU",
+    "Clock",
+    "Deadline",
+    "Device",
+    "DeviceKind",
+    "Generation",
+    "Incarnation",
+    "KVPoll",
+    "Role",
+    "RoomId",
+    "new_incarnation",
+]
+
+RoomId = NewType("RoomId", int)
+"""Identifies one request on both sides; chosen by the router, 0 <= room < 2**63."""
+
+Generation = NewType("Generation", int)
+"""Tells a reused room id from the old one; grows within one manager's life, starts at 1."""
+
+Incarnation = NewType("Incarnation", str)
+"""One life of one manager: 32 hex digits, new at every start, so a restarted peer is new."""
+
+Clock = Callable[[], float]
+"""Returns monotonic seconds; tests hand in their own."""
+
+
+def new_incarnation() -> Incarnation:
+    """Return a fresh random incarnation."""
+    return Incarnation(uuid.uuid4().hex)
+
+
+class Role(Enum):
+    """Which side of the disaggregation a manager stands on."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+class KVPoll(IntEnum):
+    """The state of a room as a scheduler sees it (the values are SGLang's).
+
+    FAILED and SUCCESS are terminal; all other moves only go up.
+    """
+
+    FAILED = 0
+    BOOTSTRAPPING = 1
+    WAITING_FOR_INPUT = 2
+    TRANSFERRING = 3
+    SUCCESS = 4
+
+    @property
+    def terminal(self) -> bool:
+        """Whether the room has ended."""
+        return self in (KVPoll.FAILED, KVPoll.SUCCESS)
+
+
+class DeviceKind(Enum):
+    """The kind of memory that a region lies in."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+    NPU = "npu"
+
+
+@attrs.frozen
+class Device:
+    """A memory device; ``index`` is the ordinal of the accelerator, 0 for the CPU."""
+
+    kind: DeviceKind = DeviceKind.CPU
+    index: int = 0
+
+    def __str__(self) -> str:
+        return "cpu" if self.kind is DeviceKind.CPU else f"{self.kind.value}:{self.index}"
+
+
+CPU = Device()
+
+
+@attrs.frozen
+class Deadline:
+    """A point on the monotonic clock (seconds) after which waiting ends."""
+
+    at: float
+    clock: Clock = attrs.field(default=time.monotonic, repr=False, eq=False)
+
+    @classmethod
+    def after(cls, seconds: float, clock: Clock = time.monotonic) -> Deadline:
+        """Return the deadline that lies ``seconds`` from now; it must be positive and finite."""
+        if not 0 < seconds < float("inf"):
+            raise ValueError(f"a deadline needs a positive finite number of seconds, not {seconds}")
+        return cls(clock() + seconds, clock)
+
+    def remaining(self) -> float:
+        """Return the seconds left, never below 0."""
+        return max(0.0, self.at - self.clock())
+
+    @property
+    def expired(self) -> bool:
+        """Whether the deadline has passed."""
+        return self.clock() >= self.at
+
+    def within(self, seconds: float) -> Deadline:
+        """Return a sub-deadline: ``seconds`` from now, or this one if that is earlier."""
+        return Deadline(min(self.at, self.clock() + seconds), self.clock)

@@ -1,0 +1,197 @@
+"""Registered memory and the copies between it: regions, and batches of offsets within them."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from pdcore.errors import PlanError, RegistrationError
+from pdcore.model import CPU, Device, DeviceKind
+
+__all__ = ["OffsetArray", "Region", "RegionInfo", "WriteBatch"]
+
+OffsetArray = npt.NDArray[np.uint64]
+"""Byte offsets or lengths, one-dimensional uint64."""
+
+
+@attrs.frozen
+class RegionInfo:
+    """What a peer may know of a region: its name, its length in bytes, and its device."""
+
+    name: str
+    length: int
+    device: Device = CPU
+
+
+@runtime_checkable
+class _Tensor(Protocol):
+    """The part of ``torch.Tensor`` that a region needs; matched by shape, torch is not imported."""
+
+    def data_ptr(self) -> int: ...
+    def numel(self) -> int: ...
+    def element_size(self) -> int: ...
+    def is_contiguous(self) -> bool: ...
+
+
+@attrs.frozen
+class Region:
+    """Registered memory: ``length`` bytes at ``address`` on ``device``; ``owner`` keeps it alive."""
+
+    name: str
+    address: int = attrs.field(repr=hex)
+    length: int
+    device: Device = CPU
+    owner: object = attrs.field(default=None, repr=False, eq=False)
+
+    @classmethod
+    def of(cls, name: str, memory: object) -> Region:
+        """Return the region of a C-contiguous, writable numpy array or a contiguous torch tensor.
+
+        Raises:
+            RegistrationError: the memory is not contiguous, read-only, empty, or of another type.
+        """
+        if isinstance(memory, np.ndarray):
+            good = memory.flags.c_contiguous and memory.flags.writeable and memory.nbytes > 0
+            region = cls(name, memory.ctypes.data, memory.nbytes, CPU, memory)
+            there = f"a numpy array, shape {memory.shape}, contiguous={memory.flags.c_contiguous}"
+            there += f", writable={memory.flags.writeable}"
+        elif isinstance(memory, _Tensor):
+            good = memory.is_contiguous() and memory.numel() > 0
+            device = getattr(memory, "device", None)
+            kind, index = getattr(device, "type", "cpu"), getattr(device, "index", None)
+            length = memory.numel() * memory.element_size()
+            region = cls(name, memory.data_ptr(), length, Device(DeviceKind(kind), index or 0), memory)
+            there = f"a tensor of {memory.numel()} elements on {device}"
+        else:
+            good, region, there = False, cls(name, 0, 0), f"a {type(memory).__name__}"
+        if not good:
+            raise RegistrationError(
+                f"region {name!r} cannot be made of this memory",
+                there,
+                "hand in a contiguous, writable, non-empty numpy array or torch tensor",
+            )
+        return region
+
+    @property
+    def info(self) -> RegionInfo:
+        """What the peer may know of this region."""
+        return RegionInfo(self.name, self.length, self.device)
+
+
+@attrs.frozen(eq=False)
+class WriteBatch:
+    """Copies from local to remote regions, as a struct of arrays grouped by region pair.
+
+    Pair ``p`` copies from region ``local_regions[p]`` to ``remote_regions[p]`` (indices in
+    registration order, int64, shape (P,)). Its entries are ``starts[p]:starts[p + 1]`` (int64,
+    shape (P + 1,)) of ``local_offsets``, ``remote_offsets`` and ``lengths`` (uint64, bytes,
+    shape (N,)). Entries are copied in no particular order.
+    """
+
+    local_regions: npt.NDArray[np.int64]
+    remote_regions: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.int64]
+    local_offsets: OffsetArray
+    remote_offsets: OffsetArray
+    lengths: OffsetArray
+
+    @classmethod
+    def empty(cls) -> WriteBatch:
+        """Return the batch that copies nothing."""
+        none, offsets = np.zeros(0, np.int64), np.zeros(0, np.uint64)
+        return cls(none, none, np.zeros(1, np.int64), offsets, offsets, offsets)
+
+    @classmethod
+    def of(
+        cls,
+        local_region: int,
+        remote_region: int,
+        local_offsets: npt.ArrayLike,
+        remote_offsets: npt.ArrayLike,
+        lengths: npt.ArrayLike,
+    ) -> WriteBatch:
+        """Return the batch of one region pair."""
+        sizes = np.asarray(lengths, np.uint64)
+        return cls(
+            np.array([local_region]),
+            np.array([remote_region]),
+            np.array([0, len(sizes)]),
+            np.asarray(local_offsets, np.uint64),
+            np.asarray(remote_offsets, np.uint64),
+            sizes,
+        )
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the batch copies."""
+        return int(self.lengths.sum())
+
+    def absolute(
+        self,
+        local_addresses: OffsetArray,
+        remote_addresses: OffsetArray,
+    ) -> tuple[OffsetArray, OffsetArray, OffsetArray]:
+        """Return source addresses, target addresses and lengths, given both sides' region bases."""
+        counts = np.diff(self.starts)
+        source = self.local_offsets + np.repeat(local_addresses[self.local_regions], counts)
+        target = self.remote_offsets + np.repeat(remote_addresses[self.remote_regions], counts)
+        return source, target, self.lengths
+
+    def prove_inside(self, local_lengths: OffsetArray, remote_lengths: OffsetArray) -> None:
+        """Prove that every entry lies inside its local and its remote region.
+
+        Raises:
+            PlanError: lengths of the arrays differ, a pair is empty or unknown, an entry has no
+                bytes, or an entry leaves a region; the first such entry is named.
+        """
+        n, pairs = len(self.lengths), len(self.local_regions)
+        if not (
+            len(self.local_offsets) == len(self.remote_offsets) == n
+            and len(self.remote_regions) == pairs == len(self.starts) - 1
+            and self.starts[0] == 0
+            and self.starts[-1] == n
+            and bool((self.starts[1:] > self.starts[:-1]).all())
+        ):
+            raise PlanError(
+                "a write batch contradicts itself",
+                f"{len(self.local_offsets)} local offsets, {len(self.remote_offsets)} remote offsets, "
+                f"{n} lengths, {pairs} local and {len(self.remote_regions)} remote regions, "
+                f"starts {self.starts.tolist()[:8]}",
+                "give every entry both offsets and a length, and every region pair at least one entry",
+            )
+        if n == 0:
+            return
+        if not self.lengths.all():
+            self._refuse(int(np.flatnonzero(self.lengths == 0)[0]), "has no bytes", "")
+        for side, regions, offsets, limits in (
+            ("local", self.local_regions, self.local_offsets, local_lengths),
+            ("remote", self.remote_regions, self.remote_offsets, remote_lengths),
+        ):
+            if int(regions.min()) < 0 or int(regions.max()) >= len(limits):
+                raise PlanError(
+                    f"a write batch names a {side} region that does not exist",
+                    f"regions {regions.tolist()[:8]}, {len(limits)} registered",
+                    "plan against the paired region table",
+                )
+            ends = offsets + self.lengths
+            limit = limits[regions]
+            if bool((np.maximum.reduceat(ends, self.starts[:-1]) > limit).any()) or bool(
+                (ends < offsets).any()
+            ):
+                spread = np.repeat(limit, np.diff(self.starts))
+                bad = int(np.flatnonzero((ends > spread) | (ends < offsets))[0])
+                self._refuse(bad, f"leaves its {side} region", f", region length {int(spread[bad])}")
+
+    def _refuse(self, entry: int, why: str, more: str) -> None:
+        raise PlanError(
+            f"entry {entry} of a write batch {why}",
+            f"local offset {int(self.local_offsets[entry])}, "
+            f"remote offset {int(self.remote_offsets[entry])}, length {int(self.lengths[entry])}{more}",
+            "check the page indices against the pools of both sides",
+        )
