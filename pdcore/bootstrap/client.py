@@ -1,0 +1,143 @@
+"""The client of the bootstrap service; all requests run concurrently on one loop thread."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+
+import aiohttp
+import msgspec
+
+from pdcore.bootstrap.loop import LoopThread
+from pdcore.bootstrap.record import RankGroup, RankRecord, Refusal
+from pdcore.errors import BootstrapError
+from pdcore.model import Deadline, Incarnation
+
+__all__ = ["BootstrapClient"]
+
+_RETRY = 0.2
+_UNREACHED = (aiohttp.ClientError, OSError, asyncio.TimeoutError)
+_log = logging.getLogger("pdcore.bootstrap")
+
+
+class BootstrapClient:
+    """Registers prefill ranks and resolves them. Owns the thread ``pdcore-<name>-http``."""
+
+    def __init__(self, name: str) -> None:
+        self._loop = LoopThread(f"{name}-http")
+        self._session: aiohttp.ClientSession | None = None
+        self._renewal: concurrent.futures.Future[None] | None = None
+
+    def register(self, address: str, record: RankRecord, deadline: Deadline) -> None:
+        """Register a rank, trying again until the deadline while the service is not up.
+
+        Raises:
+            BootstrapError: the service refused, or could not be reached in time.
+        """
+        try:
+            self._loop.call(self._register(address, record, deadline), deadline)
+        except TimeoutError as error:
+            raise _unreachable(address, "no answer within the deadline") from error
+
+    def renew(self, address: str, record: RankRecord) -> None:
+        """Start renewing a lease unless a renewal is under way; never waits, failures are logged."""
+        if self._renewal is None or self._renewal.done():
+            self._renewal = self._loop.submit(self._renew(address, record))
+
+    def resolve(self, address: str, dp_rank: int, deadline: Deadline) -> concurrent.futures.Future[RankGroup]:
+        """Start looking up all ranks of a DP replica; the service waits for those that are missing.
+
+        The future raises BootstrapError.
+        """
+        return self._loop.submit(self._resolve(address, dp_rank, deadline))
+
+    def withdraw(self, address: str, incarnation: Incarnation, deadline: Deadline) -> None:
+        """Take a registration back; failing to is logged, the lease ends it then."""
+        try:
+            self._loop.call(self._withdraw(address, incarnation), deadline)
+        except _UNREACHED as error:
+            _log.info("could not withdraw from the bootstrap service at %s: %s", address, error)
+
+    def close(self, deadline: Deadline) -> None:
+        """End all requests and the thread; idempotent."""
+        if self._session is not None:
+            self._loop.call(self._session.close(), deadline)
+            self._session = None
+        self._loop.close(deadline)
+
+    async def _register(self, address: str, record: RankRecord, deadline: Deadline) -> None:
+        while True:
+            try:
+                return await self._put(address, record, deadline.remaining())
+            except _UNREACHED as error:
+                if deadline.remaining() <= _RETRY:
+                    raise _unreachable(address, str(error)) from error
+                await asyncio.sleep(_RETRY)
+
+    async def _renew(self, address: str, record: RankRecord) -> None:
+        try:
+            await self._put(address, record, record.lease)
+        except (BootstrapError, *_UNREACHED) as error:
+            _log.warning("could not renew the lease at the bootstrap service %s: %s", address, error)
+
+    async def _put(self, address: str, record: RankRecord, seconds: float) -> None:
+        url, body, limit = f"http://{address}/v1/ranks", msgspec.json.encode(record), _limit(seconds)
+        async with self._http().put(url, data=body, timeout=limit) as response:
+            if response.status != 204:
+                raise _refused(address, response.status, await response.read())
+
+    async def _resolve(self, address: str, dp_rank: int, deadline: Deadline) -> RankGroup:
+        trouble = "no answer within the deadline"
+        while (left := deadline.remaining()) > 0:
+            try:
+                return await self._ask(address, dp_rank, left)
+            except _UNREACHED as error:
+                trouble = str(error) or trouble
+                await asyncio.sleep(min(_RETRY, deadline.remaining()))
+        raise _unreachable(address, trouble)
+
+    async def _ask(self, address: str, dp_rank: int, seconds: float) -> RankGroup:
+        query = {"dp_rank": str(dp_rank), "wait": f"{seconds:.3f}"}
+        # The service answers when its own wait ends; the client's clock only guards against silence.
+        url, limit = f"http://{address}/v1/ranks", _limit(seconds + 1)
+        async with self._http().get(url, params=query, timeout=limit) as response:
+            body = await response.read()
+            if response.status != 200:
+                raise _refused(address, response.status, body)
+            return msgspec.json.decode(body, type=RankGroup)
+
+    async def _withdraw(self, address: str, incarnation: Incarnation) -> None:
+        async with self._http().delete(f"http://{address}/v1/ranks/{incarnation}"):
+            pass
+
+    def _http(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession()
+        return self._session
+
+
+def _limit(seconds: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=max(seconds, 0.001))
+
+
+def _refused(address: str, status: int, body: bytes) -> BootstrapError:
+    try:
+        refusal = msgspec.json.decode(body, type=Refusal)
+    except msgspec.DecodeError:
+        refusal = Refusal(
+            "the bootstrap service answered strangely",
+            f"HTTP {status}, {body[:80]!r}",
+            "check that the address is a pdcore bootstrap service",
+        )
+    return BootstrapError(
+        f"{refusal.happened} (bootstrap service {address})", refusal.there_is, refusal.to_do
+    )
+
+
+def _unreachable(address: str, trouble: str) -> BootstrapError:
+    return BootstrapError(
+        f"the bootstrap service at {address} cannot be reached",
+        trouble,
+        "check the address and that the prefill side's bootstrap service runs",
+    )

@@ -1,0 +1,62 @@
+"""An asyncio loop in a thread of its own, with a name and an end."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+from collections.abc import Coroutine
+from typing import TypeVar
+
+from pdcore.model import Deadline
+
+__all__ = ["LoopThread"]
+
+T = TypeVar("T")
+
+
+class LoopThread:
+    """Runs coroutines on the thread ``pdcore-<name>``; starts at once."""
+
+    def __init__(self, name: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name=f"pdcore-{name}", daemon=True)
+        self._thread.start()
+
+    def submit(self, work: Coroutine[object, object, T]) -> concurrent.futures.Future[T]:
+        """Start a coroutine; its future may be waited for from any thread."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def call(self, work: Coroutine[object, object, T], deadline: Deadline) -> T:
+        """Run a coroutine and return its result.
+
+        Raises:
+            TimeoutError: the deadline passed; the coroutine was cancelled.
+        """
+        future = self.submit(work)
+        try:
+            return future.result(deadline.remaining())
+        except concurrent.futures.TimeoutError as error:
+            future.cancel()
+            raise TimeoutError(f"{self._thread.name} did not answer within the deadline") from error
+
+    def close(self, deadline: Deadline) -> None:
+        """Cancel what still runs and end the thread; idempotent."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(deadline.remaining())
+
+    def _run(self) -> None:
+        try:
+            self._loop.run_forever()
+            self._loop.run_until_complete(_cancel_all())
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        finally:
+            self._loop.close()
+
+
+async def _cancel_all() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

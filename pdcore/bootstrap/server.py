@@ -1,0 +1,175 @@
+"""The bootstrap service: ranks register and renew, decode resolves, ``/health`` tells the truth."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from types import TracebackType
+
+import attrs
+import msgspec
+from aiohttp import web
+
+from pdcore.bootstrap.loop import LoopThread
+from pdcore.bootstrap.record import RankGroup, RankRecord, Refusal
+from pdcore.errors import BootstrapError
+from pdcore.model import Clock, Deadline
+
+__all__ = ["BootstrapServer"]
+
+MAX_BODY_BYTES = 64 * 1024
+MAX_RANKS = 65_536
+MAX_WAIT = 60.0
+STALE_LEASES = 10
+"""A rank that did not renew for this many leases is forgotten; until then health reports it."""
+_START = 10.0
+
+
+@attrs.frozen
+class _Entry:
+    record: RankRecord
+    renewed_at: float
+
+
+class BootstrapServer:
+    """Serves on ``host:port`` (0: any free port) from the thread ``pdcore-bootstrap-server``.
+
+    A context manager. ``address`` is known once it has started. All state belongs to its loop.
+    """
+
+    def __init__(self, host: str = "127.0.0.1", port: int = 0, *, clock: Clock = time.monotonic) -> None:
+        self._host, self._port, self._clock = host, port, clock
+        self._ranks: dict[tuple[int, int], _Entry] = {}
+        self._registered: asyncio.Condition | None = None
+        self._runner: web.AppRunner | None = None
+        self._loop: LoopThread | None = None
+        self.address = ""
+
+    def __enter__(self) -> BootstrapServer:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Bind and serve.
+
+        Raises:
+            BootstrapError: the port is in use, or the host is not an address of this machine.
+        """
+        self._loop = LoopThread("bootstrap-server")
+        try:
+            self._port = self._loop.call(self._serve(), Deadline.after(_START))
+        except OSError as error:
+            self.close()
+            raise BootstrapError(
+                f"the bootstrap service cannot listen on {self._host}:{self._port}",
+                error.strerror or str(error),
+                "choose a free port (0 takes any) and an address of this machine",
+            ) from error
+        self.address = f"{self._host}:{self._port}"
+
+    def close(self) -> None:
+        """Stop serving and free the port; idempotent."""
+        if self._loop is not None:
+            deadline = Deadline.after(_START)
+            if self._runner is not None:
+                self._loop.call(self._runner.cleanup(), deadline)
+                self._runner = None
+            self._loop.close(deadline)
+            self._loop = None
+
+    async def _serve(self) -> int:
+        self._registered = asyncio.Condition()
+        app = web.Application(client_max_size=MAX_BODY_BYTES)
+        app.router.add_put("/v1/ranks", self._put)
+        app.router.add_get("/v1/ranks", self._get)
+        app.router.add_delete("/v1/ranks/{incarnation}", self._delete)
+        app.router.add_get("/health", self._health)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, self._host, self._port).start()
+        return int(self._runner.addresses[0][1])
+
+    async def _put(self, request: web.Request) -> web.Response:
+        try:
+            record = msgspec.json.decode(await request.read(), type=RankRecord)
+        # A stranger's body runs our validators; whatever they raise is the sender's mistake.
+        except Exception as error:
+            return _refuse(400, "a rank registration is malformed", str(error), "send a RankRecord as JSON")
+        if not 0 < record.lease <= 3600:
+            return _refuse(400, "a lease is out of range", f"{record.lease} s", "use 0 < lease <= 3600 s")
+        key = (record.topology.dp_rank, record.topology.unique_rank)
+        if key not in self._ranks and len(self._ranks) >= MAX_RANKS:
+            return _refuse(507, "too many ranks are registered", f"{MAX_RANKS}", "restart the service")
+        self._ranks[key] = _Entry(record, self._clock())
+        if self._registered is not None:
+            async with self._registered:
+                self._registered.notify_all()
+        return web.Response(status=204)
+
+    async def _get(self, request: web.Request) -> web.Response:
+        try:
+            dp_rank, wait = int(request.query.get("dp_rank", "0")), float(request.query.get("wait", "0"))
+        except ValueError as error:
+            return _refuse(400, "a rank query is malformed", str(error), "send dp_rank=INT&wait=SECONDS")
+        group = await self._complete_group(dp_rank, min(MAX_WAIT, wait) if wait > 0 else 0.0)
+        if group is not None:
+            return web.Response(body=msgspec.json.encode(group), content_type="application/json")
+        found = sorted(rank for dp, rank in self._fresh() if dp == dp_rank)
+        return _refuse(
+            404,
+            f"prefill DP rank {dp_rank} is not registered in full",
+            f"unique ranks {found} of DP rank {dp_rank}, DP ranks {sorted({dp for dp, _ in self._fresh()})}",
+            "start the missing prefill ranks, or ask for a DP rank that runs",
+        )
+
+    async def _complete_group(self, dp_rank: int, wait: float) -> RankGroup | None:
+        group, end = self._group(dp_rank), self._clock() + wait
+        condition = self._registered
+        while group is None and condition is not None and (left := end - self._clock()) > 0:
+            try:
+                async with condition:
+                    await asyncio.wait_for(condition.wait(), left)
+            except asyncio.TimeoutError:
+                return self._group(dp_rank)
+            group = self._group(dp_rank)
+        return group
+
+    def _group(self, dp_rank: int) -> RankGroup | None:
+        ranks = {rank: record for (dp, rank), record in self._fresh().items() if dp == dp_rank}
+        size = max((r.topology.group_size for r in ranks.values()), default=0)
+        if not size or set(ranks) != set(range(size)):
+            return None
+        return RankGroup(tuple(ranks[rank] for rank in range(size)))
+
+    def _fresh(self) -> dict[tuple[int, int], RankRecord]:
+        now = self._clock()
+        return {
+            key: entry.record
+            for key, entry in self._ranks.items()
+            if now - entry.renewed_at <= entry.record.lease
+        }
+
+    async def _delete(self, request: web.Request) -> web.Response:
+        incarnation = request.match_info["incarnation"]
+        self._ranks = {k: e for k, e in self._ranks.items() if e.record.incarnation != incarnation}
+        return web.Response(status=204)
+
+    async def _health(self, _request: web.Request) -> web.Response:
+        now = self._clock()
+        self._ranks = {
+            k: e for k, e in self._ranks.items() if now - e.renewed_at <= e.record.lease * STALE_LEASES
+        }
+        fresh = self._fresh()
+        stale = [e.record.address for k, e in self._ranks.items() if k not in fresh]
+        body = {"healthy": bool(fresh) and not stale, "ranks": len(fresh), "stale": stale}
+        return web.json_response(body, status=200 if body["healthy"] else 503)
+
+
+def _refuse(status: int, happened: str, there_is: str, to_do: str) -> web.Response:
+    body = msgspec.json.encode(Refusal(happened, there_is, to_do))
+    return web.Response(status=status, body=body, content_type="application/json")

@@ -1,0 +1,76 @@
+"""What sender and receiver have in common: a room that a scheduler polls, waits for and clears."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from pdcore.errors import FailureCode, KVTransferError
+from pdcore.metrics import RequestMetrics
+from pdcore.model import Deadline, KVPoll, RoomId
+from pdcore.status import Room, RoomTable
+
+__all__ = ["RoomHandle"]
+
+
+class RoomHandle(ABC):
+    """One request on one side; made by a manager and called by one scheduler thread."""
+
+    side: str
+
+    def __init__(self, rooms: RoomTable, record: Room) -> None:
+        self.record = record
+        self._rooms = rooms
+
+    @property
+    def room(self) -> RoomId:
+        """The room."""
+        return self.record.room
+
+    def poll(self) -> KVPoll:
+        """Return the state of the room; never waits."""
+        return self.record.status
+
+    def wait(self, deadline: Deadline) -> KVPoll:
+        """Wait until the room ends or the deadline passes; return its state."""
+        return self._rooms.wait(self.record, deadline)
+
+    def failure(self) -> KVTransferError | None:
+        """Return why the room failed, or None."""
+        return self.record.failure
+
+    def abort(self) -> None:
+        """Give the request up; it ends as FAILED unless it has ended. The other side is told."""
+        self.give_up(
+            KVTransferError(
+                FailureCode.ABORTED,
+                f"{self.side} aborted room {self.room}",
+                "abort() was called",
+                "send the request again if it is still wanted",
+            )
+        )
+
+    def clear(self) -> None:
+        """Forget the room, so that its id can be used again; aborts it if it has not ended."""
+        if not self.record.status.terminal:
+            self.abort()
+        self._rooms.clear(self.record)
+        self._forget()
+
+    @abstractmethod
+    def give_up(self, failure: KVTransferError) -> bool:
+        """End the room as FAILED and tell the other side; False if it had ended before."""
+
+    @abstractmethod
+    def release_safe(self) -> bool:
+        """Return whether pages, slots and state items may be reused.
+
+        True once the room has ended and no byte of it can move any more.
+        """
+
+    @abstractmethod
+    def metric(self) -> RequestMetrics:
+        """Return the figures of this request so far."""
+
+    @abstractmethod
+    def _forget(self) -> None:
+        """Have the manager drop it."""

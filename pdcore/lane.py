@@ -1,0 +1,52 @@
+"""A lane: one thread that does the blocking work towards one peer, so that a slow one delays no other."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+
+from pdcore.model import Deadline
+
+__all__ = ["Lane"]
+
+_log = logging.getLogger("pdcore.transfer")
+
+
+class Lane:
+    """Runs jobs in order on the thread ``pdcore-lane-<name>``, which ends at ``close``."""
+
+    def __init__(self, name: str) -> None:
+        self._lock = threading.Lock()  # guards _closed, so that no job follows the end
+        self._closed = False
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=f"pdcore-lane-{name}", daemon=True)
+        self._thread.start()
+
+    def put(self, job: Callable[[], None]) -> bool:
+        """Run a job after those put before; never blocks. Returns False if the lane is closed."""
+        with self._lock:
+            if not self._closed:
+                self._jobs.put(job)
+            return not self._closed
+
+    def close(self) -> None:
+        """Let the lane end after the jobs that were put; idempotent."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._jobs.put(None)
+
+    def join(self, deadline: Deadline) -> bool:
+        """Wait for the end; return whether it came before the deadline."""
+        self._thread.join(deadline.remaining())
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                job()
+            # A job reports its own failures; what escapes is a defect, and the lane must serve on.
+            except Exception:
+                _log.exception("a job on %s failed", self._thread.name)

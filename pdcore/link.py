@@ -1,0 +1,198 @@
+"""One decode rank as prefill sees it: the engine's peer, how to plan for it, and its lanes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import attrs
+import numpy as np
+
+from pdcore.backend import AuxTransport, PeerIdentity, StatePlan, StateRequest
+from pdcore.engine import Peer, TransferEngine
+from pdcore.errors import IncompatiblePeerError, Misfit, PlanError
+from pdcore.lane import Lane
+from pdcore.model import Deadline, Generation, RoomId
+from pdcore.plan import IndexArray, ItemCopier, join, plan_state
+from pdcore.pools import Pools, RegionTable
+from pdcore.regions import WriteBatch
+from pdcore.wire import PeerDescription, RequestMetadata, Route
+
+__all__ = ["EntryBudget", "PeerLink", "TransferKVChunk"]
+
+
+@attrs.frozen(eq=False)
+class TransferKVChunk:
+    """One ``send``: ``pages`` are pages ``start:start + len(pages)`` of the request.
+
+    The last chunk carries the aux slot and one index list per state component.
+    """
+
+    room: RoomId
+    generation: Generation
+    pages: IndexArray
+    start: int
+    is_last: bool
+    aux_index: int | None
+    state_indices: tuple[IndexArray, ...]
+
+
+class EntryBudget:
+    """Keeps the entries outstanding at one peer within the engine's limit. The lock guards ``_left``."""
+
+    def __init__(self, limit: int | None) -> None:
+        self._left = limit
+        self._given = threading.Condition()
+
+    def take(self, entries: int) -> bool:
+        """Take entries if there are enough; never blocks."""
+        with self._given:
+            if self._left is None:
+                return True
+            if self._left < entries:
+                return False
+            self._left -= entries
+            return True
+
+    def give(self, entries: int) -> None:
+        """Give entries back once they are drained."""
+        with self._given:
+            if self._left is not None:
+                self._left += entries
+                self._given.notify_all()
+
+    def wait(self, entries: int, deadline: Deadline) -> bool:
+        """Wait until there are enough; return False at the deadline."""
+        with self._given:
+            return self._given.wait_for(
+                lambda: self._left is None or self._left >= entries, deadline.remaining()
+            )
+
+
+class PeerLink:
+    """A decode rank that asked to be paired. ``connect`` runs on the first lane; then it is ready."""
+
+    def __init__(
+        self, route: Route, description: PeerDescription, engine: TransferEngine, lanes: int
+    ) -> None:
+        self.route = route
+        self.description = description
+        self.identity = PeerIdentity(description.role, description.incarnation, description.address)
+        self.budget = EntryBudget(engine.capabilities.max_outstanding_entries)
+        self.lost = False
+        self._engine = engine
+        self._peer: Peer | None = None
+        self._kv: ItemCopier | None = None
+        self._aux: ItemCopier | None = None
+        self._state: list[Callable[[IndexArray, IndexArray], WriteBatch]] = []
+        name = description.incarnation[:8]
+        self._lanes = [Lane(f"{name}-{n}") for n in range(lanes)]
+
+    @property
+    def peer(self) -> Peer:
+        """The engine's peer, once ready."""
+        assert self._peer is not None
+        return self._peer
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests can be planned and submitted."""
+        return self._peer is not None and not self.lost
+
+    def lane(self, room: RoomId) -> Lane:
+        """The lane of a room: always the same, so that its chunks keep their order."""
+        return self._lanes[room % len(self._lanes)]
+
+    def connect(
+        self,
+        pools: Pools,
+        aux_transport: AuxTransport,
+        state_plan: Callable[[StateRequest], StatePlan | None],
+        deadline: Deadline,
+    ) -> None:
+        """Connect the engine and prepare the planners.
+
+        Raises:
+            EngineError: the engine cannot reach the peer.
+            IncompatiblePeerError: its regions or state are not what its description says.
+        """
+        there = self.description
+        peer = self._engine.connect(there.endpoint, there.regions, deadline)
+        table = RegionTable.of(there.layout, there.state, there.aux, there.aux_slots)
+        found = tuple((r.name, r.length) for r in peer.regions)
+        if found != table.expected:
+            self._engine.disconnect(peer)
+            misfit = Misfit(
+                "regions", f"{len(table.expected)} expected", f"{len(found)} of other names or lengths",
+                "register the pools that the layout describes",
+            )  # fmt: skip
+            raise IncompatiblePeerError(str(self.identity), [misfit])
+        here, lens = pools.table, [b.item_len for b in pools.layout.buffers]
+        self._kv = ItemCopier(
+            "KV page", lens, here.kv, table.kv, pools.layout.num_pages, there.layout.num_pages
+        )
+        if (
+            pools.aux
+            and aux_transport is AuxTransport.ENGINE
+            and here.aux is not None
+            and table.aux is not None
+        ):
+            row = pools.aux.schema.row_len
+            self._aux = ItemCopier(
+                "aux slot", [row], [here.aux], [table.aux], pools.aux.slots, there.aux_slots
+            )
+        self._state = self._plan_state(pools, table, state_plan)
+        self._peer = peer
+
+    def _plan_state(
+        self, pools: Pools, table: RegionTable, state_plan: Callable[[StateRequest], StatePlan | None]
+    ) -> list[Callable[[IndexArray, IndexArray], WriteBatch]]:
+        copiers, misfits = [], []
+        rows = zip(pools.state, self.description.state, pools.table.state, table.state, strict=True)
+        for pool, remote, local_regions, remote_regions in rows:
+            request = StateRequest(pool.component, remote, local_regions, remote_regions)
+            plan = state_plan(request) or plan_state(request)
+            if plan.copier is None:
+                kind = pool.component.kind
+                misfits.append(Misfit(f"state {kind!r}", "see reason", plan.refusal, f"make {kind!r} match"))
+            else:
+                copiers.append(plan.copier)
+        if misfits:
+            raise IncompatiblePeerError(str(self.identity), misfits)
+        return copiers
+
+    def plan(self, chunk: TransferKVChunk, wanted: RequestMetadata) -> WriteBatch:
+        """Return the copies of one chunk: pages, and with the last chunk state and aux.
+
+        Raises:
+            PlanError: index lists differ in length or leave a pool.
+        """
+        assert self._kv is not None
+        batches = [self._kv(chunk.pages, wanted.pages[chunk.start : chunk.start + len(chunk.pages)])]
+        if chunk.is_last:
+            if len(chunk.state_indices) != len(self._state) or len(wanted.state_indices) != len(self._state):
+                raise PlanError(
+                    "the state index lists do not match the state components",
+                    f"{len(self._state)} components, {len(chunk.state_indices)} lists from prefill, "
+                    f"{len(wanted.state_indices)} from decode",
+                    "hand in one index list per component on both sides",
+                )
+            rows = zip(self._state, chunk.state_indices, wanted.state_indices, strict=True)
+            batches += [copy(local, remote) for copy, local, remote in rows]
+            if self._aux is not None and chunk.aux_index is not None and wanted.aux_index is not None:
+                batches.append(self._aux(np.array([chunk.aux_index]), np.array([wanted.aux_index])))
+        return join(batches)
+
+    def close(self) -> None:
+        """Let the lanes end after what they hold; the last job disconnects the engine. Idempotent."""
+        self._lanes[0].put(self._disconnect)
+        for lane in self._lanes:
+            lane.close()
+
+    def join(self, deadline: Deadline) -> bool:
+        """Wait for the lanes; return whether all ended before the deadline."""
+        return all(lane.join(deadline) for lane in self._lanes)
+
+    def _disconnect(self) -> None:
+        if self._peer is not None:
+            self._engine.disconnect(self._peer)

@@ -1,0 +1,227 @@
+"""What both managers share: the engine, the channel, the rooms, liveness, and an orderly end."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import TypeVar
+
+from pdcore import __version__
+from pdcore.backend import AuxRoute, AuxTransport
+from pdcore.config import Config, TransferModel
+from pdcore.errors import ConfigError, ConfigProblem, FailureCode, KVTransferError, LayoutError, RoomError
+from pdcore.liveness import Heartbeats
+from pdcore.model import CPU, Deadline, Role, RoomId, new_incarnation
+from pdcore.pools import Pools
+from pdcore.selection import Backend
+from pdcore.status import RoomTable
+from pdcore.topology import Topology
+from pdcore.wire import Bye, Channel, Heartbeat, Message, PeerDescription, Route
+
+__all__ = ["Manager"]
+
+TICK = 0.1
+"""Seconds between two looks at deadlines, heartbeats and quarantined transfers."""
+
+_log = logging.getLogger("pdcore.manager")
+Self = TypeVar("Self", bound="Manager")
+
+
+class Manager(ABC):
+    """One side of one rank. Owns the engine, the control channel and all rooms; a context manager.
+
+    Raises at construction:
+        EngineError, RegistrationError, TransportMismatchError: the engine does not start as asked.
+        ConfigError: the configuration asks for what this engine cannot do.
+        LayoutError: aux over TCP with aux buffers on a device.
+    """
+
+    def __init__(
+        self, role: Role, backend: Backend, pools: Pools, topology: Topology, config: Config
+    ) -> None:
+        self.role = role
+        self.backend = backend
+        self.pools = pools
+        self.topology = topology
+        self.config = config
+        self.incarnation = new_incarnation()
+        self.rooms = RoomTable()
+        self.heartbeats: Heartbeats[Route] = Heartbeats(
+            config.liveness.interval, config.liveness.max_failures
+        )
+        self._closing = threading.Lock()
+        self._closed = False
+        self.engine = backend.start_engine(
+            role=role,
+            incarnation=self.incarnation,
+            host=config.host,
+            deadline=Deadline.after(config.timeouts.engine_start),
+            require_transport=config.require_transport,
+        )
+        try:
+            self.aux_route = self._choose_aux_route()
+            self._check_model()
+            self._regions = self.engine.register(pools.regions)
+        except BaseException:
+            self.engine.close()
+            raise
+        self.channel = Channel(
+            role.value,
+            self.incarnation,
+            on_message=self._on_message,
+            on_tick=self._on_tick,
+            tick=min(TICK, config.liveness.interval / 2),
+            max_message_bytes=config.control.max_message_bytes,
+        )
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the control thread runs and nothing was closed."""
+        return self.channel.alive and not self._closed
+
+    def finished(self, deadline: Deadline) -> list[RoomId]:
+        """Wait for rooms that ended since the last call; [] at the deadline.
+
+        The scheduler's completion queue: it wakes when a room ends, so nothing needs to poll.
+        """
+        return self.rooms.finished(deadline)
+
+    def describe(self, address: str) -> PeerDescription:
+        """Return what the other side must know to pair with this one."""
+        aux = self.pools.aux
+        return PeerDescription(
+            role=self.role,
+            incarnation=self.incarnation,
+            address=address,
+            version=__version__,
+            backend=self.backend.spec.name,
+            protocol=self.backend.choice.protocol or "",
+            topology=self.topology,
+            layout=self.pools.layout,
+            state=tuple(pool.component for pool in self.pools.state),
+            aux=aux.schema if aux else None,
+            aux_slots=aux.slots if aux else 0,
+            aux_transport=self.aux_route.transport,
+            endpoint=self.engine.endpoint(),
+            regions=self._regions,
+        )
+
+    def close(self) -> None:
+        """End every room, the engine, the channel and all threads; idempotent."""
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+        deadline = Deadline.after(self.config.timeouts.shutdown)
+        try:
+            self._end_rooms(deadline)
+        finally:
+            # What nobody could prove drained ends with the engine.
+            self.engine.close()
+            self._all_drained()
+            for route in self._peers():
+                self.channel.post(route, Bye(self.incarnation, drained=True))
+            self._leave(deadline)
+            self.channel.close(deadline)
+            self.rooms.wake()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RoomError(
+                f"the {self.role.value} manager is closed", "no room can be opened", "start a new manager"
+            )
+
+    def _shutdown_error(self) -> KVTransferError:
+        return KVTransferError(
+            FailureCode.SHUTDOWN,
+            f"the {self.role.value} manager was closed",
+            f"incarnation {self.incarnation[:8]}",
+            "send the request to another worker",
+        )
+
+    def _choose_aux_route(self) -> AuxRoute:
+        route = self.backend.aux_route(self.engine)
+        wanted = self.config.transfer.aux
+        if wanted == "engine" and not self.engine.capabilities.aux:
+            problem = ConfigProblem(
+                "transfer.aux",
+                "configuration",
+                "the backend's engine does not carry aux rows; use tcp or auto",
+            )
+            raise ConfigError([problem])
+        if wanted != "auto":
+            route = AuxRoute(AuxTransport(wanted), CPU if wanted == "tcp" else route.device)
+        if route.device != CPU and self.pools.aux is not None:
+            raise LayoutError(
+                "the aux buffers are not where the backend needs them",
+                f"they lie on the cpu, the backend asks for {route.device}",
+                "set transfer.aux = 'tcp', which takes host memory",
+            )
+        return route
+
+    def _check_model(self) -> None:
+        inline = self.config.transfer.model is TransferModel.INLINE
+        if inline and self.role is Role.PREFILL and not self.engine.capabilities.asynchronous:
+            problem = ConfigProblem(
+                "transfer.model",
+                "configuration",
+                "inline needs an engine that submits asynchronously, and this one copies inside write(); "
+                "use workers",
+            )
+            raise ConfigError([problem])
+
+    # --- on the control thread -------------------------------------------------------------
+
+    def _on_tick(self) -> None:
+        now = time.monotonic()
+        for route in self.heartbeats.beat_due(now):
+            self.channel.post(route, Heartbeat(self.incarnation))
+        for route in self.heartbeats.silent(now):
+            seconds = self.config.liveness.interval * self.config.liveness.max_failures
+            self._lose(
+                route,
+                f"{self.config.liveness.max_failures} heartbeats in a row are missing, {seconds:g} s",
+                drained=False,
+            )
+        self._expire()
+
+    @abstractmethod
+    def _on_message(self, route: Route, message: Message) -> None:
+        """Handle one message of a peer."""
+
+    @abstractmethod
+    def _expire(self) -> None:
+        """End what missed its deadline."""
+
+    @abstractmethod
+    def _lose(self, route: Route, why: str, *, drained: bool) -> None:
+        """Forget a peer and fail exactly its rooms."""
+
+    # --- at the end ------------------------------------------------------------------------
+
+    @abstractmethod
+    def _peers(self) -> list[Route]:
+        """Return the routes of all paired peers."""
+
+    @abstractmethod
+    def _end_rooms(self, deadline: Deadline) -> None:
+        """Fail what has not ended and let the lanes end."""
+
+    @abstractmethod
+    def _all_drained(self) -> None:
+        """The engine is closed: every page is safe."""
+
+    @abstractmethod
+    def _leave(self, deadline: Deadline) -> None:
+        """Withdraw from the bootstrap service."""

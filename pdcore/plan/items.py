@@ -1,0 +1,66 @@
+"""Copies of whole items: KV pages over all layers at once, state slots, aux rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pdcore.errors import PlanError
+from pdcore.plan.runs import IndexArray, merge_runs
+from pdcore.regions import WriteBatch
+
+__all__ = ["ItemCopier"]
+
+
+class ItemCopier:
+    """Plans copies of items between equal buffers of two sides; made once per pairing.
+
+    Buffer ``b`` is engine region ``local_regions[b]`` here and ``remote_regions[b]`` there, and
+    holds ``local_items`` and ``remote_items`` items of ``item_lens[b]`` bytes.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        item_lens: Sequence[int],
+        local_regions: Sequence[int],
+        remote_regions: Sequence[int],
+        local_items: int,
+        remote_items: int,
+    ) -> None:
+        self._what = what
+        self._item_lens = np.array(item_lens, np.uint64).reshape(-1, 1)
+        self._local_regions = np.array(local_regions, np.int64)
+        self._remote_regions = np.array(remote_regions, np.int64)
+        self._pair_index = np.arange(len(item_lens) + 1)
+        self._limits = (("local", local_items), ("remote", remote_items))
+
+    def __call__(self, local: IndexArray, remote: IndexArray) -> WriteBatch:
+        """Return the batch that copies item ``local[i]`` of every buffer to ``remote[i]``.
+
+        Raises:
+            PlanError: the lists differ in length, or an index is outside its side's buffers.
+        """
+        runs = merge_runs(local, remote)
+        count = len(runs.counts)
+        if count == 0:
+            return WriteBatch.empty()
+        for (side, limit), indices in zip(self._limits, (local, remote), strict=True):
+            # As unsigned, a negative index is huge: one comparison holds both bounds.
+            if int(indices.view(np.uint64).max()) >= limit:
+                bad = indices[(indices < 0) | (indices >= limit)]
+                raise PlanError(
+                    f"{self._what} indices leave the {side} pool",
+                    f"{len(bad)} of {len(indices)}, the first is {int(bad[0])}; the pool holds {limit}",
+                    f"use indices from 0 to {limit - 1}",
+                )
+        lens = self._item_lens
+        return WriteBatch(
+            self._local_regions,
+            self._remote_regions,
+            self._pair_index * count,
+            (runs.local.view(np.uint64) * lens).ravel(),
+            (runs.remote.view(np.uint64) * lens).ravel(),
+            (runs.counts.view(np.uint64) * lens).ravel(),
+        )

@@ -1,0 +1,330 @@
+"""PrefillManager: accepts decode ranks, and sends each request's KV cache to whom it was promised."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from functools import partial
+
+from pdcore.backend import AuxTransport
+from pdcore.bootstrap import BootstrapClient, RankRecord
+from pdcore.config import MAX_SECONDS, Config, TransferModel
+from pdcore.errors import EngineError, FailureCode, IncompatiblePeerError, KVTransferError, PDCoreError
+from pdcore.link import PeerLink
+from pdcore.manager import Manager
+from pdcore.metadata import AuxDataCodec
+from pdcore.model import Deadline, KVPoll, Role, RoomId
+from pdcore.pairing import pairing_misfits
+from pdcore.parking import Parking
+from pdcore.pools import Pools
+from pdcore.quarantine import Quarantine
+from pdcore.selection import Backend
+from pdcore.sender import Destination, KVSender
+from pdcore.topology import Topology, map_ranks
+from pdcore.transfer import Delivery
+from pdcore.wire import (
+    Abort,
+    AuxRow,
+    Bye,
+    Failure,
+    Heartbeat,
+    Message,
+    PairReply,
+    PairRequest,
+    Released,
+    RequestMetadata,
+    RoomStatus,
+    Route,
+)
+
+__all__ = ["PrefillManager"]
+
+_log = logging.getLogger("pdcore.prefill")
+
+
+class PrefillManager(Manager):
+    """The prefill side of one rank.
+
+    Starts the engine, registers the pools, and registers itself with the bootstrap service at
+    ``bootstrap`` ("host:port"). The lock guards ``_links``, ``_senders`` and ``_draining``.
+
+    Raises:
+        BootstrapError: the control port cannot be bound, or the service cannot be reached.
+        And what :class:`~pdcore.manager.Manager` raises.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        pools: Pools,
+        topology: Topology,
+        bootstrap: str,
+        config: Config | None = None,
+    ) -> None:
+        super().__init__(Role.PREFILL, backend, pools, topology, config or Config())
+        self.quarantine = Quarantine()
+        self.inline = self.config.transfer.model is TransferModel.INLINE
+        self.bootstrap = bootstrap
+        self._lock = threading.Lock()
+        self._links: dict[Route, PeerLink] = {}
+        self._senders: dict[RoomId, KVSender] = {}
+        self._draining: list[KVSender] = []
+        self._parking = Parking()
+        self._renew_at = 0.0
+        self._aux_codec = AuxDataCodec(pools.aux) if pools.aux else None
+        self._http: BootstrapClient | None = None
+        try:
+            self.address = self.channel.bind(self.config.host, self.config.control.port)
+            lease = self.config.liveness.interval * self.config.liveness.max_failures
+            self._rank = RankRecord(self.incarnation, self.address, topology, lease)
+            self._description = self.describe(self.address)
+            self.channel.start()
+            self._http = BootstrapClient("prefill")
+            limit = self.config.timeouts.bootstrap
+            self._http.register(bootstrap, self._rank, Deadline.after(limit))
+        except BaseException:
+            self.close()
+            raise
+
+    def sender(self, room: RoomId, deadline: Deadline | None = None) -> KVSender:
+        """Open a room for one request; the deadline defaults to ``timeouts.request`` from now.
+
+        Raises:
+            RoomError: the room is open already, or the manager is closed.
+        """
+        self._check_open()
+        record = self.rooms.open(room, deadline or Deadline.after(self.config.timeouts.request))
+        sender = KVSender(self, record, map_ranks(self.topology).required_destinations)
+        with self._lock:
+            self._senders[room] = sender
+        parked = self._parking.take(room)
+        if parked is not None:
+            sender.accept(parked)
+        return sender
+
+    # --- what senders ask ------------------------------------------------------------------
+
+    def dispatch(self, delivery: Delivery, *, from_send: bool) -> None:
+        """Have a delivery done: inline in ``send``, or else on the peer's lane."""
+        if self.inline and from_send:
+            delivery.begin()
+        else:
+            lane = delivery.link.lane(delivery.chunk.room)
+            if not lane.put(delivery.begin if self.inline else delivery.run):
+                delivery.cancel()
+
+    def tell(self, destination: Destination, message: Message) -> None:
+        """Post a message to a destination, unless it is lost."""
+        if not destination.link.lost:
+            self.channel.post(destination.link.route, message)
+
+    def conclusion(self, sender: KVSender, destination: Destination) -> list[Message]:
+        """Return what tells a destination that its room succeeded, aux first."""
+        wanted, out = destination.wanted, list[Message]()
+        aux = sender.aux_index
+        if self._aux_codec and aux is not None and self.aux_route.transport is AuxTransport.TCP:
+            out.append(AuxRow(wanted.room, wanted.generation, self._aux_codec.encode(aux)))
+        rank = self.topology.unique_rank
+        out.append(RoomStatus(wanted.room, wanted.generation, rank, KVPoll.SUCCESS, drained=True))
+        return out
+
+    def failed(self, destination: Destination, failure: KVTransferError, *, drained: bool) -> Message:
+        """Return what tells a destination that its room failed."""
+        wanted, rank = destination.wanted, self.topology.unique_rank
+        return RoomStatus(wanted.room, wanted.generation, rank, KVPoll.FAILED, drained, Failure.of(failure))
+
+    def forget(self, sender: KVSender) -> None:
+        """Free the id of a room that was cleared; one that is not drained stays known until it is."""
+        with self._lock:
+            if self._senders.get(sender.room) is sender:
+                del self._senders[sender.room]
+                if not sender.release_safe():
+                    self._draining.append(sender)
+
+    def suspect(self, link: PeerLink, failure: KVTransferError) -> None:
+        """An engine says that this peer is gone: fail all its rooms now."""
+        self.channel.call(partial(self._lose, link.route, failure.happened, drained=False))
+
+    # --- on the control thread -------------------------------------------------------------
+
+    def _on_message(self, route: Route, message: Message) -> None:
+        if isinstance(message, RequestMetadata):
+            self._on_metadata(route, message)
+        elif isinstance(message, Heartbeat):
+            link = self._links.get(route)
+            if link is None:
+                # It doesn't know that it was lost; told so, it pairs again with its next request.
+                self.channel.post(route, Bye(self.incarnation, drained=False))
+            elif self.heartbeats.heard(route, time.monotonic()):
+                self.backend.heartbeat_success(link.identity)
+        elif isinstance(message, Abort):
+            self._on_abort(route, message)
+        elif isinstance(message, PairRequest):
+            self._on_pair(route, message)
+        elif isinstance(message, Bye):
+            self._lose(route, "it shut down in order", drained=True)
+        else:
+            self.channel.counts["unexpected"] += 1
+
+    def _on_metadata(self, route: Route, wanted: RequestMetadata) -> None:
+        link = self._links.get(route)
+        if link is None or not link.ready:
+            self.channel.post(route, self._not_paired(wanted))
+            return
+        if not wanted.remaining > 0:
+            self.channel.counts["stale"] += 1
+            return
+        destination = Destination(link, wanted, Deadline.after(min(wanted.remaining, MAX_SECONDS)))
+        with self._lock:
+            sender = self._senders.get(wanted.room)
+            evicted = None if sender else self._parking.put(destination)
+        if evicted is not None:
+            self.tell(evicted[0], self.failed(evicted[0], evicted[1], drained=True))
+        if sender is None or sender.accept(destination):
+            return
+        failure = sender.failure()
+        if failure is not None and not sender.promised_to(route, wanted.generation):
+            self.tell(destination, self.failed(destination, failure, drained=True))
+        else:
+            self.channel.counts["stale"] += 1
+
+    def _on_abort(self, route: Route, abort: Abort) -> None:
+        self._parking.drop(
+            lambda d: (
+                d.link.route == route
+                and d.wanted.room == abort.room
+                and d.wanted.generation == abort.generation
+            )
+        )
+        with self._lock:
+            known = [*self._draining, *filter(None, [self._senders.get(abort.room)])]
+        for sender in known:
+            if sender.room == abort.room and sender.promised_to(route, abort.generation):
+                sender.give_up(abort.failure.error())
+                if not sender.release_safe():
+                    return  # its last write will post Released
+        self.channel.post(route, Released(abort.room, abort.generation))
+
+    def _on_pair(self, route: Route, request: PairRequest) -> None:
+        there = request.description
+        old = self._links.get(route)
+        if old is not None and not old.ready:
+            return  # the answer to its first request is under way
+        if old is not None:
+            self._lose(route, "it paired anew", drained=False)
+        misfits = pairing_misfits(self._description, there)
+        if misfits:
+            self.channel.post(route, PairReply(self._description, misfits))
+            return
+        link = PeerLink(route, there, self.engine, self.config.transfer.lanes_per_peer)
+        with self._lock:
+            self._links[route] = link
+        self.heartbeats.track(route, time.monotonic())
+        link.lane(RoomId(0)).put(partial(self._connect, link, old))
+
+    def _connect(self, link: PeerLink, old: PeerLink | None) -> None:
+        """Runs on the new peer's own lane, so that a hung peer delays nobody else."""
+        deadline = Deadline.after(self.config.timeouts.pairing)
+        try:
+            # Decode admits our writes again when it reads the reply: those of the old pairing must
+            # have ended by then.
+            if old is not None and not old.join(deadline):
+                raise EngineError(
+                    "the writes of an earlier pairing have not ended",
+                    f"{self.config.timeouts.pairing:g} s passed",
+                    "try again later",
+                )
+            link.connect(self.pools, self.aux_route.transport, self.backend.state_plan, deadline)
+        # An adapter may raise anything; decode must learn that it is not paired, and why.
+        except Exception as error:
+            _log.warning("cannot pair with %s: %s", link.identity, error)
+            self.channel.post(link.route, PairReply(self._description, (), _pairing_failure(link, error)))
+            self._drop(link)
+        else:
+            self.channel.post(link.route, PairReply(self._description))
+
+    def _lose(self, route: Route, why: str, *, drained: bool) -> None:
+        link = self._links.get(route)
+        self.heartbeats.forget(route)
+        if link is None:
+            return
+        with self._lock:
+            affected = [s for s in self._senders.values() if s.uses(link)]
+        self._parking.drop(lambda d: d.link is link)
+        self._drop(link)
+        _log.warning("lost %s: %s", link.identity, why)
+        for sender in affected:
+            sender.give_up(
+                KVTransferError(
+                    FailureCode.PEER_LOST,
+                    f"room {sender.room} lost its peer {link.identity}",
+                    why,
+                    "send the request to another decode worker",
+                )
+            )
+
+    def _drop(self, link: PeerLink) -> None:
+        with self._lock:
+            if self._links.get(link.route) is link:
+                del self._links[link.route]
+        link.lost = True
+        link.close()
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        self.quarantine.sweep()
+        if self._http is not None and now >= self._renew_at:
+            self._renew_at = now + self.config.liveness.interval
+            self._http.renew(self.bootstrap, self._rank)
+        for record in self.rooms.expired():
+            sender = self._senders.get(record.room)
+            if sender is not None and sender.record is record:
+                sender.give_up(record.missed())
+        self._parking.drop(lambda d: d.deadline.expired)
+        if self._draining:
+            with self._lock:
+                self._draining = [s for s in self._draining if not s.release_safe()]
+
+    def _not_paired(self, wanted: RequestMetadata) -> RoomStatus:
+        failure = Failure(
+            FailureCode.PEER_LOST,
+            f"prefill {self.address} is not paired with who asked for room {wanted.room}",
+            "it lost its peer, or was started anew",
+            "send the request again; the next one pairs anew",
+        )
+        rank = self.topology.unique_rank
+        return RoomStatus(wanted.room, wanted.generation, rank, KVPoll.FAILED, True, failure)
+
+    # --- at the end ------------------------------------------------------------------------
+
+    def _peers(self) -> list[Route]:
+        return list(self._links)
+
+    def _all_drained(self) -> None:
+        self.quarantine.release_all()
+
+    def _end_rooms(self, deadline: Deadline) -> None:
+        with self._lock:
+            senders, links = list(self._senders.values()), list(self._links.values())
+        for sender in senders:
+            sender.give_up(self._shutdown_error())
+        for link in links:
+            link.close()
+        for link in links:
+            if not link.join(deadline):
+                _log.error("the lanes of %s did not end within the shutdown deadline", link.identity)
+
+    def _leave(self, deadline: Deadline) -> None:
+        if self._http is not None:
+            self._http.withdraw(self.bootstrap, self.incarnation, deadline)
+            self._http.close(deadline)
+
+
+def _pairing_failure(link: PeerLink, error: Exception) -> Failure:
+    code = FailureCode.INCOMPATIBLE if isinstance(error, IncompatiblePeerError) else FailureCode.ENGINE
+    if isinstance(error, PDCoreError):
+        return Failure(code, f"{error.happened} ({link.identity})", error.there_is, error.to_do)
+    return Failure(
+        code, f"connecting to {link.identity} raised", repr(error), "report it to the backend's author"
+    )

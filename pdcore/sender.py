@@ -1,0 +1,301 @@
+"""KVSender: one request on the prefill side."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+import attrs
+import numpy.typing as npt
+
+from pdcore.engine import TransferEngine
+from pdcore.errors import FailureCode, KVTransferError, RoomError
+from pdcore.handle import RoomHandle
+from pdcore.link import PeerLink, TransferKVChunk
+from pdcore.metrics import RequestMetrics
+from pdcore.model import Deadline, Generation, KVPoll
+from pdcore.outcome import Transfer
+from pdcore.plan import IndexArray, index_array
+from pdcore.pools import Pools
+from pdcore.quarantine import Quarantine
+from pdcore.status import Room, RoomTable
+from pdcore.transfer import Delivery
+from pdcore.wire import Message, Released, RequestMetadata, Route
+
+__all__ = ["Destination", "KVSender", "SenderHost"]
+
+
+@attrs.frozen(eq=False)
+class Destination:
+    """A decode rank that wants this room, and where."""
+
+    link: PeerLink
+    wanted: RequestMetadata
+    deadline: Deadline
+
+
+class SenderHost(Protocol):
+    """What a sender needs of its manager."""
+
+    engine: TransferEngine
+    pools: Pools
+    rooms: RoomTable
+    quarantine: Quarantine
+    inline: bool
+
+    def dispatch(self, delivery: Delivery, *, from_send: bool) -> None:
+        """Have a delivery done, by whatever transfer model is configured."""
+
+    def tell(self, destination: Destination, message: Message) -> None:
+        """Post a message to a destination."""
+
+    def conclusion(self, sender: KVSender, destination: Destination) -> list[Message]:
+        """Return what tells a destination that its room succeeded, aux first."""
+
+    def failed(self, destination: Destination, failure: KVTransferError, *, drained: bool) -> Message:
+        """Return what tells a destination that its room failed."""
+
+    def forget(self, sender: KVSender) -> None:
+        """Free the id of a room that was cleared."""
+
+    def suspect(self, link: PeerLink, failure: KVTransferError) -> None:
+        """An engine says that this peer is gone."""
+
+
+class KVSender(RoomHandle):
+    """Sends the KV cache of one room. Made by ``PrefillManager.sender``; one scheduler thread calls it.
+
+    The lock guards ``_destinations``, ``_held``, ``_unfinished`` and ``_in_flight``.
+    """
+
+    side = "prefill"
+
+    def __init__(self, host: SenderHost, record: Room, required_destinations: int) -> None:
+        super().__init__(host.rooms, record)
+        self._host = host
+        self._required = required_destinations
+        self._lock = threading.Lock()
+        self._destinations: list[Destination] = []
+        self._held: list[TransferKVChunk] = []
+        self._unfinished = 0
+        self._in_flight = 0
+        self._deliveries: list[Delivery] = []
+        self._num_pages = -1
+        self._sent = 0
+        self._last_sent = False
+        self._aux_index: int | None = None
+        self._met_at = 0.0
+        self._first_at = 0.0
+
+    @property
+    def aux_index(self) -> int | None:
+        """The aux slot that ``init`` named."""
+        return self._aux_index
+
+    def init(self, num_pages: int, aux_index: int | None = None) -> None:
+        """Announce how many pages ``send`` will bring in total, and the aux slot, if there is aux.
+
+        Raises:
+            RoomError: called twice, a negative count, or an aux slot that does not fit the pools.
+        """
+        aux = self._host.pools.aux
+        if self._num_pages >= 0 or num_pages < 0:
+            raise RoomError(
+                f"init() of room {self.room} was refused",
+                f"num_pages={num_pages}, announced before: {max(self._num_pages, 0)}",
+                "call init() once, with a count of 0 or more",
+            )
+        self._host.pools.check_aux_slot(self.room, aux_index)
+        if aux is not None and aux_index is not None:
+            aux.check_room(aux_index, self.room)
+        self._num_pages, self._aux_index = num_pages, aux_index
+        if self._destinations:
+            self._check_destination(self._destinations[-1])
+
+    def send(self, pages: npt.ArrayLike, state_indices: Sequence[npt.ArrayLike] | None = None) -> None:
+        """Send the next pages of this request, in its logical order; a chunked prefill calls it often.
+
+        The call that completes ``num_pages`` is the last one and carries aux and state. It may come
+        before decode has named its pages. Does nothing in a room that has failed.
+
+        Raises:
+            RoomError: before ``init``, after the last page, or more pages than announced.
+            PlanError: pages outside the pool, or state index lists that don't match the components.
+        """
+        if self.record.status is KVPoll.FAILED:
+            return
+        chunk = self._chunk(index_array(pages, "KV pages"), state_indices)
+        with self._lock:
+            self._sent += len(chunk.pages)
+            self._last_sent = chunk.is_last
+            self._unfinished += 1
+            if not self._paired:
+                self._held.append(chunk)
+                return
+        self._dispatch(chunk, from_send=True)
+
+    def poll(self) -> KVPoll:
+        """Return the state of the room. With the inline model this also advances the transfer."""
+        if self._host.inline:
+            self._progress()
+        return self.record.status
+
+    def release_safe(self) -> bool:
+        return self.record.status.terminal and self._in_flight == 0
+
+    def metric(self) -> RequestMetrics:
+        record = self.record
+        end = record.ended_at or time.monotonic()
+        met, first = self._met_at or end, self._first_at or end
+        return RequestMetrics(
+            room=self.room,
+            status=record.status,
+            pages=self._sent,
+            nbytes=sum(d.nbytes for d in self._deliveries),
+            chunks=len(self._deliveries),
+            entries=sum(d.entries for d in self._deliveries),
+            bootstrap=met - record.opened_at,
+            waiting=max(0.0, first - met),
+            transfer=end - first,
+            plan=sum(d.plan_seconds for d in self._deliveries),
+            total=end - record.opened_at,
+        )
+
+    # --- called by the manager -------------------------------------------------------------
+
+    def promised_to(self, route: Route, generation: Generation) -> bool:
+        """Whether this room is promised to a decode rank's request."""
+        return any(d.link.route == route and d.wanted.generation == generation for d in self._destinations)
+
+    def accept(self, destination: Destination) -> bool:
+        """Take a destination; return False if the room is past BOOTSTRAPPING (a stale message)."""
+        with self._lock:
+            if self.record.status is not KVPoll.BOOTSTRAPPING or self._paired:
+                return False
+            # A new list, so that who reads it without the lock sees the old or the new one whole.
+            self._destinations = [*self._destinations, destination]
+            if not self._paired:
+                return True
+            held, self._held = self._held, []
+            self._met_at = time.monotonic()
+        self._host.rooms.tighten(self.record, destination.deadline)
+        self._host.rooms.move(self.record, KVPoll.WAITING_FOR_INPUT)
+        if self._num_pages >= 0 and not self._check_destination(destination):
+            return True
+        for chunk in held:
+            self._dispatch(chunk, from_send=False)
+        return True
+
+    def give_up(self, failure: KVTransferError) -> bool:
+        if not self._host.rooms.fail(self.record, failure):
+            return False
+        with self._lock:
+            self._held.clear()
+            destinations, drained = list(self._destinations), self._in_flight == 0
+        for destination in destinations:
+            self._host.tell(destination, self._host.failed(destination, failure, drained=drained))
+        return True
+
+    def uses(self, link: PeerLink) -> bool:
+        """Whether this room is promised to a peer."""
+        return any(d.link is link for d in self._destinations)
+
+    def _forget(self) -> None:
+        self.poll()
+        self._host.forget(self)
+
+    # --- inside ----------------------------------------------------------------------------
+
+    @property
+    def _paired(self) -> bool:
+        return len(self._destinations) >= self._required
+
+    def _chunk(self, pages: IndexArray, state_indices: Sequence[npt.ArrayLike] | None) -> TransferKVChunk:
+        total = self._sent + len(pages)
+        if self._num_pages < 0 or total > self._num_pages or self._last_sent:
+            raise RoomError(
+                f"send() of room {self.room} was refused",
+                f"{len(pages)} pages, {self._sent} sent before, "
+                f"{max(self._num_pages, 0)} announced by init()",
+                "call init() first, and send() until the announced pages are complete",
+            )
+        self._host.pools.check_pages(self.room, pages)
+        is_last = total == self._num_pages
+        lists = self._host.pools.state_lists(self.room, state_indices, due=is_last)
+        return TransferKVChunk(
+            self.room, self.record.generation, pages, self._sent, is_last, self._aux_index, lists
+        )
+
+    def _progress(self) -> None:
+        for delivery in self._deliveries:
+            if delivery.begun and not delivery.ended:
+                if self.record.status is KVPoll.FAILED:
+                    delivery.cancel()
+                else:
+                    delivery.advance()
+
+    def _dispatch(self, chunk: TransferKVChunk, *, from_send: bool) -> None:
+        if not self._first_at:
+            self._first_at = time.monotonic()
+            self._host.rooms.move(self.record, KVPoll.TRANSFERRING)
+        record = self.record
+        with self._lock:
+            destinations = list(self._destinations)
+            self._unfinished += len(destinations) - 1
+            self._in_flight += len(destinations)
+        for d in destinations:
+            delivery = Delivery(
+                self._host.engine, d.link, chunk, d.wanted, record.deadline, self._alive, self._on_end
+            )
+            self._deliveries.append(delivery)
+            self._host.dispatch(delivery, from_send=from_send)
+
+    def _alive(self) -> bool:
+        return not self.record.status.terminal
+
+    def _on_end(self, delivery: Delivery, error: KVTransferError | None, transfer: Transfer | None) -> None:
+        if error is not None:
+            self.give_up(error)
+            if error.code is FailureCode.PEER_LOST:
+                self._host.suspect(delivery.link, error)
+        if transfer is not None:
+            self._host.quarantine.settle(transfer, lambda: self._on_drained(delivery))
+        else:
+            self._on_drained(delivery)
+
+    def _on_drained(self, delivery: Delivery) -> None:
+        delivery.drained()
+        with self._lock:
+            self._in_flight -= 1
+            self._unfinished -= 1
+            drained = self._in_flight == 0
+            complete = self._unfinished == 0 and self._last_sent
+            destinations = list(self._destinations)
+        if self.record.status is KVPoll.FAILED:
+            if drained:
+                for destination in destinations:
+                    released = Released(self.room, destination.wanted.generation)
+                    self._host.tell(destination, released)
+        elif complete:
+            # Aux is read before SUCCESS shows: from then on the caller may reuse the slot.
+            messages = [(d, m) for d in destinations for m in self._host.conclusion(self, d)]
+            if self._host.rooms.move(self.record, KVPoll.SUCCESS):
+                for destination, message in messages:
+                    self._host.tell(destination, message)
+
+    def _check_destination(self, destination: Destination) -> bool:
+        there = len(destination.wanted.pages)
+        aux = destination.wanted.aux_index
+        if there == self._num_pages and (aux is None) == (self._aux_index is None):
+            return True
+        return not self.give_up(
+            KVTransferError(
+                FailureCode.PLAN,
+                f"prefill and decode disagree about room {self.room}",
+                f"prefill announces {self._num_pages} pages and aux slot {self._aux_index}, "
+                f"decode wants {there} pages and aux slot {aux} ({destination.link.identity})",
+                "hand the same number of pages to both sides, and an aux slot to both or to none",
+            )
+        )

@@ -1,0 +1,138 @@
+"""The state machine of rooms: what may follow what, who is open, who has ended."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from pdcore.errors import FailureCode, KVTransferError, RoomError
+from pdcore.model import Deadline, Generation, KVPoll, RoomId
+
+__all__ = ["Room", "RoomTable", "may_follow"]
+
+
+def may_follow(current: KVPoll, new: KVPoll) -> bool:
+    """Return whether a room may move: FAILED and SUCCESS are final, other moves only go up."""
+    return not current.terminal and (new is KVPoll.FAILED or new > current)
+
+
+class Room:
+    """One request's record. Reading a field needs no lock; :class:`RoomTable` alone writes."""
+
+    __slots__ = ("deadline", "ended_at", "failure", "generation", "opened_at", "room", "status")
+
+    def __init__(self, room: RoomId, generation: Generation, deadline: Deadline) -> None:
+        self.room = room
+        self.generation = generation
+        self.deadline = deadline
+        self.status = KVPoll.BOOTSTRAPPING
+        self.failure: KVTransferError | None = None
+        self.opened_at = time.monotonic()
+        self.ended_at: float | None = None
+
+    def missed(self) -> KVTransferError:
+        """Return the error of a room whose deadline passed."""
+        return KVTransferError(
+            FailureCode.DEADLINE,
+            f"room {self.room} missed its deadline",
+            f"it was {self.status.name} and open for {time.monotonic() - self.opened_at:.1f} s",
+            "raise the request's deadline, or look why the other side is slow or silent",
+        )
+
+
+class RoomTable:
+    """All open rooms of one manager. The lock guards the rooms' fields, ``_rooms`` and ``_ended``."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._rooms: dict[RoomId, Room] = {}
+        self._ended: dict[RoomId, None] = {}
+        self._waiting = 0
+        self._last_generation = 0
+
+    def open(self, room: RoomId, deadline: Deadline) -> Room:
+        """Open a room as BOOTSTRAPPING, with a new generation.
+
+        Raises:
+            RoomError: the room is open already, or is not an integer from 0 to 2**63 - 1.
+        """
+        if not 0 <= room < 2**63:
+            raise RoomError(f"room {room} cannot be opened", "rooms are 0 to 2**63 - 1", "choose another id")
+        with self._changed:
+            old = self._rooms.get(room)
+            if old is not None:
+                raise RoomError(
+                    f"room {room} is open already",
+                    f"generation {old.generation}, {old.status.name}",
+                    "clear() the earlier request first, or use another room",
+                )
+            self._last_generation += 1
+            record = Room(room, Generation(self._last_generation), deadline)
+            self._rooms[room] = record
+            return record
+
+    def move(self, record: Room, status: KVPoll, failure: KVTransferError | None = None) -> bool:
+        """Move a room if the rules allow it; return whether they did."""
+        with self._changed:
+            if not may_follow(record.status, status):
+                return False
+            # The order lets who reads without the lock find the failure beside FAILED.
+            record.failure = failure
+            record.status = status
+            if status.terminal:
+                record.ended_at = time.monotonic()
+                if self._rooms.get(record.room) is record:
+                    self._ended[record.room] = None
+                if self._waiting:
+                    self._changed.notify_all()
+            return True
+
+    def tighten(self, record: Room, deadline: Deadline) -> None:
+        """Bring a room's deadline forward to one that its peer set."""
+        with self._changed:
+            if deadline.at < record.deadline.at:
+                record.deadline = deadline
+
+    def fail(self, record: Room, failure: KVTransferError) -> bool:
+        """End a room as FAILED; return False if it had ended before."""
+        return self.move(record, KVPoll.FAILED, failure)
+
+    def clear(self, record: Room) -> None:
+        """Forget a room; its id may be opened again."""
+        with self._changed:
+            if self._rooms.get(record.room) is record:
+                del self._rooms[record.room]
+                self._ended.pop(record.room, None)
+
+    def expired(self) -> list[Room]:
+        """Return the rooms that have not ended although their deadline passed."""
+        with self._changed:
+            return [r for r in self._rooms.values() if not r.status.terminal and r.deadline.expired]
+
+    def wait(self, record: Room, deadline: Deadline) -> KVPoll:
+        """Wait until the room has ended or the deadline passed; return its status."""
+        with self._changed:
+            self._wait_for(lambda: record.status.terminal, deadline)
+            return record.status
+
+    def finished(self, deadline: Deadline) -> list[RoomId]:
+        """Wait for rooms that ended and were neither returned before nor cleared; [] at the deadline."""
+        with self._changed:
+            self._wait_for(lambda: bool(self._ended), deadline)
+            ended = list(self._ended)
+            self._ended.clear()
+            return ended
+
+    def wake(self) -> None:
+        """Wake every waiter, for a shutdown."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def _wait_for(self, ready: Callable[[], bool], deadline: Deadline) -> None:
+        self._waiting += 1
+        try:
+            while not ready() and (left := deadline.remaining()) > 0:
+                self._changed.wait(left)
+        finally:
+            self._waiting -= 1

@@ -1,0 +1,178 @@
+"""Every message of the control plane. Fields are named on the wire; index arrays get own frames.
+
+Decode opens the connection. It sends PairRequest, RequestMetadata and Abort; prefill answers with
+PairReply, AuxRow, RoomStatus and Released. Both send Heartbeat and Bye.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+from pdcore.backend import AuxTransport
+from pdcore.errors import FailureCode, KVTransferError, Misfit
+from pdcore.layout import AuxSchema, KVLayout, StateComponent
+from pdcore.model import Generation, Incarnation, KVPoll, Role, RoomId
+from pdcore.plan import IndexArray
+from pdcore.topology import Topology
+
+__all__ = [
+    "MESSAGE_KINDS",
+    "Abort",
+    "AuxRow",
+    "Bye",
+    "Failure",
+    "Heartbeat",
+    "Message",
+    "PairReply",
+    "PairRequest",
+    "PeerDescription",
+    "Released",
+    "RequestMetadata",
+    "RoomStatus",
+]
+
+
+@attrs.frozen
+class Failure:
+    """A :class:`~pdcore.errors.KVTransferError` as data."""
+
+    code: FailureCode
+    happened: str
+    there_is: str
+    to_do: str
+
+    @classmethod
+    def of(cls, error: KVTransferError) -> Failure:
+        """Return the data of an error."""
+        return cls(error.code, error.happened, error.there_is, error.to_do)
+
+    def error(self) -> KVTransferError:
+        """Return the error of this data."""
+        return KVTransferError(self.code, self.happened, self.there_is, self.to_do)
+
+
+@attrs.frozen
+class PeerDescription:
+    """All that a peer must know before the first transfer.
+
+    ``endpoint`` and ``regions`` are the engine's; ``protocol`` is the one it was started with.
+    """
+
+    role: Role
+    incarnation: Incarnation
+    address: str
+    version: str
+    backend: str
+    protocol: str
+    topology: Topology
+    layout: KVLayout
+    state: tuple[StateComponent, ...]
+    aux: AuxSchema | None
+    aux_slots: int
+    aux_transport: AuxTransport
+    endpoint: bytes
+    regions: bytes
+
+
+@attrs.frozen
+class PairRequest:
+    """Decode asks to be paired."""
+
+    description: PeerDescription
+
+
+@attrs.frozen
+class PairReply:
+    """Prefill accepts (no misfits, no failure) or says why not. The description is prefill's."""
+
+    description: PeerDescription
+    misfits: tuple[Misfit, ...] = ()
+    failure: Failure | None = None
+
+
+@attrs.frozen(eq=False)
+class RequestMetadata:
+    """Where decode wants one request: its pages, aux slot and state items.
+
+    ``remaining`` is the rest of the request's deadline in seconds, so that clocks may differ.
+    """
+
+    room: RoomId
+    generation: Generation
+    pages: IndexArray
+    aux_index: int | None
+    state_indices: tuple[IndexArray, ...]
+    decode_prefix_len: int
+    remaining: float
+
+
+@attrs.frozen
+class AuxRow:
+    """One aux row over TCP, sent before the RoomStatus that ends the room."""
+
+    room: RoomId
+    generation: Generation
+    row: bytes
+
+
+@attrs.frozen
+class RoomStatus:
+    """Prefill rank ``rank`` ended the room. ``drained``: no byte of it can land any more."""
+
+    room: RoomId
+    generation: Generation
+    rank: int
+    status: KVPoll
+    drained: bool
+    failure: Failure | None = None
+
+
+@attrs.frozen
+class Abort:
+    """Decode gave the request up and wants to know when its pages are safe."""
+
+    room: RoomId
+    generation: Generation
+    failure: Failure
+
+
+@attrs.frozen
+class Released:
+    """Prefill has drained all writes of a failed room."""
+
+    room: RoomId
+    generation: Generation
+
+
+@attrs.frozen
+class Heartbeat:
+    """The sender's control thread runs."""
+
+    incarnation: Incarnation
+
+
+@attrs.frozen
+class Bye:
+    """The sender no longer knows the receiver: it shuts down, or had lost it.
+
+    ``drained``: none of its writes can land any more.
+    """
+
+    incarnation: Incarnation
+    drained: bool
+
+
+Message = PairRequest | PairReply | RequestMetadata | AuxRow | RoomStatus | Abort | Released | Heartbeat | Bye
+
+MESSAGE_KINDS: dict[int, type[Message]] = {
+    1: PairRequest,
+    2: PairReply,
+    3: RequestMetadata,
+    4: AuxRow,
+    5: RoomStatus,
+    6: Abort,
+    7: Released,
+    8: Heartbeat,
+    9: Bye,
+}
+"""The numbers that stand for the kinds on the wire; never reused."""
