@@ -136,6 +136,11 @@ class Manager(ABC):
             self.channel.close(deadline)
             self.rooms.wake()
 
+    def _discard(self) -> None:
+        """Undo a construction that failed before anything ran."""
+        self.engine.close()
+        self.channel.close(Deadline.after(self.config.timeouts.shutdown))
+
     def _check_open(self) -> None:
         if self._closed:
             raise RoomError(
@@ -192,7 +197,6 @@ class Manager(ABC):
             self._lose(
                 route,
                 f"{self.config.liveness.max_failures} heartbeats in a row are missing, {seconds:g} s",
-                drained=False,
             )
         self._expire()
 
@@ -205,7 +209,7 @@ class Manager(ABC):
         """End what missed its deadline."""
 
     @abstractmethod
-    def _lose(self, route: Route, why: str, *, drained: bool) -> None:
+    def _lose(self, route: Route, why: str) -> None:
         """Forget a peer and fail exactly its rooms."""
 
     # --- at the end ------------------------------------------------------------------------

@@ -3,38 +3,28 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
+from functools import partial
 
-import attrs
 import numpy as np
 
 from pdcore.backend import AuxTransport, PeerIdentity, StatePlan, StateRequest
 from pdcore.engine import Peer, TransferEngine
 from pdcore.errors import IncompatiblePeerError, Misfit, PlanError
-from pdcore.lane import Lane
-from pdcore.model import Deadline, Generation, RoomId
-from pdcore.plan import IndexArray, ItemCopier, join, plan_state
+from pdcore.model import Deadline, RoomId
+from pdcore.plan import IndexArray, ItemCopier, plan_state
 from pdcore.pools import Pools, RegionTable
+from pdcore.prefill.delivery import Delivery, TransferKVChunk
+from pdcore.prefill.lane import Lane
 from pdcore.regions import WriteBatch
 from pdcore.wire import PeerDescription, RequestMetadata, Route
 
-__all__ = ["EntryBudget", "PeerLink", "TransferKVChunk"]
+__all__ = ["EntryBudget", "Outbox", "PeerLink"]
 
-
-@attrs.frozen(eq=False)
-class TransferKVChunk:
-    """One ``send``: ``pages`` are pages ``start:start + len(pages)`` of the request.
-
-    The last chunk carries the aux slot and one index list per state component.
-    """
-
-    room: RoomId
-    generation: Generation
-    pages: IndexArray
-    start: int
-    is_last: bool
-    aux_index: int | None
-    state_indices: tuple[IndexArray, ...]
+SHARED_BYTES = 2**20
+"""Deliveries share an engine call until they reach this many bytes: past it, sharing gains nothing
+and a small request would wait for a large one."""
 
 
 class EntryBudget:
@@ -69,6 +59,31 @@ class EntryBudget:
             )
 
 
+class Outbox:
+    """The deliveries that wait for one lane. Those that are small go out together."""
+
+    def __init__(self, lane: Lane, page_bytes: int) -> None:
+        self.lane = lane
+        self._page_bytes = page_bytes
+        self._waiting: deque[Delivery] = deque()
+
+    def post(self, delivery: Delivery, ship: Callable[[list[Delivery]], None]) -> None:
+        """Have the lane ship a delivery, with others that wait; refuses it if the lane is closed."""
+        self._waiting.append(delivery)
+        if not self.lane.put(partial(self._ship, ship)):
+            self._waiting.remove(delivery)
+            delivery.refuse()
+
+    def _ship(self, ship: Callable[[list[Delivery]], None]) -> None:
+        together: list[Delivery] = []
+        nbytes = 0
+        while self._waiting and nbytes < SHARED_BYTES:
+            together.append(self._waiting.popleft())
+            nbytes += len(together[-1].chunk.pages) * self._page_bytes
+        if together:
+            ship(together)
+
+
 class PeerLink:
     """A decode rank that asked to be paired. ``connect`` runs on the first lane; then it is ready."""
 
@@ -86,7 +101,8 @@ class PeerLink:
         self._aux: ItemCopier | None = None
         self._state: list[Callable[[IndexArray, IndexArray], WriteBatch]] = []
         name = description.incarnation[:8]
-        self._lanes = [Lane(f"{name}-{n}") for n in range(lanes)]
+        page_bytes = description.layout.page_bytes
+        self._outboxes = [Outbox(Lane(f"{name}-{n}"), page_bytes) for n in range(lanes)]
 
     @property
     def peer(self) -> Peer:
@@ -99,9 +115,9 @@ class PeerLink:
         """Whether requests can be planned and submitted."""
         return self._peer is not None and not self.lost
 
-    def lane(self, room: RoomId) -> Lane:
-        """The lane of a room: always the same, so that its chunks keep their order."""
-        return self._lanes[room % len(self._lanes)]
+    def outbox(self, room: RoomId) -> Outbox:
+        """The outbox of a room: always the same, so that its chunks keep their order."""
+        return self._outboxes[room % len(self._outboxes)]
 
     def connect(
         self,
@@ -161,7 +177,7 @@ class PeerLink:
             raise IncompatiblePeerError(str(self.identity), misfits)
         return copiers
 
-    def plan(self, chunk: TransferKVChunk, wanted: RequestMetadata) -> WriteBatch:
+    def plan(self, chunk: TransferKVChunk, wanted: RequestMetadata) -> list[WriteBatch]:
         """Return the copies of one chunk: pages, and with the last chunk state and aux.
 
         Raises:
@@ -181,17 +197,17 @@ class PeerLink:
             batches += [copy(local, remote) for copy, local, remote in rows]
             if self._aux is not None and chunk.aux_index is not None and wanted.aux_index is not None:
                 batches.append(self._aux(np.array([chunk.aux_index]), np.array([wanted.aux_index])))
-        return join(batches)
+        return batches
 
     def close(self) -> None:
         """Let the lanes end after what they hold; the last job disconnects the engine. Idempotent."""
-        self._lanes[0].put(self._disconnect)
-        for lane in self._lanes:
-            lane.close()
+        self._outboxes[0].lane.put(self._disconnect)
+        for outbox in self._outboxes:
+            outbox.lane.close()
 
     def join(self, deadline: Deadline) -> bool:
         """Wait for the lanes; return whether all ended before the deadline."""
-        return all(lane.join(deadline) for lane in self._lanes)
+        return all(outbox.lane.join(deadline) for outbox in self._outboxes)
 
     def _disconnect(self) -> None:
         if self._peer is not None:

@@ -10,19 +10,20 @@ from functools import partial
 from pdcore.backend import AuxTransport
 from pdcore.bootstrap import BootstrapClient, RankRecord
 from pdcore.config import MAX_SECONDS, Config, TransferModel
-from pdcore.errors import EngineError, FailureCode, IncompatiblePeerError, KVTransferError, PDCoreError
-from pdcore.link import PeerLink
+from pdcore.errors import FailureCode, KVTransferError
 from pdcore.manager import Manager
 from pdcore.metadata import AuxDataCodec
 from pdcore.model import Deadline, KVPoll, Role, RoomId
-from pdcore.pairing import pairing_misfits
-from pdcore.parking import Parking
 from pdcore.pools import Pools
+from pdcore.prefill.delivery import Delivery
+from pdcore.prefill.link import PeerLink
+from pdcore.prefill.links import Links
+from pdcore.prefill.parking import Parking
+from pdcore.prefill.sender import Destination, KVSender
+from pdcore.prefill.transfer import Shipment
 from pdcore.quarantine import Quarantine
 from pdcore.selection import Backend
-from pdcore.sender import Destination, KVSender
 from pdcore.topology import Topology, map_ranks
-from pdcore.transfer import Delivery
 from pdcore.wire import (
     Abort,
     AuxRow,
@@ -30,7 +31,6 @@ from pdcore.wire import (
     Failure,
     Heartbeat,
     Message,
-    PairReply,
     PairRequest,
     Released,
     RequestMetadata,
@@ -47,7 +47,7 @@ class PrefillManager(Manager):
     """The prefill side of one rank.
 
     Starts the engine, registers the pools, and registers itself with the bootstrap service at
-    ``bootstrap`` ("host:port"). The lock guards ``_links``, ``_senders`` and ``_draining``.
+    ``bootstrap`` ("host:port"). The lock guards ``_senders`` and ``_draining``.
 
     Raises:
         BootstrapError: the control port cannot be bound, or the service cannot be reached.
@@ -67,22 +67,31 @@ class PrefillManager(Manager):
         self.inline = self.config.transfer.model is TransferModel.INLINE
         self.bootstrap = bootstrap
         self._lock = threading.Lock()
-        self._links: dict[Route, PeerLink] = {}
         self._senders: dict[RoomId, KVSender] = {}
         self._draining: list[KVSender] = []
         self._parking = Parking()
         self._renew_at = 0.0
         self._aux_codec = AuxDataCodec(pools.aux) if pools.aux else None
-        self._http: BootstrapClient | None = None
         try:
             self.address = self.channel.bind(self.config.host, self.config.control.port)
-            lease = self.config.liveness.interval * self.config.liveness.max_failures
-            self._rank = RankRecord(self.incarnation, self.address, topology, lease)
-            self._description = self.describe(self.address)
-            self.channel.start()
-            self._http = BootstrapClient("prefill")
-            limit = self.config.timeouts.bootstrap
-            self._http.register(bootstrap, self._rank, Deadline.after(limit))
+        except BaseException:
+            self._discard()
+            raise
+        self._links = Links(
+            self.engine,
+            pools,
+            self.config,
+            self.describe(self.address),
+            self.aux_route.transport,
+            backend.state_plan,
+            self.channel.post,
+        )
+        lease = self.config.liveness.interval * self.config.liveness.max_failures
+        self._rank = RankRecord(self.incarnation, self.address, topology, lease)
+        self._http = BootstrapClient("prefill")
+        self.channel.start()
+        try:
+            self._http.register(bootstrap, self._rank, Deadline.after(self.config.timeouts.bootstrap))
         except BaseException:
             self.close()
             raise
@@ -105,14 +114,18 @@ class PrefillManager(Manager):
 
     # --- what senders ask ------------------------------------------------------------------
 
-    def dispatch(self, delivery: Delivery, *, from_send: bool) -> None:
-        """Have a delivery done: inline in ``send``, or else on the peer's lane."""
+    def dispatch(self, link: PeerLink, delivery: Delivery, *, from_send: bool) -> Shipment | None:
+        """Have a delivery done; returns the shipment that ``poll`` must advance, if any."""
         if self.inline and from_send:
-            delivery.begin()
-        else:
-            lane = delivery.link.lane(delivery.chunk.room)
-            if not lane.put(delivery.begin if self.inline else delivery.run):
-                delivery.cancel()
+            shipment = Shipment(self.engine, self.quarantine, link, [delivery])
+            shipment.begin()
+            return shipment
+        # Chunks that had to wait for decode go on the lane in both models: there is no send to submit in.
+        link.outbox(delivery.chunk.room).post(delivery, partial(self._ship, link))
+        return None
+
+    def _ship(self, link: PeerLink, deliveries: list[Delivery]) -> None:
+        Shipment(self.engine, self.quarantine, link, deliveries).run()
 
     def tell(self, destination: Destination, message: Message) -> None:
         """Post a message to a destination, unless it is lost."""
@@ -144,7 +157,7 @@ class PrefillManager(Manager):
 
     def suspect(self, link: PeerLink, failure: KVTransferError) -> None:
         """An engine says that this peer is gone: fail all its rooms now."""
-        self.channel.call(partial(self._lose, link.route, failure.happened, drained=False))
+        self.channel.call(partial(self._lose, link.route, failure.happened))
 
     # --- on the control thread -------------------------------------------------------------
 
@@ -163,7 +176,7 @@ class PrefillManager(Manager):
         elif isinstance(message, PairRequest):
             self._on_pair(route, message)
         elif isinstance(message, Bye):
-            self._lose(route, "it shut down in order", drained=True)
+            self._lose(route, "it shut down in order")
         else:
             self.channel.counts["unexpected"] += 1
 
@@ -207,44 +220,15 @@ class PrefillManager(Manager):
         self.channel.post(route, Released(abort.room, abort.generation))
 
     def _on_pair(self, route: Route, request: PairRequest) -> None:
-        there = request.description
         old = self._links.get(route)
         if old is not None and not old.ready:
             return  # the answer to its first request is under way
         if old is not None:
-            self._lose(route, "it paired anew", drained=False)
-        misfits = pairing_misfits(self._description, there)
-        if misfits:
-            self.channel.post(route, PairReply(self._description, misfits))
-            return
-        link = PeerLink(route, there, self.engine, self.config.transfer.lanes_per_peer)
-        with self._lock:
-            self._links[route] = link
-        self.heartbeats.track(route, time.monotonic())
-        link.lane(RoomId(0)).put(partial(self._connect, link, old))
+            self._lose(route, "it paired anew")
+        if self._links.pair(route, request.description, old):
+            self.heartbeats.track(route, time.monotonic())
 
-    def _connect(self, link: PeerLink, old: PeerLink | None) -> None:
-        """Runs on the new peer's own lane, so that a hung peer delays nobody else."""
-        deadline = Deadline.after(self.config.timeouts.pairing)
-        try:
-            # Decode admits our writes again when it reads the reply: those of the old pairing must
-            # have ended by then.
-            if old is not None and not old.join(deadline):
-                raise EngineError(
-                    "the writes of an earlier pairing have not ended",
-                    f"{self.config.timeouts.pairing:g} s passed",
-                    "try again later",
-                )
-            link.connect(self.pools, self.aux_route.transport, self.backend.state_plan, deadline)
-        # An adapter may raise anything; decode must learn that it is not paired, and why.
-        except Exception as error:
-            _log.warning("cannot pair with %s: %s", link.identity, error)
-            self.channel.post(link.route, PairReply(self._description, (), _pairing_failure(link, error)))
-            self._drop(link)
-        else:
-            self.channel.post(link.route, PairReply(self._description))
-
-    def _lose(self, route: Route, why: str, *, drained: bool) -> None:
+    def _lose(self, route: Route, why: str) -> None:
         link = self._links.get(route)
         self.heartbeats.forget(route)
         if link is None:
@@ -252,7 +236,7 @@ class PrefillManager(Manager):
         with self._lock:
             affected = [s for s in self._senders.values() if s.uses(link)]
         self._parking.drop(lambda d: d.link is link)
-        self._drop(link)
+        self._links.drop(link)
         _log.warning("lost %s: %s", link.identity, why)
         for sender in affected:
             sender.give_up(
@@ -264,17 +248,10 @@ class PrefillManager(Manager):
                 )
             )
 
-    def _drop(self, link: PeerLink) -> None:
-        with self._lock:
-            if self._links.get(link.route) is link:
-                del self._links[link.route]
-        link.lost = True
-        link.close()
-
     def _expire(self) -> None:
         now = time.monotonic()
         self.quarantine.sweep()
-        if self._http is not None and now >= self._renew_at:
+        if now >= self._renew_at:
             self._renew_at = now + self.config.liveness.interval
             self._http.renew(self.bootstrap, self._rank)
         for record in self.rooms.expired():
@@ -299,32 +276,18 @@ class PrefillManager(Manager):
     # --- at the end ------------------------------------------------------------------------
 
     def _peers(self) -> list[Route]:
-        return list(self._links)
+        return [link.route for link in self._links.all()]
 
     def _all_drained(self) -> None:
         self.quarantine.release_all()
 
     def _end_rooms(self, deadline: Deadline) -> None:
         with self._lock:
-            senders, links = list(self._senders.values()), list(self._links.values())
+            senders = list(self._senders.values())
         for sender in senders:
             sender.give_up(self._shutdown_error())
-        for link in links:
-            link.close()
-        for link in links:
-            if not link.join(deadline):
-                _log.error("the lanes of %s did not end within the shutdown deadline", link.identity)
+        self._links.close(deadline)
 
     def _leave(self, deadline: Deadline) -> None:
-        if self._http is not None:
-            self._http.withdraw(self.bootstrap, self.incarnation, deadline)
-            self._http.close(deadline)
-
-
-def _pairing_failure(link: PeerLink, error: Exception) -> Failure:
-    code = FailureCode.INCOMPATIBLE if isinstance(error, IncompatiblePeerError) else FailureCode.ENGINE
-    if isinstance(error, PDCoreError):
-        return Failure(code, f"{error.happened} ({link.identity})", error.there_is, error.to_do)
-    return Failure(
-        code, f"connecting to {link.identity} raised", repr(error), "report it to the backend's author"
-    )
+        self._http.withdraw(self.bootstrap, self.incarnation, deadline)
+        self._http.close(deadline)

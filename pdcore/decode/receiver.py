@@ -9,13 +9,13 @@ from typing import Protocol
 
 import numpy.typing as npt
 
+from pdcore.decode.source import PrefillSource
 from pdcore.errors import FailureCode, KVTransferError, RoomError
 from pdcore.handle import RoomHandle
 from pdcore.metrics import RequestMetrics
 from pdcore.model import Generation, KVPoll, RoomId
 from pdcore.plan import index_array
 from pdcore.pools import Pools
-from pdcore.source import PrefillSource
 from pdcore.status import Room, RoomTable
 from pdcore.wire import Abort, Failure, RequestMetadata, RoomStatus
 

@@ -5,23 +5,22 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
 import attrs
 import numpy.typing as npt
 
-from pdcore.engine import TransferEngine
 from pdcore.errors import FailureCode, KVTransferError, RoomError
 from pdcore.handle import RoomHandle
-from pdcore.link import PeerLink, TransferKVChunk
 from pdcore.metrics import RequestMetrics
 from pdcore.model import Deadline, Generation, KVPoll
-from pdcore.outcome import Transfer
 from pdcore.plan import IndexArray, index_array
 from pdcore.pools import Pools
-from pdcore.quarantine import Quarantine
+from pdcore.prefill.delivery import Delivery, TransferKVChunk
+from pdcore.prefill.link import PeerLink
+from pdcore.prefill.transfer import Shipment
 from pdcore.status import Room, RoomTable
-from pdcore.transfer import Delivery
 from pdcore.wire import Message, Released, RequestMetadata, Route
 
 __all__ = ["Destination", "KVSender", "SenderHost"]
@@ -39,14 +38,11 @@ class Destination:
 class SenderHost(Protocol):
     """What a sender needs of its manager."""
 
-    engine: TransferEngine
     pools: Pools
     rooms: RoomTable
-    quarantine: Quarantine
-    inline: bool
 
-    def dispatch(self, delivery: Delivery, *, from_send: bool) -> None:
-        """Have a delivery done, by whatever transfer model is configured."""
+    def dispatch(self, link: PeerLink, delivery: Delivery, *, from_send: bool) -> Shipment | None:
+        """Have a delivery done; returns the shipment that ``poll`` must advance, if any."""
 
     def tell(self, destination: Destination, message: Message) -> None:
         """Post a message to a destination."""
@@ -82,6 +78,7 @@ class KVSender(RoomHandle):
         self._unfinished = 0
         self._in_flight = 0
         self._deliveries: list[Delivery] = []
+        self._shipments: list[Shipment] = []
         self._num_pages = -1
         self._sent = 0
         self._last_sent = False
@@ -131,18 +128,26 @@ class KVSender(RoomHandle):
             self._sent += len(chunk.pages)
             self._last_sent = chunk.is_last
             self._unfinished += 1
-            if not self._paired:
+            if len(self._destinations) < self._required:
                 self._held.append(chunk)
                 return
         self._dispatch(chunk, from_send=True)
 
     def poll(self) -> KVPoll:
         """Return the state of the room. With the inline model this also advances the transfer."""
-        if self._host.inline:
-            self._progress()
+        failed = self.record.status is KVPoll.FAILED
+        for shipment in self._shipments:
+            if not shipment.ended:
+                shipment.cancel() if failed else shipment.advance()
         return self.record.status
 
+    def wait(self, deadline: Deadline) -> KVPoll:
+        for shipment in self._shipments:
+            shipment.finish(deadline)
+        return super().wait(deadline)
+
     def release_safe(self) -> bool:
+        self.poll()
         return self.record.status.terminal and self._in_flight == 0
 
     def metric(self) -> RequestMetrics:
@@ -172,11 +177,12 @@ class KVSender(RoomHandle):
     def accept(self, destination: Destination) -> bool:
         """Take a destination; return False if the room is past BOOTSTRAPPING (a stale message)."""
         with self._lock:
-            if self.record.status is not KVPoll.BOOTSTRAPPING or self._paired:
+            missing = self._required - len(self._destinations)
+            if self.record.status is not KVPoll.BOOTSTRAPPING or missing == 0:
                 return False
             # A new list, so that who reads it without the lock sees the old or the new one whole.
             self._destinations = [*self._destinations, destination]
-            if not self._paired:
+            if missing > 1:
                 return True
             held, self._held = self._held, []
             self._met_at = time.monotonic()
@@ -208,10 +214,6 @@ class KVSender(RoomHandle):
 
     # --- inside ----------------------------------------------------------------------------
 
-    @property
-    def _paired(self) -> bool:
-        return len(self._destinations) >= self._required
-
     def _chunk(self, pages: IndexArray, state_indices: Sequence[npt.ArrayLike] | None) -> TransferKVChunk:
         total = self._sent + len(pages)
         if self._num_pages < 0 or total > self._num_pages or self._last_sent:
@@ -228,14 +230,6 @@ class KVSender(RoomHandle):
             self.room, self.record.generation, pages, self._sent, is_last, self._aux_index, lists
         )
 
-    def _progress(self) -> None:
-        for delivery in self._deliveries:
-            if delivery.begun and not delivery.ended:
-                if self.record.status is KVPoll.FAILED:
-                    delivery.cancel()
-                else:
-                    delivery.advance()
-
     def _dispatch(self, chunk: TransferKVChunk, *, from_send: bool) -> None:
         if not self._first_at:
             self._first_at = time.monotonic()
@@ -246,27 +240,26 @@ class KVSender(RoomHandle):
             self._unfinished += len(destinations) - 1
             self._in_flight += len(destinations)
         for d in destinations:
+            plan = partial(d.link.plan, chunk, d.wanted)
+            on_end = partial(self._on_end, d.link)
             delivery = Delivery(
-                self._host.engine, d.link, chunk, d.wanted, record.deadline, self._alive, self._on_end
+                chunk, d.link.identity, plan, record.deadline, self._alive, on_end, self._on_drained
             )
             self._deliveries.append(delivery)
-            self._host.dispatch(delivery, from_send=from_send)
+            shipment = self._host.dispatch(d.link, delivery, from_send=from_send)
+            if shipment is not None:
+                self._shipments.append(shipment)
 
     def _alive(self) -> bool:
         return not self.record.status.terminal
 
-    def _on_end(self, delivery: Delivery, error: KVTransferError | None, transfer: Transfer | None) -> None:
+    def _on_end(self, link: PeerLink, error: KVTransferError | None) -> None:
         if error is not None:
             self.give_up(error)
             if error.code is FailureCode.PEER_LOST:
-                self._host.suspect(delivery.link, error)
-        if transfer is not None:
-            self._host.quarantine.settle(transfer, lambda: self._on_drained(delivery))
-        else:
-            self._on_drained(delivery)
+                self._host.suspect(link, error)
 
-    def _on_drained(self, delivery: Delivery) -> None:
-        delivery.drained()
+    def _on_drained(self) -> None:
         with self._lock:
             self._in_flight -= 1
             self._unfinished -= 1
@@ -290,7 +283,7 @@ class KVSender(RoomHandle):
         aux = destination.wanted.aux_index
         if there == self._num_pages and (aux is None) == (self._aux_index is None):
             return True
-        return not self.give_up(
+        self.give_up(
             KVTransferError(
                 FailureCode.PLAN,
                 f"prefill and decode disagree about room {self.room}",
@@ -299,3 +292,4 @@ class KVSender(RoomHandle):
                 "hand the same number of pages to both sides, and an aux slot to both or to none",
             )
         )
+        return False

@@ -1,0 +1,161 @@
+"""``pdcore doctor``: what a backend has, what it lacks, and what to do about it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Mapping
+from enum import Enum
+from importlib import metadata
+
+import attrs
+
+from pdcore.assessment import Assessment, assess
+from pdcore.backend import CONTRACT_VERSION
+from pdcore.cli.table import columns
+from pdcore.discovery import Candidate, Discovery, Problem, discover
+from pdcore.plugins import Observer
+from pdcore.selection import explain, load_observers
+from pdcore.settings import Origin, load_config
+
+__all__ = ["add_parser", "run"]
+
+Origins = Mapping[str, Origin]
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommand and its options."""
+    parser = commands.add_parser(
+        "doctor",
+        help="say in detail what a backend has and what it lacks",
+        description="Looks at one backend, or at all of them: metadata, import, contract, options, probe and "
+        "protocols. No engine is started. Exit status: 1 if the named backend cannot run here.",
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help="a backend (default: all of them)")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the findings; returns 1 if a backend was named and is not ready.
+
+    Raises:
+        SelectionError: no backend has this name.
+        ConfigError: the configuration of the named backend is wrong.
+    """
+    discovery = discover()
+    observers, verdicts = load_observers(discovery.observers)
+    origins: Origins = {}
+    if args.name is None:
+        found = [assess(candidate, observers, environ=os.environ) for candidate in discovery.backends]
+    else:
+        found, origins = _examine(args.name, discovery, observers)
+    report = {
+        "pdcore": metadata.version("pdcore"),
+        "contract": CONTRACT_VERSION,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "backends": [_findings(assessment, origins) for assessment in found],
+        "observers": [_observer(candidate, problem) for candidate, problem in verdicts],
+        "notes": list(discovery.notes),
+    }
+    print(json.dumps(report, indent=2) if args.json else _as_text(report))
+    return 0 if args.name is None or any(assessment.problem is None for assessment in found) else 1
+
+
+def _examine(
+    name: str, discovery: Discovery, observers: tuple[Observer, ...]
+) -> tuple[list[Assessment], Origins]:
+    named = [candidate for candidate in discovery.backends if candidate.name == name]
+    if not named:
+        others = [assess(candidate, environ=os.environ) for candidate in discovery.backends]
+        raise explain(name, [(other.candidate, other.problem) for other in others])
+    loaded = load_config(cli={"backend": name}, plugin_prefixes=discovery.names)
+    options = loaded.config.backend_options
+    return [
+        assess(candidate, observers, options, environ=os.environ, origins=loaded.origins)
+        for candidate in named
+    ], loaded.origins
+
+
+def _findings(found: Assessment, origins: Origins) -> dict[str, object]:
+    candidate, spec = found.candidate, found.spec
+    findings: dict[str, object] = {
+        "name": candidate.name,
+        "verdict": found.problem.reason if found.problem else "ready",
+        "fix": found.problem.fix if found.problem else None,
+        "distribution": candidate.distribution,
+        "module": candidate.module,
+    }
+    if spec is None:
+        return findings
+    findings["summary"] = spec.summary
+    findings["runs on"] = spec.runs_on
+    findings["contract"] = spec.contract_version
+    if found.variant is not None:
+        findings["variant of"] = spec.name
+        findings["environment"] = [
+            f"{name}={'(cleared)' if value is None else value}"
+            for name, value in found.variant.environment.items()
+        ]
+    if found.readiness is not None:
+        findings["probe"] = "ready" if found.readiness.ready else found.readiness.reason
+    if found.choice is not None:
+        findings["protocols"] = [
+            f"{verdict.protocol}: {'usable' if verdict.usable else 'not usable'}, {verdict.reason}"
+            for verdict in found.choice.verdicts
+        ]
+    findings["options"] = _options(found, origins)
+    return findings
+
+
+def _options(found: Assessment, origins: Origins) -> list[str]:
+    if found.spec is None or not attrs.has(found.spec.options):
+        return []
+    lines = []
+    for field in attrs.fields(found.spec.options):
+        origin: Origin | str | None = origins.get(f"backend_options.{field.name}")
+        if origin is None and found.variant is not None and field.name in found.variant.defaults:
+            origin = f"variant {found.variant.name}"
+        default = "required" if field.default is attrs.NOTHING else f"default {_default(field)}"
+        value = "?" if found.options is None else _shown(getattr(found.options, field.name))
+        lines.append(f"{field.name}={value} ({default}{f', set by {origin}' if origin else ''})")
+    return lines
+
+
+def _shown(value: object) -> str:
+    return str(value.value) if isinstance(value, Enum) else repr(value)
+
+
+def _default(field: attrs.Attribute[object]) -> str:
+    factory = getattr(field.default, "factory", None)
+    if factory is None:
+        return _shown(field.default)
+    return "computed" if getattr(field.default, "takes_self", False) else _shown(factory())
+
+
+def _observer(candidate: Candidate, problem: Problem | None) -> str:
+    return f"{candidate.name} ({candidate.distribution}): {problem.reason if problem else 'ready'}"
+
+
+def _as_text(report: Mapping[str, object]) -> str:
+    backends = report["backends"]
+    assert isinstance(backends, list)
+    parts = [_block(findings) for findings in backends] or ["no backend is installed"]
+    rest = {key: value for key, value in report.items() if key != "backends"}
+    return "\n\n".join([*parts, columns(_rows(rest))])
+
+
+def _block(findings: Mapping[str, object]) -> str:
+    rest = {key: value for key, value in findings.items() if key not in ("name", "verdict")}
+    return f"{findings['name']}: {findings['verdict']}\n{columns(_rows(rest), indent='  ')}"
+
+
+def _rows(values: Mapping[str, object]) -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for key, value in values.items():
+        lines = (value or ["none"]) if isinstance(value, list) else [value] if value is not None else []
+        rows += [(key if number == 0 else "", str(line)) for number, line in enumerate(lines)]
+    return rows

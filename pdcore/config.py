@@ -1,0 +1,136 @@
+"""What can be configured: frozen records with their defaults, ranges and units.
+
+Where the values come from is the matter of :mod:`pdcore.settings`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Literal, TypeVar
+
+import attrs
+
+from pdcore.errors import ConfigError, ConfigProblem
+
+__all__ = [
+    "Config",
+    "ControlConfig",
+    "LivenessConfig",
+    "Timeouts",
+    "TransferConfig",
+    "TransferModel",
+]
+
+SET_IN_CODE = "code"
+MAX_SECONDS = 7 * 24 * 3600.0
+
+Number = TypeVar("Number", int, float)
+
+
+def _within(low: Number, high: Number) -> Callable[[object, attrs.Attribute[Number], Number], None]:
+    def validate(_instance: object, attribute: attrs.Attribute[Number], value: Number) -> None:
+        if not low <= value <= high:
+            raise ConfigError(
+                [ConfigProblem(attribute.name, SET_IN_CODE, f"must lie in {low}..{high}, is {value}")]
+            )
+
+    return validate
+
+
+def _not_empty(_instance: object, attribute: attrs.Attribute[str], value: str) -> None:
+    if not value:
+        raise ConfigError([ConfigProblem(attribute.name, SET_IN_CODE, "must not be empty")])
+
+
+_seconds = _within(0.001, MAX_SECONDS)
+
+
+class TransferModel(Enum):
+    """Who submits to the engine: lanes of worker threads, or ``send`` itself with progress in ``poll``."""
+
+    WORKERS = "workers"
+    INLINE = "inline"
+
+
+@attrs.frozen
+class ControlConfig:
+    """The control channel: ``port`` to listen on (0: any free one) and the size limit of one message."""
+
+    port: int = attrs.field(default=0, validator=_within(0, 65535))
+    max_message_bytes: int = attrs.field(default=256 * 2**20, validator=_within(4096, 2**31 - 1))
+
+
+@attrs.frozen
+class TransferConfig:
+    """How bytes are submitted.
+
+    ``lanes_per_peer`` counts worker threads per destination (workers model). ``aux`` says how aux rows
+    travel: as the backend says (auto), through the engine, or over TCP.
+    """
+
+    model: TransferModel = TransferModel.WORKERS
+    lanes_per_peer: int = attrs.field(default=1, validator=_within(1, 64))
+    aux: Literal["auto", "engine", "tcp"] = "auto"
+
+
+@attrs.frozen
+class Timeouts:
+    """Limits of every wait, in seconds.
+
+    ``pairing`` and ``bootstrap`` happen inside ``request`` and must not exceed it; left alone they are
+    30 s and 10 s, or ``request`` if that is shorter.
+    """
+
+    request: float = attrs.field(default=300.0, validator=_seconds)
+    pairing: float = attrs.field(
+        default=attrs.Factory(lambda self: min(30.0, self.request), takes_self=True), validator=_seconds
+    )
+    bootstrap: float = attrs.field(
+        default=attrs.Factory(lambda self: min(10.0, self.request), takes_self=True), validator=_seconds
+    )
+    engine_start: float = attrs.field(default=60.0, validator=_seconds)
+    shutdown: float = attrs.field(default=10.0, validator=_seconds)
+
+    def __attrs_post_init__(self) -> None:
+        problems = [
+            ConfigProblem(
+                name,
+                SET_IN_CODE,
+                f"must not exceed the request timeout of {self.request:g} s, is {seconds:g}",
+            )
+            for name, seconds in (("pairing", self.pairing), ("bootstrap", self.bootstrap))
+            if seconds > self.request
+        ]
+        if problems:
+            raise ConfigError(problems)
+
+
+@attrs.frozen
+class LivenessConfig:
+    """Heartbeats: seconds between two, and how many may fail in a row before a peer counts as lost."""
+
+    interval: float = attrs.field(default=2.0, validator=_within(0.01, 3600.0))
+    max_failures: int = attrs.field(default=3, validator=_within(1, 1000))
+
+
+@attrs.frozen
+class Config:
+    """Everything that can be configured.
+
+    ``backend`` is a selectable name; ``backend_options`` are structured by that backend's own options
+    class when it is selected. ``require_transport`` turns an engine that really runs on another
+    transport into an error. ``host`` is the address that peers reach this machine by.
+
+    Raises:
+        ConfigError: a value lies outside its range, or sub-timeouts do not nest.
+    """
+
+    backend: str = attrs.field(default="local", validator=_not_empty)
+    backend_options: Mapping[str, object] = attrs.field(factory=dict, hash=False)
+    require_transport: str | None = None
+    host: str = attrs.field(default="127.0.0.1", validator=_not_empty)
+    control: ControlConfig = attrs.field(factory=ControlConfig)
+    transfer: TransferConfig = attrs.field(factory=TransferConfig)
+    timeouts: Timeouts = attrs.field(factory=Timeouts)
+    liveness: LivenessConfig = attrs.field(factory=LivenessConfig)

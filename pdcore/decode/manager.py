@@ -1,0 +1,210 @@
+"""DecodeManager: pairs with prefill ranks on first use, and receives each request's KV cache."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from functools import partial
+
+from pdcore.config import Config
+from pdcore.decode.receiver import KVReceiver
+from pdcore.decode.source import PrefillSource
+from pdcore.decode.sources import Sources
+from pdcore.errors import FailureCode, KVTransferError, PDCoreError
+from pdcore.manager import Manager
+from pdcore.metadata import AuxDataCodec
+from pdcore.model import Deadline, Generation, Role, RoomId
+from pdcore.pools import Pools
+from pdcore.selection import Backend
+from pdcore.topology import Topology, map_ranks
+from pdcore.wire import (
+    Abort,
+    AuxRow,
+    Bye,
+    Heartbeat,
+    Message,
+    PairReply,
+    Released,
+    RequestMetadata,
+    RoomStatus,
+    Route,
+)
+
+__all__ = ["DecodeManager"]
+
+_log = logging.getLogger("pdcore.decode")
+
+
+class DecodeManager(Manager):
+    """The decode side of one rank. Dials out only: it listens on no port.
+
+    The lock guards ``_receivers`` and ``_draining``.
+
+    Raises:
+        What :class:`~pdcore.manager.Manager` raises.
+    """
+
+    def __init__(
+        self, backend: Backend, pools: Pools, topology: Topology, config: Config | None = None
+    ) -> None:
+        super().__init__(Role.DECODE, backend, pools, topology, config or Config())
+        self._lock = threading.Lock()
+        self._receivers: dict[RoomId, KVReceiver] = {}
+        self._draining: list[KVReceiver] = []
+        self._aux_codec = AuxDataCodec(pools.aux) if pools.aux else None
+        self._required_responses = map_ranks(topology).required_responses
+        description = self.describe(f"{self.config.host} pid {os.getpid()}")
+        self._sources = Sources(
+            self.engine, description, self.config.timeouts, self.channel, self.heartbeats, self._lose_source
+        )
+        self.channel.start()
+
+    def receiver(self, bootstrap: str, room: RoomId, deadline: Deadline | None = None) -> KVReceiver:
+        """Open a room whose prefill is registered at the bootstrap service ``bootstrap`` (host:port).
+
+        The deadline defaults to ``timeouts.request`` from now; prefill gets what is left of it.
+
+        Raises:
+            RoomError: the room is open already, or the manager is closed.
+        """
+        self._check_open()
+        record = self.rooms.open(room, deadline or Deadline.after(self.config.timeouts.request))
+        receiver = KVReceiver(self, record, bootstrap, self._required_responses)
+        with self._lock:
+            self._receivers[room] = receiver
+        return receiver
+
+    # --- what receivers ask ----------------------------------------------------------------
+
+    def source(self, bootstrap: str, prefill_dp_rank: int) -> PrefillSource:
+        """Return the pairing with a prefill rank, begun if need be."""
+        return self._sources.find(bootstrap, prefill_dp_rank)
+
+    def request(self, source: PrefillSource, wanted: RequestMetadata) -> None:
+        """Post a request to a paired prefill rank."""
+        if source.route is not None:
+            self.channel.post(source.route, wanted)
+
+    def abandon(self, source: PrefillSource, abort: Abort) -> None:
+        """Tell prefill that a request was given up."""
+        if source.route is not None:
+            self.channel.post(source.route, abort)
+
+    def forget(self, receiver: KVReceiver) -> None:
+        """Free the id of a room that was cleared; one that is not drained stays known until it is."""
+        with self._lock:
+            if self._receivers.get(receiver.room) is receiver:
+                del self._receivers[receiver.room]
+                if not receiver.release_safe():
+                    self._draining.append(receiver)
+
+    # --- on the control thread -------------------------------------------------------------
+
+    def _on_message(self, route: Route, message: Message) -> None:
+        source = self._sources.of(route)
+        if source is None:
+            self.channel.counts["stale"] += 1
+        elif isinstance(message, RoomStatus):
+            receiver = self._known(source, message.room, message.generation)
+            if receiver is not None:
+                receiver.on_status(message)
+        elif isinstance(message, AuxRow):
+            self._on_aux(source, message)
+        elif isinstance(message, Heartbeat):
+            self.heartbeats.heard(route, time.monotonic())
+            if source.ready:
+                self.backend.heartbeat_success(source.identity)
+        elif isinstance(message, Released):
+            receiver = self._known(source, message.room, message.generation)
+            if receiver is not None:
+                receiver.drained()
+        elif isinstance(message, PairReply):
+            self._sources.answered(source, message)
+        elif isinstance(message, Bye):
+            if message.drained:
+                self._drained(source)
+            self._lose(
+                route, "it shut down in order" if message.drained else "it had lost this decode worker"
+            )
+        else:
+            self.channel.counts["unexpected"] += 1
+
+    def _known(self, source: PrefillSource, room: RoomId, generation: Generation) -> KVReceiver | None:
+        receiver = self._receivers.get(room)
+        for candidate in (receiver, *self._draining):
+            if candidate is not None and candidate.is_for(source, room, generation):
+                return candidate
+        self.channel.counts["stale"] += 1
+        return None
+
+    def _on_aux(self, source: PrefillSource, message: AuxRow) -> None:
+        receiver = self._known(source, message.room, message.generation)
+        if receiver is None or self._aux_codec is None or receiver.aux_slot is None:
+            return
+        try:
+            self._aux_codec.decode(receiver.aux_slot, message.row)
+        except PDCoreError as error:
+            failure = KVTransferError(FailureCode.AUX, error.happened, error.there_is, error.to_do)
+            receiver.give_up(failure)
+
+    def _lose(self, route: Route, why: str) -> None:
+        source = self._sources.of(route)
+        if source is not None:
+            to_do = "send the request to another prefill worker"
+            self._lose_source(source, KVTransferError(FailureCode.PEER_LOST, f"lost {source}", why, to_do))
+
+    def _lose_source(self, source: PrefillSource, failure: KVTransferError) -> None:
+        if not source.lose(failure):
+            return
+        _log.warning("%s", failure)
+        for receiver in self._using(source):
+            receiver.fail(failure)
+        self._sources.drop(source, partial(self._drained, source))
+
+    def _using(self, source: PrefillSource) -> list[KVReceiver]:
+        with self._lock:
+            return [r for r in (*self._receivers.values(), *self._draining) if r.uses(source)]
+
+    def _drained(self, source: PrefillSource) -> None:
+        for receiver in self._using(source):
+            receiver.drained()
+
+    def _expire(self) -> None:
+        for source in self._sources.overdue():
+            self._lose_source(source, self._not_paired_in_time(source))
+        for record in self.rooms.expired():
+            receiver = self._receivers.get(record.room)
+            if receiver is not None and receiver.record is record:
+                receiver.give_up(record.missed())
+        if self._draining:
+            with self._lock:
+                self._draining = [r for r in self._draining if not r.release_safe()]
+
+    def _not_paired_in_time(self, source: PrefillSource) -> KVTransferError:
+        return KVTransferError(
+            FailureCode.DEADLINE,
+            f"{source} did not pair in time",
+            f"timeouts.pairing is {self.config.timeouts.pairing:g} s",
+            "look whether that prefill worker is stuck; raise timeouts.pairing if its engine is slow",
+        )
+
+    # --- at the end ------------------------------------------------------------------------
+
+    def _peers(self) -> list[Route]:
+        return self._sources.routes()
+
+    def _end_rooms(self, deadline: Deadline) -> None:
+        with self._lock:
+            receivers = list(self._receivers.values())
+        for receiver in receivers:
+            receiver.give_up(self._shutdown_error())
+        self._sources.close_revocations(deadline)
+
+    def _all_drained(self) -> None:
+        for receiver in (*self._receivers.values(), *self._draining):
+            receiver.drained()
+
+    def _leave(self, deadline: Deadline) -> None:
+        self._sources.close(deadline)

@@ -1,0 +1,11 @@
+"""The prefill side: accepts decode ranks, and sends each request's KV cache to whom it was promised.
+
+``manager`` listens and pairs, ``sender`` is one request, ``link`` one decode rank with its lanes,
+``delivery`` and ``transfer`` are one chunk on its way, ``parking`` keeps requests that came early.
+"""
+
+from pdcore.prefill.delivery import TransferKVChunk
+from pdcore.prefill.manager import PrefillManager
+from pdcore.prefill.sender import KVSender
+
+__all__ = ["KVSender", "PrefillManager", "TransferKVChunk"]

@@ -1,0 +1,110 @@
+"""One chunk of a request on its way to one peer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import attrs
+
+from pdcore.backend import PeerIdentity
+from pdcore.errors import FailureCode, KVTransferError, PDCoreError, PlanError
+from pdcore.model import Deadline, Generation, RoomId
+from pdcore.plan import IndexArray
+from pdcore.regions import WriteBatch
+
+__all__ = ["Delivery", "TransferKVChunk", "given_up"]
+
+
+@attrs.frozen(eq=False)
+class TransferKVChunk:
+    """One ``send``: ``pages`` are pages ``start:start + len(pages)`` of the request.
+
+    The last chunk carries the aux slot and one index list per state component.
+    """
+
+    room: RoomId
+    generation: Generation
+    pages: IndexArray
+    start: int
+    is_last: bool
+    aux_index: int | None
+    state_indices: tuple[IndexArray, ...]
+
+
+class Delivery:
+    """One chunk for one peer, how to plan it, and whom to tell.
+
+    ``on_end(error)`` is called once, and ``on_drained()`` once after it, when no byte of it can
+    move any more.
+    """
+
+    def __init__(
+        self,
+        chunk: TransferKVChunk,
+        peer: PeerIdentity,
+        plan: Callable[[], list[WriteBatch]],
+        deadline: Deadline,
+        still_wanted: Callable[[], bool],
+        on_end: Callable[[KVTransferError | None], None],
+        on_drained: Callable[[], None],
+    ) -> None:
+        self.chunk = chunk
+        self.deadline = deadline
+        self.nbytes = 0
+        self.entries = 0
+        self.plan_seconds = 0.0
+        self.still_wanted = still_wanted
+        self.drained = on_drained
+        self._peer = peer
+        self._plan = plan
+        self._on_end = on_end
+
+    def plan(self) -> list[WriteBatch]:
+        """Return the copies; empty if the delivery ended here, unwanted or impossible."""
+        if not self.still_wanted():
+            self.refuse()
+            return []
+        started = time.monotonic()
+        try:
+            batches = self._plan()
+        except PDCoreError as error:
+            self.end(error)
+            self.drained()
+            return []
+        self.nbytes, self.entries = sum(b.nbytes for b in batches), sum(map(len, batches))
+        self.plan_seconds = time.monotonic() - started
+        return batches
+
+    def end(self, error: Exception | None) -> None:
+        """Report the end, with the error in this room's words."""
+        self._on_end(None if error is None else self._mapped(error))
+
+    def refuse(self) -> None:
+        """End it without having tried."""
+        self.end(given_up())
+        self.drained()
+
+    def _mapped(self, error: Exception) -> KVTransferError:
+        where = f"room {self.chunk.room} to {self._peer}"
+        if isinstance(error, KVTransferError):
+            return KVTransferError(error.code, f"{error.happened} ({where})", error.there_is, error.to_do)
+        if isinstance(error, PDCoreError):
+            code = FailureCode.PLAN if isinstance(error, PlanError) else FailureCode.ENGINE
+            return KVTransferError(code, f"{error.happened} ({where})", error.there_is, error.to_do)
+        return KVTransferError(
+            FailureCode.ENGINE,
+            f"the transfer engine failed ({where})",
+            repr(error),
+            "look at the engine's log; report it to the backend's author",
+        )
+
+
+def given_up() -> KVTransferError:
+    """Return the error of a delivery whose room had ended."""
+    return KVTransferError(
+        FailureCode.ABORTED,
+        "the request had ended before it was sent",
+        "nothing is left to do",
+        "see its failure",
+    )

@@ -1,0 +1,201 @@
+"""A name becomes a backend, or an error that lists every installed one and why not."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+
+import attrs
+
+from pdcore.assessment import Assessment, assess, problem_of
+from pdcore.backend import (
+    AuxRequest,
+    AuxRoute,
+    AuxTransport,
+    BackendSpec,
+    InitEngineRequest,
+    PeerIdentity,
+    ProtocolChoice,
+    StatePlan,
+    StateRequest,
+    Variant,
+)
+from pdcore.discovery import Candidate, Problem, discover
+from pdcore.engine import TransferEngine
+from pdcore.engine_start import start_engine
+from pdcore.errors import (
+    ConfigError,
+    ContractError,
+    PluginError,
+    SelectionError,
+    SelectionRow,
+    VariantConflictError,
+)
+from pdcore.model import Deadline, DeviceKind, Incarnation, Role
+from pdcore.plugins import BackendPlugin, Observer, load_observer
+from pdcore.settings import Origin
+from pdcore.structuring import nearest
+
+__all__ = ["Backend", "explain", "load_observers", "select"]
+
+log = logging.getLogger("pdcore.observers")
+
+
+@attrs.frozen
+class Backend:
+    """A backend that was selected and can run here: what the managers ask."""
+
+    name: str
+    distribution: str
+    spec: BackendSpec
+    variant: Variant | None
+    options: object
+    choice: ProtocolChoice
+    _plugin: BackendPlugin = attrs.field(repr=False, eq=False)
+
+    @property
+    def protocol(self) -> str:
+        """The protocol that the engine is asked for."""
+        assert self.choice.protocol is not None  # a backend without one is not selected
+        return self.choice.protocol
+
+    def start_engine(
+        self,
+        *,
+        role: Role,
+        incarnation: Incarnation,
+        host: str,
+        deadline: Deadline,
+        require_transport: str | None = None,
+    ) -> TransferEngine:
+        """Start an engine, with the variant's environment set as long as it starts.
+
+        Raises:
+            EngineError: it failed to start, or did not before the deadline.
+            TransportMismatchError: it is not known to run on ``require_transport``; it is closed.
+            ContractError: the backend returned something else.
+        """
+        request = InitEngineRequest(
+            role, incarnation, self.protocol, self.variant, self.options, host, deadline
+        )
+        return start_engine(self._plugin, self.name, request, require_transport)
+
+    def aux_route(self, engine: TransferEngine) -> AuxRoute:
+        """Return how aux rows travel with this engine.
+
+        Raises:
+            ContractError: TCP from memory that is not the host's, or through an engine that cannot.
+        """
+        route = self._plugin.aux_transport(
+            AuxRequest(self.protocol, self.variant, self.options, engine.capabilities)
+        )
+        if route.transport is AuxTransport.TCP and route.device.kind is not DeviceKind.CPU:
+            raise self._plugin.broken(
+                "its pd_aux_transport wants aux over TCP from device memory",
+                f"aux buffers on {route.device}, which TCP cannot read",
+            )
+        if route.transport is AuxTransport.ENGINE and not engine.capabilities.aux:
+            raise self._plugin.broken(
+                "its pd_aux_transport wants aux through the engine", "the engine's capabilities say aux=False"
+            )
+        return route
+
+    def state_plan(self, request: StateRequest) -> StatePlan | None:
+        """Return the backend's plan for a state component; None means as pdcore does it by itself."""
+        return self._plugin.transfer_state(request)
+
+    def heartbeat_success(self, peer: PeerIdentity) -> None:
+        """Tell backend and observers that a peer answered."""
+        self._plugin.heartbeat_success(peer)
+
+
+def select(
+    name: str,
+    options: Mapping[str, object] | None = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    origins: Mapping[str, Origin] | None = None,
+) -> Backend:
+    """Return the backend of this name, ready to start engines. No engine is started here.
+
+    Args:
+        name: a name from an entry point, of a backend or of one of its variants.
+        options: the backend's own options, by name.
+        environ: what the user's environment says, ``os.environ`` by default.
+        origins: as in ``LoadedConfig.origins``, so that errors can say where an option was set.
+
+    Raises:
+        SelectionError: it is unknown or cannot run here; lists every installed backend and why (not).
+        VariantConflictError: the environment or an option contradicts the variant.
+        ConfigError: an option is wrong.
+        ContractError: the backend answers a hook wrongly.
+    """
+    environ = dict(os.environ if environ is None else environ)
+    discovery = discover(environ)
+    claimants = sorted((c for c in discovery.backends if c.name == name), key=lambda c: c.problem is not None)
+    verdicts: list[tuple[Candidate, Problem | None]] = []
+    if claimants:
+        observers, _ = load_observers(discovery.observers)
+        found = assess(claimants[0], observers, options, environ=environ, origins=origins)
+        if found.problem is None:
+            return _backend(found)
+        if isinstance(found.error, (VariantConflictError, ConfigError, ContractError)):
+            raise found.error
+        verdicts = [(found.candidate, found.problem)]
+    others = (assess(c, environ=environ) for c in discovery.backends if c not in claimants[:1])
+    verdicts += [(other.candidate, other.problem) for other in others]
+    raise explain(name, verdicts)
+
+
+def _backend(found: Assessment) -> Backend:
+    assert found.plugin is not None  # an assessment without a problem knows all three
+    assert found.spec is not None
+    assert found.choice is not None
+    name, distribution = found.candidate.name, found.candidate.distribution
+    return Backend(name, distribution, found.spec, found.variant, found.options, found.choice, found.plugin)
+
+
+def explain(name: str, verdicts: Sequence[tuple[Candidate, Problem | None]]) -> SelectionError:
+    """Return the error that says why ``name`` cannot be selected, given every candidate's verdict.
+
+    A candidate without a problem is ready. The first candidate of that name is the one meant.
+    """
+    meant = next(((candidate, problem) for candidate, problem in verdicts if candidate.name == name), None)
+    project = meant[0].project if meant else ""
+    rows = [
+        SelectionRow(candidate.name, candidate.distribution, problem.reason if problem else "ready")
+        for candidate, problem in sorted(
+            verdicts, key=lambda v: (v[0].name != name, v[0].project != project, v[0].name)
+        )
+    ]
+    if meant is None or meant[1] is None:
+        hint = nearest(name, [candidate.name for candidate, _ in verdicts]).lstrip("; ")
+        install = f"pip install the distribution that registers {name!r}, by custom pd-{name.split('_')[0]}"
+        return SelectionError(f"no backend is named {name!r}", rows, hint or install, "pdcore backends")
+    return SelectionError(
+        f"backend {name!r} is installed but cannot run here", rows, meant[1].fix, f"pdcore doctor {name}"
+    )
+
+
+def load_observers(
+    candidates: Iterable[Candidate],
+) -> tuple[tuple[Observer, ...], tuple[tuple[Candidate, Problem | None], ...]]:
+    """Load all observers that can be; return them and every candidate's verdict. Failures are logged."""
+    observers: list[Observer] = []
+    verdicts: list[tuple[Candidate, Problem | None]] = []
+    for candidate in candidates:
+        loaded = candidate.problem or _load_observer(candidate)
+        if isinstance(loaded, Observer):
+            observers.append(loaded)
+        else:
+            log.warning("observer %r is left out: %s", candidate.name, loaded.reason)
+        verdicts.append((candidate, loaded if isinstance(loaded, Problem) else None))
+    return tuple(observers), tuple(verdicts)
+
+
+def _load_observer(candidate: Candidate) -> Observer | Problem:
+    try:
+        return load_observer(candidate)
+    except PluginError as error:
+        return problem_of(error)

@@ -1,0 +1,1 @@
+"""The Mooncake backend of pdcore."""

@@ -1,0 +1,1 @@
+"""The MORI-IO backend of pdcore."""

@@ -1,0 +1,3 @@
+"""An observer that cannot be imported."""
+
+raise RuntimeError("no such thing")

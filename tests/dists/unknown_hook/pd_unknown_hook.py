@@ -1,0 +1,29 @@
+"""A backend with a hook that does not exist."""
+
+from __future__ import annotations
+
+from pdcore.backend import BackendSpec, InitEngineRequest
+from pdcore.engine import EngineCapabilities, TransferEngine
+from pdcore.errors import EngineError
+from pdcore.hookspecs import hookimpl
+
+
+@hookimpl
+def pd_backend() -> BackendSpec:
+    return BackendSpec(
+        name="unknown_hook",
+        summary="a fixture",
+        runs_on="anything",
+        protocols=("memory",),
+        capabilities=EngineCapabilities(),
+    )
+
+
+@hookimpl
+def pd_init_engine(request: InitEngineRequest) -> TransferEngine:
+    raise EngineError("it has no engine", "a fixture", "use another")
+
+
+@hookimpl
+def pd_choose_protocols() -> None:
+    return
