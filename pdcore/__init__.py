@@ -1,3 +1,157 @@
-"""Moves the KV cache of large language models from prefill to decode workers."""
+"""Moves the KV cache of large language models from prefill to decode workers.
+
+This is the door for users; every name loads its module on first use, so that importing pdcore is
+quick and touches no engine, no torch and no entry point. Authors of backends find theirs in
+:mod:`pdcore.hookspecs`, and for their tests in :mod:`pdcore.testing`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pdcore.bootstrap import BootstrapServer
+    from pdcore.config import Config, ControlConfig, LivenessConfig, Timeouts, TransferConfig, TransferModel
+    from pdcore.decode import DecodeManager, KVReceiver
+    from pdcore.errors import (
+        BootstrapError,
+        ConfigError,
+        EngineError,
+        FailureCode,
+        IncompatiblePeerError,
+        KVTransferError,
+        LayoutError,
+        PDCoreError,
+        PlanError,
+        RoomError,
+        SelectionError,
+        TransportMismatchError,
+        VariantConflictError,
+    )
+    from pdcore.layout import (
+        Attention,
+        AuxField,
+        AuxSchema,
+        KVBuffer,
+        KVLayout,
+        StateBuffer,
+        StateComponent,
+    )
+    from pdcore.metadata import AuxDataCodec, MetadataBuffers
+    from pdcore.metrics import RequestMetrics
+    from pdcore.model import CPU, Deadline, Device, DeviceKind, KVPoll, Role, RoomId
+    from pdcore.pools import Pools, StatePool
+    from pdcore.prefill import KVSender, PrefillManager, TransferKVChunk
+    from pdcore.regions import Region
+    from pdcore.selection import Backend, select
+    from pdcore.settings import load_config
+    from pdcore.topology import Topology
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "bootstrap": ("BootstrapServer",),
+    "config": ("Config", "ControlConfig", "LivenessConfig", "Timeouts", "TransferConfig", "TransferModel"),
+    "decode": ("DecodeManager", "KVReceiver"),
+    "errors": (
+        "BootstrapError",
+        "ConfigError",
+        "EngineError",
+        "FailureCode",
+        "IncompatiblePeerError",
+        "KVTransferError",
+        "LayoutError",
+        "PDCoreError",
+        "PlanError",
+        "RoomError",
+        "SelectionError",
+        "TransportMismatchError",
+        "VariantConflictError",
+    ),
+    "layout": (
+        "Attention",
+        "AuxField",
+        "AuxSchema",
+        "KVBuffer",
+        "KVLayout",
+        "StateBuffer",
+        "StateComponent",
+    ),
+    "metadata": ("AuxDataCodec", "MetadataBuffers"),
+    "metrics": ("RequestMetrics",),
+    "model": ("CPU", "Deadline", "Device", "DeviceKind", "KVPoll", "Role", "RoomId"),
+    "pools": ("Pools", "StatePool"),
+    "prefill": ("KVSender", "PrefillManager", "TransferKVChunk"),
+    "regions": ("Region",),
+    "selection": ("Backend", "select"),
+    "settings": ("load_config",),
+    "topology": ("Topology",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "CPU",
+    "Attention",
+    "AuxDataCodec",
+    "AuxField",
+    "AuxSchema",
+    "Backend",
+    "BootstrapError",
+    "BootstrapServer",
+    "Config",
+    "ConfigError",
+    "ControlConfig",
+    "Deadline",
+    "DecodeManager",
+    "Device",
+    "DeviceKind",
+    "EngineError",
+    "FailureCode",
+    "IncompatiblePeerError",
+    "KVBuffer",
+    "KVLayout",
+    "KVPoll",
+    "KVReceiver",
+    "KVSender",
+    "KVTransferError",
+    "LayoutError",
+    "LivenessConfig",
+    "MetadataBuffers",
+    "PDCoreError",
+    "PlanError",
+    "Pools",
+    "PrefillManager",
+    "Region",
+    "RequestMetrics",
+    "Role",
+    "RoomError",
+    "RoomId",
+    "SelectionError",
+    "StateBuffer",
+    "StateComponent",
+    "StatePool",
+    "Timeouts",
+    "Topology",
+    "TransferConfig",
+    "TransferKVChunk",
+    "TransferModel",
+    "TransportMismatchError",
+    "VariantConflictError",
+    "__version__",
+    "load_config",
+    "select",
+]
+
+
+def __getattr__(name: str) -> object:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module 'pdcore' has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(f"pdcore.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -224,13 +224,7 @@ class TransferEngine(ABC):
                 f"{len(regions)} bytes whose checksum does not match",
                 "pair again; if it persists, look at what carries the control messages",
             )
-        export = msgspec.msgpack.decode(regions[4:], type=_Export)
-        if export.version != EXPORT_VERSION:
-            raise EngineError(
-                "a peer's region export is of another version",
-                f"version {export.version} there, {EXPORT_VERSION} here",
-                "run the same pdcore on both sides",
-            )
+        export = _decode_export(regions[4:])
         return self.do_connect(endpoint, export.regions, export.native, deadline)
 
     def write(self, peer: Peer, batch: WriteBatch) -> Transfer:
@@ -267,6 +261,20 @@ class TransferEngine(ABC):
             raise EngineClosedError(
                 "a transfer engine was used after close()", "it is closed", "start a new engine"
             )
+
+
+def _decode_export(body: bytes) -> _Export:
+    try:
+        export = msgspec.msgpack.decode(body, type=_Export)
+    except msgspec.DecodeError as error:
+        there = str(error)
+    else:
+        if export.version == EXPORT_VERSION:
+            return export
+        there = f"version {export.version} there, {EXPORT_VERSION} here"
+    raise EngineError(
+        "a peer's region export is of another version", there, "run the same pdcore on both sides"
+    )
 
 
 class RawWrite(Protocol):

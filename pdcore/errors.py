@@ -177,7 +177,7 @@ class IncompatiblePeerError(PDCoreError):
         super().__init__(
             f"cannot pair with {peer}: {len(self.misfits)} field(s) differ",
             lines,
-            "; ".join(m.change for m in self.misfits),
+            "; ".join(dict.fromkeys(m.change for m in self.misfits)),
         )
 
     def __reduce__(self) -> tuple[type[IncompatiblePeerError], tuple[str, tuple[Misfit, ...]]]:

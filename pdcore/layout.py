@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from enum import Enum
 
@@ -27,6 +28,18 @@ DTYPE_BYTES = {
     "int8": 1,
 }
 """KV element types by their torch name, with their size in bytes."""
+
+
+def _repeated(names: Sequence[str]) -> list[str]:
+    return sorted(name for name, count in Counter(names).items() if count > 1)
+
+
+AUX_DTYPES = (
+    "bool",
+    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+    *("float16", "float32", "float64"),
+)
+"""What numpy stores by value; the fields of an aux row have one of these."""
 
 
 class Attention(Enum):
@@ -73,7 +86,7 @@ class KVLayout:
             *(f"{k}={v}" for k, v in (("page_size", self.page_size), ("num_pages", self.num_pages)) if v < 1),
             *([] if self.dtype in DTYPE_BYTES else [f"dtype={self.dtype!r}"]),
             *(f"{b.name}.item_len={b.item_len}" for b in self.buffers if b.item_len < 1),
-            *(f"{n} twice" for n in sorted({n for n in names if names.count(n) > 1})),
+            *(f"{n} twice" for n in _repeated(names)),
             *([] if self.buffers else ["no buffers"]),
         ]
         if wrong:
@@ -161,6 +174,14 @@ class AuxField:
     shape: tuple[int, ...] = ()
     writer_rank: int = 0
 
+    def __attrs_post_init__(self) -> None:
+        if self.dtype not in AUX_DTYPES or any(n < 1 for n in self.shape):
+            raise LayoutError(
+                f"the aux field {self.name!r} cannot lie in memory",
+                f"dtype {self.dtype!r}, shape {self.shape}",
+                f"use lengths of at least 1 and a dtype of {', '.join(AUX_DTYPES)}",
+            )
+
     @property
     def nbytes(self) -> int:
         """Bytes of one value, before padding."""
@@ -179,8 +200,7 @@ class AuxSchema:
 
     def __attrs_post_init__(self) -> None:
         names = [f.name for f in self.fields]
-        twice = sorted({n for n in names if names.count(n) > 1})
-        if twice:
+        if twice := _repeated(names):
             raise LayoutError(
                 f"the aux schema names {', '.join(map(repr, twice))} twice",
                 f"fields {', '.join(names)}",

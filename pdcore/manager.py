@@ -134,7 +134,7 @@ class Manager(ABC):
                 self.channel.post(route, Bye(self.incarnation, drained=True))
             self._leave(deadline)
             self.channel.close(deadline)
-            self.rooms.wake()
+            self.rooms.shut()
 
     def _discard(self) -> None:
         """Undo a construction that failed before anything ran."""

@@ -67,11 +67,11 @@ class MetadataBuffers:
                     "name a field of the schema",
                 )
             array = np.asarray(value)
-            if array.shape != view.shape[1:] or not np.can_cast(array.dtype, view.dtype, "same_kind"):
+            if array.shape != view.shape[1:] or not _fits(array, view.dtype):
                 raise RoomError(
                     f"a value does not fit the aux field {name!r}",
                     f"{array.dtype}{array.shape}, the field is {view.dtype}{view.shape[1:]}",
-                    "hand in a value of the field's shape and kind",
+                    "hand in a value of the field's shape, kind and range",
                 )
             view[slot] = array
         self._rooms[slot] = room
@@ -112,6 +112,13 @@ class MetadataBuffers:
             raise RoomError(
                 f"aux slot {slot} does not exist", f"slots 0 to {self.slots - 1}", "use a slot in range"
             )
+
+
+def _fits(array: npt.NDArray[np.generic], field: np.dtype[np.generic]) -> bool:
+    if array.dtype.kind in "iu" and field.kind in "iu" and array.size:
+        limits = np.iinfo(field.name)
+        return limits.min <= int(array.min()) and int(array.max()) <= limits.max
+    return np.can_cast(array.dtype, field, "same_kind")
 
 
 class AuxDataCodec:

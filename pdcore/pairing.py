@@ -56,7 +56,7 @@ def _layout_misfits(prefill: KVLayout, decode: KVLayout) -> list[Misfit]:
     ours = {b.name: b.item_len for b in prefill.buffers}
     theirs = {b.name: b.item_len for b in decode.buffers}
     if list(ours) != list(theirs):
-        out.append(Misfit("layout.buffers", _names(ours), _names(theirs), change))
+        out.append(Misfit("layout.buffers", _names(ours, theirs), _names(theirs, ours), change))
     differing = [n for n in ours if n in theirs and ours[n] != theirs[n]]
     if differing:
         name = differing[0]
@@ -71,9 +71,10 @@ def _layout_misfits(prefill: KVLayout, decode: KVLayout) -> list[Misfit]:
     return out
 
 
-def _names(buffers: dict[str, int]) -> str:
-    names = list(buffers)
-    return f"{len(names)} buffers ({names[0]} .. {names[-1]})"
+def _names(buffers: dict[str, int], other: dict[str, int]) -> str:
+    names, others = list(buffers), list(other)
+    first = next((i for i, name in enumerate(names) if name not in others[i : i + 1]), len(names))
+    return f"{len(names)} buffers, number {first} is {names[first] if first < len(names) else 'missing'}"
 
 
 def _state_misfits(prefill: tuple[StateComponent, ...], decode: tuple[StateComponent, ...]) -> list[Misfit]:

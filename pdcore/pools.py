@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import attrs
 import numpy as np
@@ -86,13 +87,13 @@ class Pools:
         if found != self.table.expected:
             wrong = [
                 f"{have} instead of {want}"
-                for have, want in zip(found, self.table.expected, strict=False)
+                for have, want in zip_longest(found, self.table.expected, fillvalue="nothing")
                 if have != want
             ]
             raise LayoutError(
                 "the pools are not what their layouts say",
                 f"{len(found)} regions instead of {len(self.table.expected)}; (name, bytes): "
-                f"{', '.join(wrong[:4]) or 'the rest is missing'}",
+                f"{', '.join(wrong[:4])}",
                 "hand in one region per buffer, in the layout's order, of num_pages * item_len bytes",
             )
 

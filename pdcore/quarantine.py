@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from pdcore.outcome import Quiescence, Transfer
 
 __all__ = ["Quarantine"]
+
+_Entry = tuple[Transfer, Callable[[], None]]
+_log = logging.getLogger("pdcore.quarantine")
 
 
 class Quarantine:
@@ -15,7 +19,7 @@ class Quarantine:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._held: list[tuple[Transfer, Callable[[], None]]] = []
+        self._held: list[_Entry] = []
 
     def __len__(self) -> int:
         return len(self._held)
@@ -34,25 +38,30 @@ class Quarantine:
 
     def sweep(self) -> None:
         """Look at every held transfer and let the drained ones go."""
-        if not self._held:
-            return
         with self._lock:
-            held, self._held = self._held, []
-        still = [entry for entry in held if not self._let_go(*entry)]
-        with self._lock:
-            self._held += still
+            held = tuple(self._held)
+        self._release(entry for entry in held if _is_drained(entry[0]))
 
     def release_all(self) -> None:
         """Let all go: the engine was closed, so that no byte can move any more."""
         with self._lock:
-            held, self._held = self._held, []
-        for _, drained in held:
-            drained()
+            held = tuple(self._held)
+        self._release(held)
 
-    @staticmethod
-    def _let_go(transfer: Transfer, drained: Callable[[], None]) -> bool:
+    def _release(self, entries: Iterable[_Entry]) -> None:
+        for entry in entries:
+            with self._lock:
+                if entry not in self._held:  # another thread was first
+                    continue
+                self._held.remove(entry)
+            entry[1]()
+
+
+def _is_drained(transfer: Transfer) -> bool:
+    try:
         transfer.poll()
-        if transfer.quiescence is not Quiescence.DRAINED:
-            return False
-        drained()
-        return True
+        return transfer.quiescence is Quiescence.DRAINED
+    # A third party's adapter may raise anything; it proves nothing then, and must not keep the others.
+    except Exception:
+        _log.exception("a transfer in quarantine cannot be polled")
+        return False

@@ -54,17 +54,21 @@ class Region:
             RegistrationError: the memory is not contiguous, read-only, empty, or of another type.
         """
         if isinstance(memory, np.ndarray):
-            good = memory.flags.c_contiguous and memory.flags.writeable and memory.nbytes > 0
+            flags, plain = memory.flags, not memory.dtype.hasobject
+            good = plain and flags.c_contiguous and flags.writeable and memory.nbytes > 0
             region = cls(name, memory.ctypes.data, memory.nbytes, CPU, memory)
-            there = f"a numpy array, shape {memory.shape}, contiguous={memory.flags.c_contiguous}"
-            there += f", writable={memory.flags.writeable}"
+            there = f"a numpy array, dtype {memory.dtype}, shape {memory.shape}"
+            there += f", contiguous={flags.c_contiguous}, writable={flags.writeable}"
         elif isinstance(memory, _Tensor):
-            good = memory.is_contiguous() and memory.numel() > 0
-            device = getattr(memory, "device", None)
-            kind, index = getattr(device, "type", "cpu"), getattr(device, "index", None)
+            device, layout = getattr(memory, "device", "cpu"), getattr(memory, "layout", "strided")
+            kind = next((k for k in DeviceKind if k.value == getattr(device, "type", device)), None)
+            there = f"a tensor of {memory.numel()} elements on {device}, {layout}"
+            # Only a dense tensor on a known device may be asked for its pointer.
+            good = kind is not None and str(layout).endswith("strided") and memory.numel() > 0
+            good = good and memory.is_contiguous()
             length = memory.numel() * memory.element_size()
-            region = cls(name, memory.data_ptr(), length, Device(DeviceKind(kind), index or 0), memory)
-            there = f"a tensor of {memory.numel()} elements on {device}"
+            place = Device(kind or DeviceKind.CPU, getattr(device, "index", None) or 0)
+            region = cls(name, memory.data_ptr() if good else 0, length, place, memory)
         else:
             good, region, there = False, cls(name, 0, 0), f"a {type(memory).__name__}"
         if not good:
@@ -147,9 +151,10 @@ class WriteBatch:
         """Prove that every entry lies inside its local and its remote region.
 
         Raises:
-            PlanError: lengths of the arrays differ, a pair is empty or unknown, an entry has no
-                bytes, or an entry leaves a region; the first such entry is named.
+            PlanError: lengths or dtypes of the arrays are wrong, a pair is empty or unknown, an entry
+                has no bytes, or an entry leaves a region; the first such entry is named.
         """
+        self._require_dtypes()
         n, pairs = len(self.lengths), len(self.local_regions)
         if not (
             len(self.local_offsets) == len(self.remote_offsets) == n
@@ -187,6 +192,19 @@ class WriteBatch:
                 spread = np.repeat(limit, np.diff(self.starts))
                 bad = int(np.flatnonzero((ends > spread) | (ends < offsets))[0])
                 self._refuse(bad, f"leaves its {side} region", f", region length {int(spread[bad])}")
+
+    def _require_dtypes(self) -> None:
+        # Signed offsets would turn sums into floats and pass a negative one.
+        offsets = (self.local_offsets, self.remote_offsets, self.lengths)
+        tables = (self.local_regions, self.remote_regions, self.starts)
+        if all(a.dtype == np.uint64 for a in offsets) and all(a.dtype == np.int64 for a in tables):
+            return
+        raise PlanError(
+            "a write batch has arrays of the wrong dtype",
+            f"offsets and lengths {', '.join(str(a.dtype) for a in offsets)}; "
+            f"regions and starts {', '.join(str(a.dtype) for a in tables)}",
+            "make offsets and lengths uint64, regions and starts int64",
+        )
 
     def _refuse(self, entry: int, why: str, more: str) -> None:
         raise PlanError(

@@ -49,6 +49,7 @@ class RoomTable:
         self._rooms: dict[RoomId, Room] = {}
         self._ended: dict[RoomId, None] = {}
         self._waiting = 0
+        self._shut = False
         self._last_generation = 0
 
     def open(self, room: RoomId, deadline: Deadline) -> Room:
@@ -57,8 +58,10 @@ class RoomTable:
         Raises:
             RoomError: the room is open already, or is not an integer from 0 to 2**63 - 1.
         """
-        if not 0 <= room < 2**63:
-            raise RoomError(f"room {room} cannot be opened", "rooms are 0 to 2**63 - 1", "choose another id")
+        if type(room) is not int or not 0 <= room < 2**63:
+            raise RoomError(
+                f"room {room!r} cannot be opened", "rooms are 0 to 2**63 - 1", "choose another id"
+            )
         with self._changed:
             old = self._rooms.get(room)
             if old is not None:
@@ -111,28 +114,32 @@ class RoomTable:
             return [r for r in self._rooms.values() if not r.status.terminal and r.deadline.expired]
 
     def wait(self, record: Room, deadline: Deadline) -> KVPoll:
-        """Wait until the room has ended or the deadline passed; return its status."""
+        """Wait until the room has ended, the deadline passed or the table was shut; return its status."""
         with self._changed:
             self._wait_for(lambda: record.status.terminal, deadline)
             return record.status
 
     def finished(self, deadline: Deadline) -> list[RoomId]:
-        """Wait for rooms that ended and were neither returned before nor cleared; [] at the deadline."""
+        """Wait for rooms that ended and were neither returned before nor cleared.
+
+        [] at the deadline, or once the table was shut and nothing is left.
+        """
         with self._changed:
             self._wait_for(lambda: bool(self._ended), deadline)
             ended = list(self._ended)
             self._ended.clear()
             return ended
 
-    def wake(self) -> None:
-        """Wake every waiter, for a shutdown."""
+    def shut(self) -> None:
+        """End every wait, now and later: the manager is closed."""
         with self._changed:
+            self._shut = True
             self._changed.notify_all()
 
     def _wait_for(self, ready: Callable[[], bool], deadline: Deadline) -> None:
         self._waiting += 1
         try:
-            while not ready() and (left := deadline.remaining()) > 0:
+            while not (ready() or self._shut) and (left := deadline.remaining()) > 0:
                 self._changed.wait(left)
         finally:
             self._waiting -= 1

@@ -11,12 +11,13 @@ import msgspec
 
 from pdcore.bootstrap.loop import LoopThread
 from pdcore.bootstrap.record import RankGroup, RankRecord, Refusal
-from pdcore.errors import BootstrapError
+from pdcore.errors import BootstrapError, LayoutError
 from pdcore.model import Deadline, Incarnation
 
 __all__ = ["BootstrapClient"]
 
 _RETRY = 0.2
+_NO_ANSWER = "no answer within the deadline"
 _UNREACHED = (aiohttp.ClientError, OSError, asyncio.TimeoutError)
 _log = logging.getLogger("pdcore.bootstrap")
 
@@ -26,7 +27,8 @@ class BootstrapClient:
 
     def __init__(self, name: str) -> None:
         self._loop = LoopThread(f"{name}-http")
-        self._session: aiohttp.ClientSession | None = None
+        self._session: aiohttp.ClientSession | None = None  # the loop's own, like _closed
+        self._closed = False
         self._renewal: concurrent.futures.Future[None] | None = None
 
     def register(self, address: str, record: RankRecord, deadline: Deadline) -> None:
@@ -38,7 +40,7 @@ class BootstrapClient:
         try:
             self._loop.call(self._register(address, record, deadline), deadline)
         except TimeoutError as error:
-            raise _unreachable(address, "no answer within the deadline") from error
+            raise _unreachable(address, _NO_ANSWER) from error
 
     def renew(self, address: str, record: RankRecord) -> None:
         """Start renewing a lease unless a renewal is under way; never waits, failures are logged."""
@@ -61,9 +63,8 @@ class BootstrapClient:
 
     def close(self, deadline: Deadline) -> None:
         """End all requests and the thread; idempotent."""
-        if self._session is not None:
-            self._loop.call(self._session.close(), deadline)
-            self._session = None
+        if not self._closed:
+            self._loop.call(self._end(), deadline)
         self._loop.close(deadline)
 
     async def _register(self, address: str, record: RankRecord, deadline: Deadline) -> None:
@@ -72,7 +73,7 @@ class BootstrapClient:
                 return await self._put(address, record, deadline.remaining())
             except _UNREACHED as error:
                 if deadline.remaining() <= _RETRY:
-                    raise _unreachable(address, str(error)) from error
+                    raise _unreachable(address, str(error) or _NO_ANSWER) from error
                 await asyncio.sleep(_RETRY)
 
     async def _renew(self, address: str, record: RankRecord) -> None:
@@ -88,7 +89,7 @@ class BootstrapClient:
                 raise _refused(address, response.status, await response.read())
 
     async def _resolve(self, address: str, dp_rank: int, deadline: Deadline) -> RankGroup:
-        trouble = "no answer within the deadline"
+        trouble = _NO_ANSWER
         while (left := deadline.remaining()) > 0:
             try:
                 return await self._ask(address, dp_rank, left)
@@ -105,13 +106,23 @@ class BootstrapClient:
             body = await response.read()
             if response.status != 200:
                 raise _refused(address, response.status, body)
-            return msgspec.json.decode(body, type=RankGroup)
+            try:
+                return msgspec.json.decode(body, type=RankGroup)
+            except (msgspec.DecodeError, LayoutError) as error:
+                raise _refused(address, response.status, body) from error
 
     async def _withdraw(self, address: str, incarnation: Incarnation) -> None:
         async with self._http().delete(f"http://{address}/v1/ranks/{incarnation}"):
             pass
 
+    async def _end(self) -> None:
+        self._closed = True
+        if self._session is not None:
+            await self._session.close()
+
     def _http(self) -> aiohttp.ClientSession:
+        if self._closed:
+            raise aiohttp.ClientConnectionError("this client is closed")
         if self._session is None:
             self._session = aiohttp.ClientSession()
         return self._session

@@ -24,8 +24,16 @@ class LoopThread:
         self._thread.start()
 
     def submit(self, work: Coroutine[object, object, T]) -> concurrent.futures.Future[T]:
-        """Start a coroutine; its future may be waited for from any thread."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+        """Start a coroutine; its future may be waited for from any thread, cancelled if all has ended."""
+        try:
+            return asyncio.run_coroutine_threadsafe(work, self._loop)
+        except RuntimeError:
+            if not self._loop.is_closed():
+                raise
+            work.close()
+            future: concurrent.futures.Future[T] = concurrent.futures.Future()
+            future.cancel()
+            return future
 
     def call(self, work: Coroutine[object, object, T], deadline: Deadline) -> T:
         """Run a coroutine and return its result.

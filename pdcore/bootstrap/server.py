@@ -63,11 +63,11 @@ class BootstrapServer:
         self._loop = LoopThread("bootstrap-server")
         try:
             self._port = self._loop.call(self._serve(), Deadline.after(_START))
-        except OSError as error:
+        except (OSError, OverflowError) as error:  # OverflowError: a port above 65535
             self.close()
             raise BootstrapError(
                 f"the bootstrap service cannot listen on {self._host}:{self._port}",
-                error.strerror or str(error),
+                getattr(error, "strerror", None) or str(error),
                 "choose a free port (0 takes any) and an address of this machine",
             ) from error
         self.address = f"{self._host}:{self._port}"
@@ -142,7 +142,8 @@ class BootstrapServer:
     def _group(self, dp_rank: int) -> RankGroup | None:
         ranks = {rank: record for (dp, rank), record in self._fresh().items() if dp == dp_rank}
         size = max((r.topology.group_size for r in ranks.values()), default=0)
-        if not size or set(ranks) != set(range(size)):
+        # The length first: a stranger may claim a group of any size.
+        if not size or len(ranks) != size or set(ranks) != set(range(size)):
             return None
         return RankGroup(tuple(ranks[rank] for rank in range(size)))
 

@@ -41,7 +41,7 @@ class Revocations:
         with self._lock:
             self._running = {w: t for w, t in self._running.items() if t.is_alive()}
             self._running[writer] = thread
-        thread.start()
+            thread.start()
 
     def finish(self, writer: Incarnation, deadline: Deadline) -> bool:
         """Wait for the end of a writer's revocation, if there is one; False at the deadline."""

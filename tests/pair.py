@@ -1,0 +1,142 @@
+"""A prefill and a decode manager in one process, over the real local engine and real sockets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Literal
+
+import attrs
+import numpy as np
+
+from pdcore import (
+    AuxField,
+    AuxSchema,
+    BootstrapServer,
+    Config,
+    Deadline,
+    DecodeManager,
+    KVLayout,
+    KVPoll,
+    KVReceiver,
+    KVSender,
+    LivenessConfig,
+    MetadataBuffers,
+    Pools,
+    PrefillManager,
+    RoomId,
+    StateComponent,
+    Timeouts,
+    Topology,
+    TransferConfig,
+    TransferModel,
+    select,
+)
+
+SCHEMA = AuxSchema((AuxField("first_token", "int64"), AuxField("logprobs", "float32", (8,))))
+SLOTS = 16
+MHA = KVLayout.heads(layers=range(4), kv_heads=2, head_dim=16, page_size=4, num_pages=64)
+MLA = KVLayout.latent(layers=range(3), latent_dim=72, page_size=4, num_pages=64)
+
+
+def soon() -> Deadline:
+    """The deadline of everything that should come at once; generous, for busy machines."""
+    return Deadline.after(30)
+
+
+def config(
+    model: TransferModel = TransferModel.WORKERS,
+    aux: Literal["auto", "engine", "tcp"] = "auto",
+    *,
+    request: float = 60.0,
+    lanes: int = 1,
+    interval: float = 0.2,
+    max_failures: int = 50,
+) -> Config:
+    """Return a configuration; heartbeats are quick and lenient."""
+    return Config(
+        transfer=TransferConfig(model=model, aux=aux, lanes_per_peer=lanes),
+        timeouts=Timeouts(request=request, pairing=min(30.0, request), bootstrap=min(10.0, request)),
+        liveness=LivenessConfig(interval=interval, max_failures=max_failures),
+    )
+
+
+def pools(
+    layout: KVLayout = MHA, schema: AuxSchema | None = SCHEMA, state: Sequence[StateComponent] = ()
+) -> Pools:
+    """Return pools in host memory."""
+    return Pools.allocate(layout, aux=MetadataBuffers(schema, SLOTS) if schema else None, state=state)
+
+
+def fill(memory: Pools, seed: int) -> None:
+    """Fill all KV and state memory with random bytes."""
+    rng = np.random.default_rng(seed)
+    for region in (*memory.kv, *(r for pool in memory.state for r in pool.regions)):
+        assert isinstance(region.owner, np.ndarray)
+        region.owner[:] = rng.integers(0, 256, region.owner.shape, np.uint8)
+
+
+def same_pages(left: Pools, left_pages: Sequence[int], right: Pools, right_pages: Sequence[int]) -> bool:
+    """Whether the pages hold the same bytes in every buffer."""
+    return all(
+        np.array_equal(a[list(left_pages)], b[list(right_pages)])
+        for a, b in zip(left.arrays, right.arrays, strict=True)
+    )
+
+
+@attrs.define
+class Pair:
+    """Both sides and the service between them."""
+
+    bootstrap: BootstrapServer
+    prefill: PrefillManager
+    decode: DecodeManager
+
+    def open(self, room: int, deadline: Deadline | None = None) -> tuple[KVSender, KVReceiver]:
+        """Open a room on both sides and begin to pair."""
+        sender = self.prefill.sender(RoomId(room), deadline)
+        receiver = self.decode.receiver(self.bootstrap.address, RoomId(room), deadline)
+        receiver.init()
+        return sender, receiver
+
+    def move(self, room: int, source: Sequence[int], target: Sequence[int], aux_slot: int | None = 0) -> None:
+        """Move one request and check that it arrives."""
+        sender, receiver = self.open(room)
+        if aux_slot is not None and self.prefill.pools.aux:
+            self.prefill.pools.aux.set(aux_slot, RoomId(room), {"first_token": room})
+        sender.init(len(source), aux_slot)
+        receiver.send_metadata(target, aux_slot)
+        sender.send(source)
+        finish(sender, receiver)
+        assert same_pages(self.prefill.pools, source, self.decode.pools, target)
+
+
+def finish(sender: KVSender, receiver: KVReceiver) -> None:
+    """Wait for success on both sides, and clear the room."""
+    assert sender.wait(soon()) is KVPoll.SUCCESS, sender.failure()
+    assert receiver.wait(soon()) is KVPoll.SUCCESS, receiver.failure()
+    assert sender.release_safe()
+    assert receiver.release_safe()
+    sender.clear()
+    receiver.clear()
+
+
+@contextmanager
+def paired(
+    cfg: Config | None = None,
+    *,
+    source: Pools | None = None,
+    target: Pools | None = None,
+    decode_cfg: Config | None = None,
+) -> Iterator[Pair]:
+    """Start both sides; prefill's memory is random."""
+    cfg = cfg or config()
+    inline = cfg.transfer.model is TransferModel.INLINE
+    backend = select("local", {"copy_threads": 1} if inline else {})
+    memory = source or pools()
+    fill(memory, 1)
+    with ExitStack() as stack:
+        bootstrap = stack.enter_context(BootstrapServer())
+        prefill = stack.enter_context(PrefillManager(backend, memory, Topology(), bootstrap.address, cfg))
+        decode = stack.enter_context(DecodeManager(backend, target or pools(), Topology(), decode_cfg or cfg))
+        yield Pair(bootstrap, prefill, decode)

@@ -1,0 +1,165 @@
+"""What must stay true of the source itself: order, size, names, docstrings, versions."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+import pdcore
+from pdcore.hookspecs import BackendHooks
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "pdcore"
+PLUGINS = sorted((ROOT / "plugins").iterdir())
+SOURCES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "plugins").rglob("*.py")])
+
+FLOW = """
+errors model config structuring settings layout regions outcome engine backend hookspecs
+discovery plugins environment engine_start assessment selection topology plan wire bootstrap
+liveness status quarantine metadata pools metrics pairing handle manager prefill decode
+local testing demo bench cli
+"""
+"""The flow: config, discover, select, engine, register, bootstrap, plan, send, status."""
+ORDER = FLOW.split()
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1]
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Yield the pdcore modules that a file imports at run time."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("pdcore."):
+            yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (a.name for a in node.names if a.name.startswith("pdcore."))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_every_module_has_its_place_in_the_order() -> None:
+    rooms = {p.stem for p in PACKAGE.glob("*.py")} | {p.parent.name for p in PACKAGE.glob("*/__init__.py")}
+    assert rooms - {"__init__", "__main__", "pdcore"} == set(ORDER)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_module_imports_only_from_earlier_ones(path: Path) -> None:
+    name = module_name(path)
+    if name.count(".") == 0 or name == "pdcore.__main__":
+        return  # the doors may open every room
+    place = ORDER.index(room_of(name))
+    late = [m for m in imports_of(path) if ORDER.index(room_of(m)) > place]
+    assert not late, f"{name} imports {late}, which come after it"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_modules_and_functions_stay_small(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) <= 300
+    long = [
+        f"{node.name}: {node.end_lineno - node.lineno + 1} lines"
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.end_lineno is not None
+        and node.end_lineno - node.lineno >= 60
+    ]
+    assert not long
+
+
+def test_no_module_is_called_after_nothing() -> None:
+    vague = {"utils", "util", "helpers", "helper", "common", "misc"}
+    assert not [p for p in SOURCES if p.stem in vague]
+
+
+def test_the_core_names_no_backend() -> None:
+    named = re.compile("moon" + "cake|ni" + r"xl|\bmori\b", re.IGNORECASE)
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in PACKAGE.rglob("*.py")
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if named.search(line)
+    ]
+    assert not found
+
+
+def test_every_distribution_is_typed_and_of_one_version() -> None:
+    pattern = re.compile(r'^version = "(.+)"$', re.MULTILINE)
+    for root in (ROOT, *PLUGINS):
+        declared = pattern.findall((root / "pyproject.toml").read_text())
+        assert declared == [pdcore.__version__], root
+    for plugin in PLUGINS:
+        package = plugin / plugin.name.replace("-", "_")
+        assert (package / "py.typed").is_file()
+        assert 'dependencies = ["pdcore>=0.1,<0.2"]' in (plugin / "pyproject.toml").read_text()
+        assert version(plugin.name) == pdcore.__version__
+    assert (PACKAGE / "py.typed").is_file()
+
+
+def public_objects() -> Iterator[tuple[str, object]]:
+    for info in pkgutil.walk_packages(pdcore.__path__, "pdcore."):
+        if info.name.endswith("__main__") or ".testing" in info.name:
+            continue
+        module = importlib.import_module(info.name)
+        yield info.name, module
+        for name in getattr(module, "__all__", ()):
+            value = getattr(module, name)
+            if inspect.isfunction(value) or (inspect.isclass(value) and value.__module__ == info.name):
+                yield f"{info.name}.{name}", value
+                if inspect.isclass(value):
+                    for member, attribute in vars(value).items():
+                        if not member.startswith("_") and (
+                            inspect.isfunction(attribute) or isinstance(attribute, property)
+                        ):
+                            yield f"{info.name}.{name}.{member}", getattr(value, member)
+
+
+def test_everything_public_has_a_docstring() -> None:
+    assert not [name for name, value in public_objects() if not inspect.getdoc(value)]
+
+
+def test_every_hook_is_documented_and_tested() -> None:
+    hooks = [name for name in dir(BackendHooks) if name.startswith("pd_")]
+    tests = "".join(p.read_text() for p in (ROOT / "tests").rglob("*.py") if p != Path(__file__))
+    assert len(hooks) == 6
+    for hook in hooks:
+        assert inspect.getdoc(getattr(BackendHooks, hook))
+        assert hook in tests
+
+
+def test_importing_pdcore_loads_nothing_heavy_and_scans_no_entry_points() -> None:
+    code = (
+        "import importlib.metadata as m, sys\n"
+        "def no(*a, **k): raise SystemExit('scanned entry points')\n"
+        "m.entry_points = m.distributions = no\n"
+        "before = set(sys.modules)\n"
+        "import pdcore\n"
+        "new = {n.split('.')[0] for n in set(sys.modules) - before}\n"
+        "print(sorted(new - sys.stdlib_module_names))\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert run.stdout.strip() == "['pdcore']"
+
+
+def test_every_public_name_can_be_reached_through_the_door() -> None:
+    assert sorted(pdcore.__all__) == dir(pdcore)
+    for name in pdcore.__all__:
+        assert getattr(pdcore, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        pdcore.__getattr__("nothing")
