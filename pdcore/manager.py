@@ -93,7 +93,9 @@ class Manager(ABC):
     def finished(self, deadline: Deadline) -> list[RoomId]:
         """Wait for rooms that ended since the last call; [] at the deadline.
 
-        The scheduler's completion queue: it wakes when a room ends, so nothing needs to poll.
+        The scheduler's completion queue: it wakes when a room ends, so nothing needs to poll. Only
+        with the inline model a sender's ``poll`` or ``wait`` must still be called, since those
+        advance it.
         """
         return self.rooms.finished(deadline)
 

@@ -354,13 +354,13 @@ def test_an_aux_slot_that_was_given_away_fails_that_request_alone(aux: AuxName) 
     with paired(config(aux=aux)) as pair:
         assert pair.prefill.pools.aux is not None
         sender, receiver = pair.open(1)
-        with pytest.raises(KVTransferError, match="aux slot 0 does not hold the data of room 1"):
-            sender.init(1, 0)
-        pair.prefill.pools.aux.set(0, RoomId(1), {"first_token": 1})
         sender.init(1, 0)
+        with pytest.raises(KVTransferError, match="aux slot 0 does not hold the data of room 1"):
+            sender.send([1])
+        pair.prefill.pools.aux.set(0, RoomId(1), {"first_token": 1})
+        sender.send([1])
         pair.prefill.pools.aux.set(0, RoomId(99), {"first_token": 99})
         receiver.send_metadata([1], 5)
-        sender.send([1])
         assert receiver.wait(soon()) is KVPoll.FAILED
         failure = receiver.failure()
         assert failure is not None

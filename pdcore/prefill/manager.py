@@ -176,7 +176,7 @@ class PrefillManager(Manager):
         elif isinstance(message, PairRequest):
             self._on_pair(route, message)
         elif isinstance(message, Bye):
-            self._lose(route, "it shut down in order")
+            self._lose(route, "it shut down in order", logging.INFO)
         else:
             self.channel.counts["unexpected"] += 1
 
@@ -228,7 +228,7 @@ class PrefillManager(Manager):
         if self._links.pair(route, request.description, old):
             self.heartbeats.track(route, time.monotonic())
 
-    def _lose(self, route: Route, why: str) -> None:
+    def _lose(self, route: Route, why: str, level: int = logging.WARNING) -> None:
         link = self._links.get(route)
         self.heartbeats.forget(route)
         if link is None:
@@ -237,7 +237,7 @@ class PrefillManager(Manager):
             affected = [s for s in self._senders.values() if s.uses(link)]
         self._parking.drop(lambda d: d.link is link)
         self._links.drop(link)
-        _log.warning("lost %s: %s", link.identity, why)
+        _log.log(level, "lost %s: %s", link.identity, why)
         for sender in affected:
             sender.give_up(
                 KVTransferError(

@@ -97,7 +97,6 @@ class KVSender(RoomHandle):
         Raises:
             RoomError: called twice, a negative count, or an aux slot that does not fit the pools.
         """
-        aux = self._host.pools.aux
         if self._num_pages >= 0 or num_pages < 0:
             raise RoomError(
                 f"init() of room {self.room} was refused",
@@ -105,8 +104,6 @@ class KVSender(RoomHandle):
                 "call init() once, with a count of 0 or more",
             )
         self._host.pools.check_aux_slot(self.room, aux_index)
-        if aux is not None and aux_index is not None:
-            aux.check_room(aux_index, self.room)
         self._num_pages, self._aux_index = num_pages, aux_index
         if self._destinations:
             self._check_destination(self._destinations[-1])
@@ -114,12 +111,14 @@ class KVSender(RoomHandle):
     def send(self, pages: npt.ArrayLike, state_indices: Sequence[npt.ArrayLike] | None = None) -> None:
         """Send the next pages of this request, in its logical order; a chunked prefill calls it often.
 
-        The call that completes ``num_pages`` is the last one and carries aux and state. It may come
-        before decode has named its pages. Does nothing in a room that has failed.
+        The call that completes ``num_pages`` is the last one and carries aux and state; the aux slot
+        must hold this room's values by then. It may come before decode has named its pages. Does
+        nothing in a room that has failed.
 
         Raises:
             RoomError: before ``init``, after the last page, or more pages than announced.
             PlanError: pages outside the pool, or state index lists that don't match the components.
+            KVTransferError: code AUX, the last chunk, but the aux slot holds another room's values.
         """
         if self.record.status is KVPoll.FAILED:
             return
@@ -226,6 +225,9 @@ class KVSender(RoomHandle):
         self._host.pools.check_pages(self.room, pages)
         is_last = total == self._num_pages
         lists = self._host.pools.state_lists(self.room, state_indices, due=is_last)
+        aux = self._host.pools.aux
+        if is_last and aux is not None and self._aux_index is not None:
+            aux.check_room(self._aux_index, self.room)
         return TransferKVChunk(
             self.room, self.record.generation, pages, self._sent, is_last, self._aux_index, lists
         )

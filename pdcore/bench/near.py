@@ -1,0 +1,132 @@
+"""The near side of the benchmark: a prefill manager and a raw engine here, a far side over there."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TypeVar
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from pdcore.bench.load import BenchError, allocate, pages_of, serve_load
+from pdcore.bench.messages import Event, Export, Join, Load, Loaded, decode_event
+from pdcore.bootstrap import BootstrapServer
+from pdcore.demo.child import Child, Gone
+from pdcore.demo.content import aux_values
+from pdcore.demo.messages import Fatal, Stop, WorkerSettings
+from pdcore.demo.serving import chosen_backend, configuration
+from pdcore.engine import Peer, RawWrite, TransferEngine
+from pdcore.handle import RoomHandle
+from pdcore.metadata import MetadataBuffers
+from pdcore.model import Deadline, Role, RoomId, new_incarnation
+from pdcore.plan import ItemCopier
+from pdcore.pools import Pools
+from pdcore.prefill import PrefillManager
+from pdcore.regions import WriteBatch
+from pdcore.topology import Topology
+
+__all__ = ["Pair", "paired", "plan_of"]
+
+START_SECONDS = 90.0
+STOP_SECONDS = 20.0
+AUX = aux_values(0, RoomId(0), 1)
+
+EventT = TypeVar("EventT", Export, Loaded)
+
+
+def plan_of(pools: Pools) -> ItemCopier:
+    """Return the planner of whole KV pages between two pools of the same layout."""
+    kv, pages = pools.table.kv, pools.layout.num_pages
+    return ItemCopier("page", [b.item_len for b in pools.layout.buffers], kv, kv, pages, pages)
+
+
+@attrs.frozen
+class Pair:
+    """Both sides, paired: requests go through the manager, raw writes straight to the far engine."""
+
+    settings: WorkerSettings
+    manager: PrefillManager
+    pools: Pools
+    aux: MetadataBuffers
+    engine: TransferEngine
+    peer: Peer
+    far: Child[Event]
+
+    def start(self, room: RoomId, slot: int, pages: npt.NDArray[np.int64]) -> RoomHandle:
+        sender = self.manager.sender(room)
+        self.aux.set(slot, room, AUX)
+        sender.init(len(pages), slot)
+        sender.send(pages)
+        return sender
+
+    def ended(self, room: RoomId, slot: int) -> None:
+        return
+
+    def finished(self, deadline: Deadline) -> list[RoomId]:
+        return self.manager.finished(deadline)
+
+    def serve(self, load: Load) -> Loaded:
+        """Serve this side of a load, which the far side serves too."""
+        pages = pages_of(load, Role.PREFILL, self.settings.num_pages)
+        return serve_load(load, self, pages, self.settings.deadline)
+
+    def far_serves(self, load: Load) -> None:
+        """Have the far side start a load."""
+        self.far.send(load)
+
+    def far_served(self) -> Loaded:
+        """Return what the far side measured, once it has served its load."""
+        return _expect(self.far, Loaded, self.settings.deadline)
+
+    def raw(self, load: Load) -> RawWrite:
+        """Return the raw write of the first slot's pages: the same bytes as one request, without aux."""
+        return self.engine.prepare_raw(self.peer, self.batch(load))
+
+    def batch(self, load: Load) -> WriteBatch:
+        """Return the plan of the first slot's pages."""
+        here, there = (pages_of(load, role, self.settings.num_pages)[0] for role in Role)
+        return plan_of(self.pools)(here, there)
+
+
+@contextlib.contextmanager
+def paired(settings: WorkerSettings) -> Iterator[Pair]:
+    """Start both sides and connect their raw engines.
+
+    Raises:
+        BenchError: the far side did not start; the message is its own.
+        PDCoreError: this side did not.
+    """
+    backend, config = chosen_backend(settings), configuration(settings)
+    with contextlib.ExitStack() as stack:
+        far = stack.enter_context(Child("pdcore.bench.far", settings, decode_event))
+        pools, aux = allocate(settings)
+        engine = backend.start_engine(
+            role=Role.PREFILL,
+            incarnation=new_incarnation(),
+            host=config.host,
+            deadline=Deadline.after(config.timeouts.engine_start),
+        )
+        stack.callback(engine.close)
+        engine.register(pools.regions)
+        bootstrap = stack.enter_context(BootstrapServer())
+        manager = stack.enter_context(PrefillManager(backend, pools, Topology(), bootstrap.address, config))
+        far.send(Join(engine.endpoint(), bootstrap.address))
+        export = _expect(far, Export, START_SECONDS)
+        peer = engine.connect(export.endpoint, export.regions, Deadline.after(START_SECONDS))
+        yield Pair(settings, manager, pools, aux, engine, peer, far)
+        far.send(Stop())
+        far.finish(Deadline.after(STOP_SECONDS))
+
+
+def _expect(far: Child[Event], kind: type[EventT], seconds: float) -> EventT:
+    event = far.read(Deadline.after(seconds))
+    if isinstance(event, kind):
+        return event
+    said = event.error if isinstance(event, Fatal) else event.how if isinstance(event, Gone) else repr(event)
+    raise BenchError(
+        "the far side of the benchmark did not answer",
+        said if event is not None else f"nothing came within {seconds:g} s",
+        "look at what it logged; `pdcore doctor` says what a backend needs",
+    )

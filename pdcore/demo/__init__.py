@@ -1,0 +1,12 @@
+"""The demo: a prefill and a decode process move KV cache, and every byte is checked at the far side.
+
+The parent plays the router. The workers know nothing of each other but the bootstrap address and the
+room; what decode must find is regenerated from the seed, never taken from what was sent.
+"""
+
+from __future__ import annotations
+
+from pdcore.demo.child import Gone
+from pdcore.demo.worker import Worker
+
+__all__ = ["Gone", "Worker"]

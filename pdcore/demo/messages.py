@@ -1,0 +1,128 @@
+"""What the router and its workers say to each other: one JSON object per line, over the workers' pipes."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import msgspec
+
+__all__ = [
+    "Command",
+    "Event",
+    "Failed",
+    "Fatal",
+    "Ready",
+    "Received",
+    "Sent",
+    "Serve",
+    "Stop",
+    "Stopped",
+    "WorkerSettings",
+    "decode_command",
+    "decode_event",
+]
+
+
+class WorkerSettings(msgspec.Struct, frozen=True, tag=True):
+    """The first line that a worker gets: everything that holds for its whole life.
+
+    ``page_size`` is in tokens, ``num_pages`` per buffer; ``chunk_pages`` 0 sends a prompt at once;
+    ``slots`` are aux rows, so the most requests in flight; times are in seconds.
+    """
+
+    model: str = "qwen2.5-0.5b"
+    page_size: int = 16
+    num_pages: int = 1024
+    seed: int = 0
+    slots: int = 8
+    chunk_pages: int = 0
+    backend: str = "local"
+    options: dict[str, str] = {}
+    transfer_model: Literal["workers", "inline"] = "workers"
+    aux: Literal["auto", "engine", "tcp"] = "auto"
+    deadline: float = 60.0
+
+
+class Serve(msgspec.Struct, frozen=True, tag=True):
+    """Prefill or decode one request. ``bootstrap`` is the prefill worker's address, for decode only.
+
+    A room may be served once in a worker's life: its pages would hold the right bytes from before.
+    """
+
+    room: int
+    tokens: int
+    bootstrap: str = ""
+
+
+class Stop(msgspec.Struct, frozen=True, tag=True):
+    """End in order; the worker answers with :class:`Stopped` and exits."""
+
+
+Command: TypeAlias = WorkerSettings | Serve | Stop
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """The worker can serve; ``bootstrap`` is set by a prefill worker, ``transport`` is the effective one."""
+
+    pid: int
+    backend: str
+    transport: str
+    bootstrap: str = ""
+
+
+class Sent(msgspec.Struct, frozen=True, tag=True):
+    """Prefill ended a room as SUCCESS.
+
+    Times are monotonic seconds, comparable within one machine: the first ``send``, the first byte that
+    could move, the end.
+    """
+
+    room: int
+    first_send: float
+    moving_from: float
+    ended: float
+
+
+class Received(msgspec.Struct, frozen=True, tag=True):
+    """Decode ended a room as SUCCESS and has looked at what is there; ``ended`` is as in :class:`Sent`.
+
+    ``mismatch`` is empty if every byte and the aux row are as the seed says. The digests are 16 hex digits.
+    """
+
+    room: int
+    ended: float
+    pages: int
+    nbytes: int
+    aux_rows: int
+    digest: str
+    expected_digest: str
+    mismatch: str = ""
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """A room ended as FAILED, or could not be started; ``code`` is that of the KVTransferError."""
+
+    room: int
+    code: str
+    error: str
+
+
+class Fatal(msgspec.Struct, frozen=True, tag=True):
+    """The worker cannot go on; it exits after this."""
+
+    error: str
+
+
+class Stopped(msgspec.Struct, frozen=True, tag=True):
+    """The last event of a worker that ended in order: its peak resident memory in bytes."""
+
+    peak_rss: int
+
+
+Event: TypeAlias = Ready | Sent | Received | Failed | Fatal | Stopped
+
+decode_command = msgspec.json.Decoder[Command](Command).decode
+"""The command on a line."""
+
+decode_event = msgspec.json.Decoder[Event](Event).decode
+"""The event on a line."""

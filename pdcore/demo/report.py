@@ -1,0 +1,145 @@
+"""What a demo run did, as data and as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import attrs
+import numpy as np
+
+__all__ = ["Failure", "Report", "RequestReport"]
+
+
+@attrs.frozen
+class RequestReport:
+    """One request that both sides ended as SUCCESS.
+
+    ``latency`` is in seconds, from prefill's first send to decode's SUCCESS; ``moving`` are monotonic
+    seconds, from the first byte that could move to prefill's SUCCESS. ``mismatch`` is empty if every
+    byte at the far side is as the seed says.
+    """
+
+    room: int
+    tokens: int
+    pages: int
+    nbytes: int
+    aux_rows: int
+    latency: float
+    moving: tuple[float, float]
+    digest: str
+    expected_digest: str
+    mismatch: str = ""
+
+
+@attrs.frozen
+class Failure:
+    """A request that ended as FAILED on ``side``, or that was never started."""
+
+    room: int
+    side: str
+    code: str
+    error: str
+
+
+@attrs.frozen
+class Report:
+    """The outcome of a run. ``wall`` is in seconds, from the first request to the last answer.
+
+    ``peak_rss`` are bytes of each process that ended in order: the router, prefill, decode.
+    """
+
+    backend: str
+    transport: str
+    model: str
+    asked: int
+    wall: float
+    requests: tuple[RequestReport, ...]
+    failures: tuple[Failure, ...]
+    peak_rss: tuple[int, ...] = ()
+
+    @property
+    def good(self) -> bool:
+        """Whether every request arrived and every byte of it is right."""
+        return len(self.requests) == self.asked and not self.failures and not self.mismatches
+
+    @property
+    def mismatches(self) -> tuple[RequestReport, ...]:
+        """The requests that arrived with wrong bytes."""
+        return tuple(r for r in self.requests if r.mismatch)
+
+    @property
+    def nbytes(self) -> int:
+        """Payload bytes of all requests that arrived."""
+        return sum(r.nbytes for r in self.requests)
+
+    @property
+    def bytes_per_second(self) -> float:
+        """Payload bytes over the wall time, in which the pages were also filled and compared."""
+        return self.nbytes / self.wall if self.wall else 0.0
+
+    @property
+    def transfer_seconds(self) -> float:
+        """Seconds in which at least one request was on its way."""
+        total, until = 0.0, 0.0
+        for begin, end in sorted(r.moving for r in self.requests):
+            total += max(0.0, end - max(begin, until))
+            until = max(until, end)
+        return total
+
+    @property
+    def transfer_rate(self) -> float:
+        """Payload bytes per second over :attr:`transfer_seconds`."""
+        return self.nbytes / self.transfer_seconds if self.requests else 0.0
+
+    def latency(self, percentile: float) -> float:
+        """Return a percentile (0 to 100) of the latencies, in seconds."""
+        return float(np.percentile([r.latency for r in self.requests], percentile)) if self.requests else 0.0
+
+    def as_data(self) -> dict[str, object]:
+        """Return the report for ``--json``: sizes in bytes, times in seconds."""
+        data = attrs.asdict(self)
+        return data | {
+            "good": self.good,
+            "bytes": self.nbytes,
+            "bytes_per_second": self.bytes_per_second,
+            "transfer_seconds": self.transfer_seconds,
+            "latency_p50": self.latency(50),
+            "latency_p99": self.latency(99),
+            "verified": {
+                "requests": len(self.requests) - len(self.mismatches),
+                "pages": self._verified("pages"),
+                "bytes": self._verified("nbytes"),
+                "aux_rows": self._verified("aux_rows"),
+            },
+        }
+
+    def lines(self) -> list[str]:
+        """Return the report as text."""
+        out = [
+            f"backend    {self.backend}, transport {self.transport}, model {self.model}",
+            f"requests   {len(self.requests)} of {self.asked} arrived",
+            f"bytes      {self.nbytes:,} ({self.nbytes / 1e9:.2f} GB) in {self.wall:.2f} s",
+            f"rate       {self.bytes_per_second / 1e9:.2f} GB/s with filling and comparing, "
+            f"{self.transfer_rate / 1e9:.2f} GB/s while requests were on their way",
+            f"latency    p50 {self.latency(50) * 1e3:.2f} ms, p99 {self.latency(99) * 1e3:.2f} ms "
+            "(first send to received)",
+            f"verified   {self._verified('pages'):,} pages, {self._verified('nbytes'):,} bytes, "
+            f"{self._verified('aux_rows'):,} aux rows, against a digest computed from the seed",
+        ]
+        if self.peak_rss:
+            out.append(f"memory     {sum(self.peak_rss) / 2**30:.2f} GiB at most, all processes together")
+        out += _some(f"MISMATCH   room {r.room}: {r.mismatch}" for r in self.mismatches)
+        out += _some(f"FAILED     room {f.room} on {f.side}: {f.error}" for f in self.failures)
+        return out
+
+    def _verified(self, what: str) -> int:
+        return sum(getattr(r, what) for r in self.requests if not r.mismatch)
+
+
+MOST_LINES = 10
+
+
+def _some(lines: Iterable[str]) -> list[str]:
+    shown = list(lines)
+    more = len(shown) - MOST_LINES
+    return shown[:MOST_LINES] + ([f"           ... and {more} more, see --json"] if more > 0 else [])
