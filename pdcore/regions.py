@@ -142,9 +142,9 @@ class WriteBatch:
         remote_addresses: OffsetArray,
     ) -> tuple[OffsetArray, OffsetArray, OffsetArray]:
         """Return source addresses, target addresses and lengths, given both sides' region bases."""
-        counts = np.diff(self.starts)
-        source = self.local_offsets + np.repeat(local_addresses[self.local_regions], counts)
-        target = self.remote_offsets + np.repeat(remote_addresses[self.remote_regions], counts)
+        counts = self.starts[1:] - self.starts[:-1]
+        source = self.local_offsets + local_addresses[self.local_regions].repeat(counts)
+        target = self.remote_offsets + remote_addresses[self.remote_regions].repeat(counts)
         return source, target, self.lengths
 
     def prove_inside(self, local_lengths: OffsetArray, remote_lengths: OffsetArray) -> None:

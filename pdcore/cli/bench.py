@@ -11,7 +11,7 @@ from rich.status import Status
 from pdcore.bench.cases import Effort
 from pdcore.bench.report import BenchReport
 from pdcore.bench.suite import run_bench
-from pdcore.cli.arguments import key_value
+from pdcore.cli.choice import add_backend_flags, choose
 from pdcore.demo.messages import WorkerSettings
 
 __all__ = ["add_parser", "run"]
@@ -27,15 +27,15 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.set_defaults(run=run)
     add = parser.add_argument
-    add("--backend", default="local", help="the backend's registered name (default: %(default)s)")
-    add("--option", action="append", default=[], type=key_value, metavar="KEY=VALUE", help="a backend option")
+    add_backend_flags(parser)
     add("--quick", action="store_true", help="a first look: less memory, fewer rounds")
     add("--json", action="store_true", help="print the figures as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the benchmark; returns the exit status."""
-    settings = WorkerSettings(backend=args.backend, options=dict(args.option))
+    chosen = choose(args)
+    settings = WorkerSettings(backend=chosen.backend.name, options=chosen.options)
     report = _watched(settings, Effort.quick() if args.quick else Effort())
     print(json.dumps(report.as_data(), indent=2) if args.json else "\n".join(report.lines()))
     return 0

@@ -9,7 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from pdcore.cli.arguments import count, key_value, positive
+from pdcore.cli.arguments import count, positive
+from pdcore.cli.choice import Chosen, add_backend_flags, choose
 from pdcore.demo.messages import WorkerSettings
 from pdcore.demo.models import MODELS
 from pdcore.demo.report import Report
@@ -34,8 +35,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.set_defaults(run=run)
     add = parser.add_argument
-    add("--backend", default="local", help="the backend's registered name (default: %(default)s)")
-    add("--option", action="append", default=[], type=key_value, metavar="KEY=VALUE", help="a backend option")
+    add_backend_flags(parser)
     add("--model", default="qwen2.5-0.5b", choices=sorted(MODELS), metavar="NAME", help=", ".join(MODELS))
     add("--requests", type=count, default=200, metavar="N", help="how many (default: %(default)s)")
     add("--trace", type=Path, metavar="FILE", help="JSON lines with timestamp and input_length")
@@ -50,15 +50,16 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="GIB",
         help="of both pools at most (default: %(default)s)",
     )
-    add("--transfer-model", choices=TRANSFER_MODELS, default="workers", help="default: %(default)s")
-    add("--aux", choices=AUX_ROUTES, default="auto", help="how aux rows travel (default: %(default)s)")
+    add("--transfer-model", choices=TRANSFER_MODELS, help="default: PDCORE_TRANSFER_MODEL, or workers")
+    add("--aux", choices=AUX_ROUTES, help="how aux rows travel (default: PDCORE_TRANSFER_AUX, or auto)")
     add("--deadline", type=positive, default=60.0, metavar="S", help="per request (default: %(default)s)")
     add("--json", action="store_true", help="print the report as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo; returns the exit status."""
-    settings, requests = _plan(args)
+    chosen = choose(args, {"transfer.model": args.transfer_model, "transfer.aux": args.aux})
+    settings, requests = _plan(args, chosen)
     report = _watched(settings, requests, args.concurrency)
     if args.json:
         print(json.dumps(report.as_data(), indent=2))
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if report.good else 1
 
 
-def _plan(args: argparse.Namespace) -> tuple[WorkerSettings, tuple[Request, ...]]:
+def _plan(args: argparse.Namespace, chosen: Chosen) -> tuple[WorkerSettings, tuple[Request, ...]]:
     shape = MODELS[args.model].layout(args.page_size, 1)
     limit = max(1, int(args.memory * 2**30) // (2 * shape.page_bytes))
     requests = (
@@ -83,10 +84,10 @@ def _plan(args: argparse.Namespace) -> tuple[WorkerSettings, tuple[Request, ...]
         seed=args.seed,
         slots=args.concurrency,
         chunk_pages=args.chunk_pages,
-        backend=args.backend,
-        options=dict(args.option),
-        transfer_model=args.transfer_model,
-        aux=args.aux,
+        backend=chosen.backend.name,
+        options=chosen.options,
+        transfer_model=chosen.config.transfer.model.value,
+        aux=chosen.config.transfer.aux,
         deadline=args.deadline,
     )
     return settings, requests

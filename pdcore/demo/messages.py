@@ -38,7 +38,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, tag=True):
     chunk_pages: int = 0
     backend: str = "local"
     options: dict[str, str] = {}
-    transfer_model: Literal["workers", "inline"] = "workers"
+    transfer_model: str = "workers"
     aux: Literal["auto", "engine", "tcp"] = "auto"
     deadline: float = 60.0
 

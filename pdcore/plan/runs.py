@@ -23,7 +23,7 @@ def index_array(values: npt.ArrayLike, what: str) -> IndexArray:
         PlanError: the values are not a one-dimensional list of integers.
     """
     array = np.asarray(values)
-    if array.ndim != 1 or not (np.issubdtype(array.dtype, np.integer) or array.size == 0):
+    if array.ndim != 1 or not (array.dtype.kind in "iu" or array.size == 0):
         raise PlanError(
             f"{what} are not a list of indices",
             f"an array of shape {array.shape} and dtype {array.dtype}",

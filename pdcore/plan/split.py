@@ -10,17 +10,19 @@ from pdcore.regions import WriteBatch
 
 __all__ = ["join", "slices", "split_entries"]
 
+_ZERO = np.zeros(1, np.int64)
+
 
 def join(batches: Sequence[WriteBatch]) -> WriteBatch:
     """Return one batch with the copies of all; empty ones vanish."""
     full = [b for b in batches if len(b)]
     if len(full) <= 1:
         return full[0] if full else WriteBatch.empty()
-    counts = np.concatenate([np.diff(b.starts) for b in full])
+    counts = np.concatenate([b.starts[1:] - b.starts[:-1] for b in full])
     return WriteBatch(
         np.concatenate([b.local_regions for b in full]),
         np.concatenate([b.remote_regions for b in full]),
-        np.concatenate((np.zeros(1, np.int64), np.cumsum(counts))),
+        np.concatenate((_ZERO, counts.cumsum())),
         np.concatenate([b.local_offsets for b in full]),
         np.concatenate([b.remote_offsets for b in full]),
         np.concatenate([b.lengths for b in full]),
@@ -39,7 +41,7 @@ def split_entries(batch: WriteBatch, max_entry_bytes: int | None) -> WriteBatch:
     return WriteBatch(
         batch.local_regions,
         batch.remote_regions,
-        np.concatenate((np.zeros(1, np.int64), ends))[batch.starts],
+        np.concatenate((_ZERO, ends))[batch.starts],
         np.repeat(batch.local_offsets, parts) + shift,
         np.repeat(batch.remote_offsets, parts) + shift,
         np.minimum(np.repeat(batch.lengths, parts) - shift, limit),

@@ -62,6 +62,7 @@ class Channel:
         self._routes: dict[zmq.Socket[bytes], Route] = {}
         self._orders: deque[Callable[[], None]] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._waking = threading.Lock()  # keeps a closed, reused descriptor from being written to
         self._poller = zmq.Poller()
         self._poller.register(self._wake, zmq.POLLIN)
         self._asleep = False
@@ -118,22 +119,30 @@ class Channel:
         """Have the owner thread do something after what was ordered before; returns at once."""
         self._orders.append(action)
         if self._asleep:
-            os.eventfd_write(self._wake, 1)
+            # One wake-up will do: the owner looks at every order before it sleeps again.
+            self._asleep = False
+            self._rouse()
 
     def close(self, deadline: Deadline) -> None:
         """Send what was posted, close every socket, and end the thread; idempotent."""
         self._stopping = True
         if self._thread.is_alive():
-            os.eventfd_write(self._wake, 1)
+            self._rouse()
             self._thread.join(deadline.remaining())
             if self._thread.is_alive():
                 _log.error("%s did not end within its deadline", self._thread.name)
                 return
         if not self._context.closed:
             self._release()
-        if self._wake >= 0:
-            os.close(self._wake)
-            self._wake = -1
+        with self._waking:
+            if self._wake >= 0:
+                os.close(self._wake)
+                self._wake = -1
+
+    def _rouse(self) -> None:
+        with self._waking:
+            if self._wake >= 0:
+                os.eventfd_write(self._wake, 1)
 
     # --- the owner thread ------------------------------------------------------------------
 
@@ -178,14 +187,21 @@ class Channel:
 
     def _send(self, route: Route, frames: list[bytes | memoryview]) -> None:
         dealer = self._dealers.get(route)
+        size = sum(map(len, frames))
         try:
+            if size > self._max_bytes:
+                raise WireError(
+                    "a control message is larger than a peer takes",
+                    f"{size} bytes, the limit is {self._max_bytes}",
+                    "raise control.max_message_bytes on both sides",
+                )
             if dealer is not None:
                 dealer.send_multipart(frames, zmq.NOBLOCK, copy=False)
             elif self._router is not None:
                 self._router.send_multipart([route, *frames], zmq.NOBLOCK, copy=False)
             else:
                 self.counts["undeliverable"] += 1
-        except zmq.ZMQError as error:
+        except (zmq.ZMQError, WireError) as error:
             self._count("undeliverable", route, error)
 
     def _guarded(self, what: str, action: Callable[[], None]) -> None:
