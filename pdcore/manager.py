@@ -85,11 +85,6 @@ class Manager(ABC):
     ) -> None:
         self.close()
 
-    @property
-    def healthy(self) -> bool:
-        """Whether the control thread runs and nothing was closed."""
-        return self.channel.alive and not self._closed
-
     def finished(self, deadline: Deadline) -> list[RoomId]:
         """Wait for rooms that ended since the last call; [] at the deadline.
 
@@ -120,7 +115,11 @@ class Manager(ABC):
         )
 
     def close(self) -> None:
-        """End every room, the engine, the channel and all threads; idempotent."""
+        """End every room, the engine, the channel and all threads; idempotent.
+
+        Raises:
+            EngineError: all has ended, but the engine could not prove that no byte moves any more.
+        """
         with self._closing:
             if self._closed:
                 return

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 
+import attrs
 import numpy as np
 
 from pdcore.backend import AuxTransport, PeerIdentity, StatePlan, StateRequest
@@ -20,7 +21,7 @@ from pdcore.prefill.lane import Lane
 from pdcore.regions import WriteBatch
 from pdcore.wire import PeerDescription, RequestMetadata, Route
 
-__all__ = ["EntryBudget", "Outbox", "PeerLink"]
+__all__ = ["Destination", "EntryBudget", "Outbox", "PeerLink"]
 
 SHARED_BYTES = 2**20
 """Deliveries share an engine call until they reach this many bytes: past it, sharing gains nothing
@@ -212,3 +213,12 @@ class PeerLink:
     def _disconnect(self) -> None:
         if self._peer is not None:
             self._engine.disconnect(self._peer)
+
+
+@attrs.frozen(eq=False)
+class Destination:
+    """A decode rank that wants this room, and where."""
+
+    link: PeerLink
+    wanted: RequestMetadata
+    deadline: Deadline

@@ -16,10 +16,10 @@ from pdcore.metadata import AuxDataCodec
 from pdcore.model import Deadline, KVPoll, Role, RoomId
 from pdcore.pools import Pools
 from pdcore.prefill.delivery import Delivery
-from pdcore.prefill.link import PeerLink
+from pdcore.prefill.link import Destination, PeerLink
 from pdcore.prefill.links import Links
 from pdcore.prefill.parking import Parking
-from pdcore.prefill.sender import Destination, KVSender
+from pdcore.prefill.sender import KVSender
 from pdcore.prefill.transfer import Shipment
 from pdcore.quarantine import Quarantine
 from pdcore.selection import Backend
@@ -152,7 +152,7 @@ class PrefillManager(Manager):
         with self._lock:
             if self._senders.get(sender.room) is sender:
                 del self._senders[sender.room]
-                if not sender.release_safe():
+                if not sender.drained:
                     self._draining.append(sender)
 
     def suspect(self, link: PeerLink, failure: KVTransferError) -> None:
@@ -215,7 +215,7 @@ class PrefillManager(Manager):
         for sender in known:
             if sender.room == abort.room and sender.promised_to(route, abort.generation):
                 sender.give_up(abort.failure.error())
-                if not sender.release_safe():
+                if not sender.drained:
                     return  # its last write will post Released
         self.channel.post(route, Released(abort.room, abort.generation))
 
@@ -261,7 +261,7 @@ class PrefillManager(Manager):
         self._parking.drop(lambda d: d.deadline.expired)
         if self._draining:
             with self._lock:
-                self._draining = [s for s in self._draining if not s.release_safe()]
+                self._draining = [s for s in self._draining if not s.drained]
 
     def _not_paired(self, wanted: RequestMetadata) -> RoomStatus:
         failure = Failure(

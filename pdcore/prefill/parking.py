@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from pdcore.errors import FailureCode, KVTransferError
 from pdcore.model import RoomId
-from pdcore.prefill.sender import Destination
+from pdcore.prefill.link import Destination
 
 __all__ = ["Parking"]
 

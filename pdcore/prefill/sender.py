@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Protocol
 
-import attrs
 import numpy.typing as npt
 
 from pdcore.errors import FailureCode, KVTransferError, RoomError
@@ -18,21 +17,12 @@ from pdcore.model import Deadline, Generation, KVPoll
 from pdcore.plan import IndexArray, index_array
 from pdcore.pools import Pools
 from pdcore.prefill.delivery import Delivery, TransferKVChunk
-from pdcore.prefill.link import PeerLink
+from pdcore.prefill.link import Destination, PeerLink
 from pdcore.prefill.transfer import Shipment
 from pdcore.status import Room, RoomTable
-from pdcore.wire import Message, Released, RequestMetadata, Route
+from pdcore.wire import Message, Released, Route
 
-__all__ = ["Destination", "KVSender", "SenderHost"]
-
-
-@attrs.frozen(eq=False)
-class Destination:
-    """A decode rank that wants this room, and where."""
-
-    link: PeerLink
-    wanted: RequestMetadata
-    deadline: Deadline
+__all__ = ["KVSender", "SenderHost"]
 
 
 class SenderHost(Protocol):
@@ -147,7 +137,7 @@ class KVSender(RoomHandle):
 
     def release_safe(self) -> bool:
         self.poll()
-        return self.record.status.terminal and self._in_flight == 0
+        return self.drained
 
     def metric(self) -> RequestMetrics:
         record = self.record
@@ -168,6 +158,11 @@ class KVSender(RoomHandle):
         )
 
     # --- called by the manager -------------------------------------------------------------
+
+    @property
+    def drained(self) -> bool:
+        """Whether the room ended and nothing of it is in flight; unlike ``release_safe`` from any thread."""
+        return self.record.status.terminal and self._in_flight == 0
 
     def promised_to(self, route: Route, generation: Generation) -> bool:
         """Whether this room is promised to a decode rank's request."""

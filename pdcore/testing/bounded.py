@@ -1,0 +1,41 @@
+"""A call that must end: made in a thread, so that an engine that hangs fails its test and not the suite."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+__all__ = ["bounded"]
+
+T = TypeVar("T")
+
+
+class _Call(Generic[T]):
+    def __init__(self, call: Callable[[], T]) -> None:
+        self._call = call
+        self.results: list[T] = []
+        self.error: BaseException | None = None
+
+    def __call__(self) -> None:
+        try:
+            self.results.append(self._call())
+        except BaseException as error:
+            self.error = error
+
+
+def bounded(call: Callable[[], T], seconds: float, what: str) -> T:
+    """Return what a call returns or raise what it raises, within so many seconds.
+
+    Raises:
+        AssertionError: the call had not ended by then.
+    """
+    made = _Call(call)
+    thread = threading.Thread(target=made, name="pdcore-testing-bounded", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise AssertionError(f"{what} had not ended after {seconds:g} s")
+    if made.error is not None:
+        raise made.error
+    return made.results[0]

@@ -1,0 +1,80 @@
+"""The far process as a decode worker: a manager, its pools, and the rooms it receives."""
+
+from __future__ import annotations
+
+import threading
+
+from pdcore.decode import DecodeManager, KVReceiver
+from pdcore.model import Deadline, KVPoll, RoomId
+from pdcore.selection import select
+from pdcore.testing import commands as c
+from pdcore.testing.memory import digest, pattern
+from pdcore.testing.worker import FAR_POOL_SEED, make_config, make_pools
+from pdcore.topology import Topology
+
+__all__ = ["FarDecode"]
+
+GLANCE = 0.005
+"""Seconds between two polls, as a scheduler would."""
+
+
+class FarDecode:
+    """One decode manager."""
+
+    def __init__(self, command: c.Serve) -> None:
+        backend = select(command.backend, command.options)
+        self._bootstrap = command.bootstrap
+        self._pools = make_pools()
+        self.fill(FAR_POOL_SEED)
+        self._manager = DecodeManager(backend, self._pools, Topology(), make_config(command.model))
+        self._receivers: dict[int, KVReceiver] = {}
+
+    def fill(self, seed: int) -> None:
+        """Fill KV buffer ``i`` from ``seed + i``."""
+        for i, array in enumerate(self._pools.arrays):
+            array.reshape(-1)[:] = pattern(seed + i, array.size)
+
+    def digests(self) -> list[str]:
+        """Return one digest per KV buffer."""
+        return [digest(array) for array in self._pools.arrays]
+
+    def receive(self, command: c.Receive) -> None:
+        """Open a room and ask for its pages."""
+        deadline = Deadline.after(command.seconds)
+        receiver = self._manager.receiver(self._bootstrap, RoomId(command.room), deadline)
+        self._receivers[command.room] = receiver
+        receiver.init()
+        receiver.send_metadata(command.pages, aux_index=command.slot)
+
+    def abort(self, room: int) -> None:
+        """Abort a room."""
+        self._receivers[room].abort()
+
+    def clear(self, room: int) -> None:
+        """Clear a room."""
+        self._receivers.pop(room).clear()
+
+    def watch_room(self, command: c.WatchRoom) -> c.RoomEnd:
+        """Poll a room, as a scheduler would, until it has ended and its pages may be reused."""
+        receiver = self._receivers[command.room]
+        deadline, glance = Deadline.after(command.seconds), threading.Event()
+        seen = [receiver.poll()]
+        while not (seen[-1].terminal and receiver.release_safe()) and not deadline.expired:
+            glance.wait(GLANCE)
+            state = receiver.poll()
+            if state is not seen[-1]:
+                seen.append(state)
+        failure, token = receiver.failure(), -1
+        if seen[-1] is KVPoll.SUCCESS and self._pools.aux is not None:
+            token = int(self._pools.aux.get(command.slot, RoomId(command.room))["token"])
+        return c.RoomEnd(
+            seen=[int(state) for state in seen],
+            safe=receiver.release_safe(),
+            code=failure.code.value if failure else "",
+            reason=str(failure or ""),
+            token=token,
+        )
+
+    def close(self) -> None:
+        """Close the manager."""
+        self._manager.close()

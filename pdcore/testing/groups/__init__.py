@@ -1,0 +1,1 @@
+"""The conformance tests by subject, one class each."""

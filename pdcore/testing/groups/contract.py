@@ -1,0 +1,73 @@
+"""What an engine says about itself, and how it takes memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pdcore.engine import Certainty
+from pdcore.errors import RegistrationError
+from pdcore.model import Device, DeviceKind, Role
+from pdcore.regions import Region
+from pdcore.selection import select
+from pdcore.testing.stage import Stage
+from pdcore.testing.target import Target
+
+
+class Contract:
+    """The group ``contract``."""
+
+    def test_the_backend_declares_the_name_it_is_selected_by(self, target: Target) -> None:
+        backend = select(target.name, target.options)
+        assert target.name in {backend.spec.name, *(v.name for v in backend.spec.variants)}
+        assert backend.choice.protocol in backend.spec.protocols
+        assert isinstance(backend.options, backend.spec.options)
+
+    def test_the_engine_keeps_what_the_spec_promises(self, target: Target, stage: Stage) -> None:
+        declared, real = (
+            select(target.name, target.options).spec.capabilities,
+            stage.near().engine.capabilities,
+        )
+        assert real.memory_kinds <= declared.memory_kinds
+        for promise in ("drained_on_failure", "revocable", "remote_bounds_checked", "aux"):
+            assert getattr(real, promise) >= getattr(declared, promise), promise
+
+    def test_limits_are_positive_or_none(self, stage: Stage) -> None:
+        capabilities = stage.near().engine.capabilities
+        for limit in (capabilities.max_outstanding_entries, capabilities.max_entry_bytes):
+            assert limit is None or limit >= 1
+        assert 0 <= capabilities.entry_cost < 1, "seconds per entry"
+
+    def test_the_effective_transport_says_from_what_it_is_known(self, stage: Stage) -> None:
+        transport = stage.near().engine.effective_transport
+        assert transport.name
+        assert transport.how or transport.certainty is Certainty.UNKNOWN
+
+    def test_every_engine_has_its_own_endpoint(self, stage: Stage) -> None:
+        first, second, far = stage.near(), stage.near(), stage.far()
+        assert len({first.engine.endpoint(), second.engine.endpoint(), far.endpoint}) == 3
+
+    def test_an_endpoint_does_not_change(self, stage: Stage) -> None:
+        engine = stage.near().engine
+        assert engine.endpoint() == engine.endpoint()
+
+    @pytest.mark.parametrize("fault", ["empty", "twice", "unreachable device"])
+    def test_a_region_that_cannot_be_registered_is_named(
+        self, target: Target, stage: Stage, fault: str
+    ) -> None:
+        engine = stage.near().engine
+        engine.deregister()
+        good = Region.of("good", np.zeros(64, np.uint8))
+        foreign = next(k for k in DeviceKind if k not in engine.capabilities.memory_kinds)
+        regions = {
+            "empty": [good, Region("the-bad-one", good.address, 0)],
+            "twice": [Region("the-bad-one", good.address, 64), Region("the-bad-one", good.address, 64)],
+            "unreachable device": [good, Region("the-bad-one", good.address, 64, Device(foreign))],
+        }[fault]
+        with pytest.raises(RegistrationError, match="the-bad-one"):
+            engine.register(regions)
+        engine.register([good])
+
+    def test_both_roles_start(self, target: Target) -> None:
+        for role in Role:
+            target.start_engine(role).close()

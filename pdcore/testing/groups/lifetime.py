@@ -1,0 +1,88 @@
+"""Start, registration, close; and that nothing stays behind."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from pdcore.errors import EngineClosedError, RegistrationError
+from pdcore.outcome import TransferState
+from pdcore.regions import WriteBatch
+from pdcore.testing import commands as c
+from pdcore.testing.stage import Stage
+
+SOME = WriteBatch.of(0, 0, [0], [512], [1000])
+
+
+class Lifetime:
+    """The group ``lifetime``."""
+
+    def test_a_closed_engine_refuses_everything(self, stage: Stage) -> None:
+        link = stage.link()
+        link.near.close()
+        for call in (
+            lambda: link.near.engine.write(link.peer, SOME),
+            lambda: link.near.engine.connect(link.far.endpoint, link.far.export, stage.deadline()),
+            lambda: link.near.engine.register([m.region for m in link.near.memory]),
+        ):
+            with pytest.raises(EngineClosedError):
+                call()
+        link.require_arrived()
+
+    def test_close_may_be_called_again(self, stage: Stage) -> None:
+        near = stage.near()
+        near.close()
+        near.close()
+
+    def test_close_leaves_no_thread(self, stage: Stage) -> None:
+        before = set(threading.enumerate())
+        link = stage.link()
+        link.deliver(SOME)
+        link.near.close()
+        assert not [t.name for t in set(threading.enumerate()) - before if t.is_alive()]
+
+    def test_memory_is_registered_once(self, stage: Stage) -> None:
+        near = stage.near()
+        with pytest.raises(RegistrationError):
+            near.engine.register([m.region for m in near.memory])
+
+    def test_deregister_may_be_called_again(self, stage: Stage) -> None:
+        near = stage.near()
+        near.engine.deregister()
+        near.engine.deregister()
+
+    def test_memory_that_is_registered_again_can_be_written_to(self, stage: Stage) -> None:
+        link = stage.link()
+        link.near.engine.disconnect(link.peer)
+        link.far.register_again()
+        link.far.process.tell(c.Admit(link.near.engine.endpoint()))
+        link.peer = link.connect()
+        link.deliver(SOME)
+        link.require_arrived(SOME)
+
+    def test_disconnect_may_be_called_again_and_the_peer_connected_again(self, stage: Stage) -> None:
+        link = stage.link()
+        link.near.engine.disconnect(link.peer)
+        link.near.engine.disconnect(link.peer)
+        link.peer = link.connect()
+        link.deliver(SOME)
+        link.require_arrived(SOME)
+
+    def test_a_second_engine_in_the_same_process_is_its_own(self, stage: Stage) -> None:
+        first, second = stage.link(), stage.link()
+        first.near.close()
+        second.deliver(SOME)
+        second.require_arrived(SOME)
+        first.require_arrived()
+
+    def test_an_engine_that_a_fork_inherited_refuses(self, stage: Stage) -> None:
+        assert stage.far().process.ask(c.Fork(), str) == "EngineClosedError"
+
+    def test_an_engine_can_write_to_another_of_its_own_process(self, stage: Stage) -> None:
+        writer, reader = stage.near(), stage.near()
+        reader.engine.admit(writer.engine.endpoint())
+        peer = writer.engine.connect(reader.engine.endpoint(), reader.export, stage.deadline())
+        transfer = writer.engine.write(peer, SOME)
+        assert transfer.wait(stage.deadline()) is TransferState.DONE, str(transfer.error)
+        assert bytes(reader.memory[0].bytes[512:1512]) == bytes(writer.memory[0].bytes[:1000])

@@ -1,0 +1,99 @@
+"""Batches of all shapes: the right bytes arrive, and nothing else is touched."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pdcore.errors import PlanError
+from pdcore.outcome import TransferState
+from pdcore.plan.split import join
+from pdcore.regions import WriteBatch
+from pdcore.testing.stage import KIB, MIB, Stage
+
+
+def scattered(entries: int, size: int, seed: int) -> WriteBatch:
+    """Return entries of ``size`` bytes, each somewhere else on either side, without overlap."""
+    random = np.random.default_rng(seed)
+    here, there = random.permutation(entries), random.permutation(entries)
+    return WriteBatch.of(0, 0, size * here, size * there, np.full(entries, size))
+
+
+class Shapes:
+    """The group ``shapes``."""
+
+    def test_an_empty_batch_is_done_and_moves_nothing(self, stage: Stage) -> None:
+        link = stage.link()
+        assert link.submit(WriteBatch.empty()).poll() is TransferState.DONE
+        link.require_arrived()
+
+    def test_one_byte_arrives(self, stage: Stage) -> None:
+        link = stage.link()
+        batch = WriteBatch.of(0, 0, [8 * KIB], [16 * KIB], [1])
+        link.deliver(batch)
+        link.require_arrived(batch)
+
+    def test_unaligned_entries_arrive(self, stage: Stage) -> None:
+        link = stage.link()
+        batch = WriteBatch.of(0, 0, [1, 4099, 70_001], [3, 9_001, 65_537], [7, 4_095, 12_347])
+        link.deliver(batch)
+        link.require_arrived(batch)
+
+    def test_the_first_and_the_last_byte_of_a_region_arrive(self, stage: Stage) -> None:
+        link = stage.link()
+        batch = WriteBatch.of(0, 0, [0, MIB - 64], [0, MIB - 64], [64, 64])
+        link.deliver(batch)
+        link.require_arrived(batch)
+
+    @pytest.mark.parametrize(("entries", "size"), [(10_000, 192), (100_000, 64)])
+    def test_scattered_entries_arrive(self, stage: Stage, entries: int, size: int) -> None:
+        link = stage.link([(entries + 1) * size], [(entries + 1) * size])
+        batch = scattered(entries, size, seed=entries)
+        link.deliver(batch)
+        link.require_arrived(batch)
+
+    def test_many_pairs_of_regions_arrive_in_one_batch(self, stage: Stage) -> None:
+        lengths = [64 * KIB + 4096 * i for i in range(24)]
+        link = stage.link(lengths, lengths[::-1])
+        offsets = np.arange(0, 56 * KIB, 8 * KIB)
+        batch = join(
+            [
+                WriteBatch.of(i, (5 * i) % 24, offsets[::-1], offsets, np.full(len(offsets), 1024 + 8 * i))
+                for i in range(24)
+            ]
+        )
+        link.deliver(batch)
+        link.require_arrived(batch)
+
+    def test_a_large_contiguous_entry_arrives(self, stage: Stage) -> None:
+        size = 64 * MIB
+        link = stage.link([size + 4096], [size + 8192])
+        limit = link.near.engine.capabilities.max_entry_bytes or size
+        offsets = np.arange(0, size, limit)
+        batch = WriteBatch.of(0, 0, 4096 + offsets, 2048 + offsets, np.minimum(limit, size - offsets))
+        link.deliver(batch)
+        link.require_arrived(batch)
+
+    def test_later_writes_go_over_earlier_ones(self, stage: Stage) -> None:
+        link = stage.link()
+        batches = [WriteBatch.of(0, 0, [4096 * i], [2048 * i], [4096]) for i in range(32)]
+        for batch in batches:
+            link.deliver(batch)
+        link.require_arrived(*batches)
+
+    @pytest.mark.parametrize(
+        "batch",
+        [
+            WriteBatch.of(0, 0, [0, 0], [0, MIB - 10], [100, 11]),
+            WriteBatch.of(0, 0, [MIB - 10], [0], [11]),
+            WriteBatch.of(0, 0, [0], [2**64 - 8], [16]),
+            WriteBatch.of(0, 1, [0], [0], [16]),
+            WriteBatch.of(0, 0, [0, 64], [0, 64], [64, 0]),
+        ],
+        ids=["past remote", "past local", "wrapped", "unknown region", "no bytes"],
+    )
+    def test_a_batch_that_leaves_its_regions_is_refused_whole(self, stage: Stage, batch: WriteBatch) -> None:
+        link = stage.link()
+        with pytest.raises(PlanError):
+            link.submit(batch)
+        link.require_arrived()

@@ -1,0 +1,32 @@
+"""What the prefill and the decode worker of a conformance test have in common."""
+
+from __future__ import annotations
+
+from pdcore.config import Config, LivenessConfig, Timeouts, TransferConfig, TransferModel
+from pdcore.layout import AuxField, AuxSchema, KVLayout
+from pdcore.metadata import MetadataBuffers
+from pdcore.pools import Pools
+
+__all__ = ["FAR_POOL_SEED", "NEAR_POOL_SEED", "NUM_PAGES", "make_config", "make_pools"]
+
+NEAR_POOL_SEED, FAR_POOL_SEED = 5_000, 6_000
+
+NUM_PAGES = 64
+
+AUX_SLOTS = 8
+
+
+def make_pools() -> Pools:
+    """Return pools of 2 layers of 64 pages (K and V, 64 KiB a page, 16 MiB in all), and aux rows."""
+    layout = KVLayout.heads(layers=range(2), kv_heads=8, head_dim=128, page_size=32, num_pages=NUM_PAGES)
+    aux = MetadataBuffers(AuxSchema((AuxField("token", "int64"),)), AUX_SLOTS)
+    return Pools.allocate(layout, aux=aux)
+
+
+def make_config(model: str) -> Config:
+    """Return a configuration with a quick heartbeat, for a transfer model."""
+    return Config(
+        transfer=TransferConfig(model=TransferModel(model)),
+        timeouts=Timeouts(request=60.0),
+        liveness=LivenessConfig(interval=0.2, max_failures=5),
+    )
