@@ -127,16 +127,16 @@ def paired(
     *,
     source: Pools | None = None,
     target: Pools | None = None,
-    decode_cfg: Config | None = None,
+    backend: str = "local",
 ) -> Iterator[Pair]:
     """Start both sides; prefill's memory is random."""
     cfg = cfg or config()
-    inline = cfg.transfer.model is TransferModel.INLINE
-    backend = select("local", {"copy_threads": 1} if inline else {})
+    threaded = backend == "local" and cfg.transfer.model is TransferModel.INLINE
+    chosen = select(backend, {"copy_threads": 1} if threaded else {})
     memory = source or pools()
     fill(memory, 1)
     with ExitStack() as stack:
         bootstrap = stack.enter_context(BootstrapServer())
-        prefill = stack.enter_context(PrefillManager(backend, memory, Topology(), bootstrap.address, cfg))
-        decode = stack.enter_context(DecodeManager(backend, target or pools(), Topology(), decode_cfg or cfg))
+        prefill = stack.enter_context(PrefillManager(chosen, memory, Topology(), bootstrap.address, cfg))
+        decode = stack.enter_context(DecodeManager(chosen, target or pools(), Topology(), cfg))
         yield Pair(bootstrap, prefill, decode)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
+import threading
 from typing import Literal
 
 import numpy as np
 import pytest
+from distributions import install
 from pair import MHA, MLA, SCHEMA, config, fill, finish, paired, pools, same_pages, soon
 
 from pdcore import (
@@ -23,6 +26,7 @@ from pdcore import (
     KVTransferError,
     PlanError,
     PrefillManager,
+    Role,
     RoomError,
     RoomId,
     StateBuffer,
@@ -464,3 +468,43 @@ def test_a_lost_peer_pairs_again_with_its_next_request() -> None:
             pair.decode.finished(Deadline.after(0.01))
         fill(pair.prefill.pools, 2)
         pair.move(2, [3, 4], [5, 6])
+
+
+def test_heartbeats_reach_the_hook_on_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, "observer_counts")
+    with paired(config(interval=0.05)) as pair:
+        pair.move(1, [1], [1])
+        observer = importlib.import_module("pd_observer_counts")
+        assert observer.both.wait(30)
+        assert observer.heard[Role.PREFILL].incarnation == pair.prefill.incarnation
+        assert observer.heard[Role.DECODE].incarnation == pair.decode.incarnation
+
+
+def test_a_silent_decode_is_lost_and_pairs_again_when_it_is_back() -> None:
+    with paired(config(interval=0.05, max_failures=6)) as pair:
+        pair.move(1, [1], [1])
+        sender, receiver = pair.open(2)
+        sender.init(1)
+        receiver.send_metadata([9])
+        while sender.poll() is KVPoll.BOOTSTRAPPING:
+            sender.wait(Deadline.after(0.01))
+        hung = threading.Event()
+        pair.decode.channel.call(lambda: void(hung.wait(30)))
+        try:
+            assert sender.wait(soon()) is KVPoll.FAILED
+        finally:
+            hung.set()
+        failure = sender.failure()
+        assert failure is not None
+        assert failure.code is FailureCode.PEER_LOST
+        assert failure.there_is == "6 heartbeats in a row are missing, 0.3 s"
+        assert str(pair.decode.incarnation[:8]) in failure.happened
+        assert receiver.wait(soon()) is KVPoll.FAILED
+        while not receiver.release_safe():
+            pair.decode.finished(Deadline.after(0.01))
+        fill(pair.prefill.pools, 3)
+        pair.move(3, [9, 8], [7, 6])
+
+
+def void(_: object) -> None:
+    """Drop a result."""

@@ -38,7 +38,10 @@ class BootstrapClient:
             BootstrapError: the service refused, or could not be reached in time.
         """
         try:
-            self._loop.call(self._register(address, record, deadline), deadline)
+            # The coroutine keeps the deadline itself; waiting longer only guards against a stuck loop.
+            self._loop.call(
+                self._register(address, record, deadline), Deadline.after(deadline.remaining() + 1)
+            )
         except TimeoutError as error:
             raise _unreachable(address, _NO_ANSWER) from error
 

@@ -97,6 +97,9 @@ class BootstrapServer:
     async def _put(self, request: web.Request) -> web.Response:
         try:
             record = msgspec.json.decode(await request.read(), type=RankRecord)
+        except web.HTTPRequestEntityTooLarge:
+            limit = f"the limit is {MAX_BODY_BYTES} bytes"
+            return _refuse(413, "a rank registration is too long", limit, "send a RankRecord as JSON")
         # A stranger's body runs our validators; whatever they raise is the sender's mistake.
         except Exception as error:
             return _refuse(400, "a rank registration is malformed", str(error), "send a RankRecord as JSON")

@@ -102,7 +102,8 @@ class Shipment:
         # A third party's adapter may raise anything; the rooms must end, and their pages are suspect.
         except Exception as error:
             _log.exception("the engine raised while writing to %s", self._link.identity)
-            self._transfer = _Untraceable()
+            self._link.budget.give(len(piece))
+            self._transfer, self._piece = _Untraceable(), None
             self._end(error)
 
     def _piece_landed(self) -> None:

@@ -1,0 +1,131 @@
+"""How deliveries meet an engine: its limits, its failures, and bytes that are still under way."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from functools import partial
+from types import ModuleType
+
+import pytest
+from distributions import install
+from pair import Pair, config, finish, paired, same_pages, soon
+
+from pdcore import Deadline, FailureCode, KVPoll, KVSender, TransferModel
+
+MODELS = list(TransferModel)
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    install(monkeypatch, "scripted")
+    module = importlib.import_module("pd_scripted")
+    module.script.reset()
+    return module
+
+
+def until(pair: Pair, condition: Callable[[], bool]) -> None:
+    """Wait on the managers' own condition until something holds; give up after a while."""
+    deadline = soon()
+    while not condition():
+        assert not deadline.expired
+        pair.decode.finished(Deadline.after(0.005))
+
+
+def succeeded(sender: KVSender) -> bool:
+    return sender.poll() is KVPoll.SUCCESS
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_limits_of_an_engine_are_kept(scripted: ModuleType, model: TransferModel) -> None:
+    source, target = list(range(30, 40)), list(range(10))
+    with paired(config(model), backend="scripted") as pair:
+        rooms = [pair.open(room) for room in range(3)]
+        for sender, receiver in rooms:
+            sender.init(10)
+            receiver.send_metadata([p + 10 * sender.room for p in target])
+            sender.send(source[:7])
+            sender.send(source[7:])
+        for sender, receiver in rooms:
+            until(pair, partial(succeeded, sender))
+            finish(sender, receiver)
+        for room in range(3):
+            assert same_pages(pair.prefill.pools, source, pair.decode.pools, [p + 10 * room for p in target])
+    assert scripted.script.longest_entry == 300
+    assert scripted.script.most_outstanding <= 10
+    assert scripted.script.calls >= 3 * 8 * (6 + 3) // 10
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_hung_engine_ends_the_room_but_not_the_quarantine(
+    scripted: ModuleType, model: TransferModel
+) -> None:
+    with paired(config(model), backend="scripted") as pair:
+        scripted.script.hold = True
+        sender, receiver = pair.open(1, Deadline.after(1.0))
+        sender.init(1)
+        receiver.send_metadata([3])
+        until(pair, lambda: sender.poll() is not KVPoll.BOOTSTRAPPING)
+        sender.send([5])
+        until(pair, lambda: sender.poll() is KVPoll.FAILED)
+        assert receiver.wait(soon()) is KVPoll.FAILED
+        failure = sender.failure()
+        assert failure is not None
+        assert failure.code is FailureCode.DEADLINE
+        until(pair, lambda: len(pair.prefill.quarantine) == 1)
+        assert not sender.release_safe()
+        assert not receiver.release_safe()
+        sender.clear()
+        receiver.clear()
+        scripted.script.held[0].let_go()
+        until(pair, lambda: sender.release_safe() and receiver.release_safe())
+        scripted.script.hold = False
+        pair.move(1, [6], [7])
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_failed_write_frees_the_pages_only_once_it_is_drained(
+    scripted: ModuleType, model: TransferModel
+) -> None:
+    with paired(config(model), backend="scripted") as pair:
+        scripted.script.fail = True
+        sender, receiver = pair.open(1)
+        sender.init(1)
+        receiver.send_metadata([3])
+        sender.send([5])
+        until(pair, lambda: sender.poll() is KVPoll.FAILED)
+        assert receiver.wait(soon()) is KVPoll.FAILED
+        failure = receiver.failure()
+        assert failure is not None
+        assert failure.code is FailureCode.ENGINE
+        assert failure.happened.startswith("the script failed it (room 1 to decode")
+        assert not sender.release_safe()
+        assert not receiver.release_safe()
+        scripted.script.held[0].drain()
+        until(pair, lambda: sender.release_safe() and receiver.release_safe())
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_an_engine_that_raises_fails_the_room_and_its_pages_wait_for_the_engines_end(
+    scripted: ModuleType, model: TransferModel
+) -> None:
+    with paired(config(model), backend="scripted") as pair:
+        pair.move(9, [1], [1])
+        scripted.script.explode = True
+        sender, receiver = pair.open(1)
+        sender.init(1)
+        receiver.send_metadata([3])
+        sender.send([5])
+        until(pair, lambda: sender.poll() is KVPoll.FAILED)
+        assert receiver.wait(soon()) is KVPoll.FAILED
+        failure = receiver.failure()
+        assert failure is not None
+        assert failure.there_is == "RuntimeError('the script has it raise')"
+        assert not sender.release_safe()
+        assert not receiver.release_safe()
+        scripted.script.explode = False
+        pair.move(2, [6], [7])
+        pair.prefill.close()
+        assert sender.release_safe()
+        assert receiver.wait(soon()) is KVPoll.FAILED
+        until(pair, receiver.release_safe)
