@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from types import TracebackType
 
@@ -42,6 +43,7 @@ class BootstrapServer:
         self._ranks: dict[tuple[int, int], _Entry] = {}
         self._registered: asyncio.Condition | None = None
         self._runner: web.AppRunner | None = None
+        self._listener: socket.socket | None = None
         self._loop: LoopThread | None = None
         self.address = ""
 
@@ -60,16 +62,14 @@ class BootstrapServer:
         Raises:
             BootstrapError: the port is in use, or the host is not an address of this machine.
         """
+        if not 0 <= self._port <= 65_535:
+            raise self._cannot_listen("ports are 0 to 65535")
         self._loop = LoopThread("bootstrap-server")
         try:
             self._port = self._loop.call(self._serve(), Deadline.after(_START))
-        except (OSError, OverflowError) as error:  # OverflowError: a port above 65535
+        except OSError as error:
             self.close()
-            raise BootstrapError(
-                f"the bootstrap service cannot listen on {self._host}:{self._port}",
-                getattr(error, "strerror", None) or str(error),
-                "choose a free port (0 takes any) and an address of this machine",
-            ) from error
+            raise self._cannot_listen(error.strerror or str(error)) from error
         self.address = f"{self._host}:{self._port}"
 
     def close(self) -> None:
@@ -77,10 +77,17 @@ class BootstrapServer:
         if self._loop is not None:
             deadline = Deadline.after(_START)
             if self._runner is not None:
-                self._loop.call(self._runner.cleanup(), deadline)
-                self._runner = None
+                self._loop.call(_stop(self._runner, self._listener), deadline)
+                self._runner = self._listener = None
             self._loop.close(deadline)
             self._loop = None
+
+    def _cannot_listen(self, why: str) -> BootstrapError:
+        return BootstrapError(
+            f"the bootstrap service cannot listen on {self._host}:{self._port}",
+            why,
+            "choose a free port (0 takes any) and an address of this machine",
+        )
 
     async def _serve(self) -> int:
         self._registered = asyncio.Condition()
@@ -91,8 +98,9 @@ class BootstrapServer:
         app.router.add_get("/health", self._health)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await self._runner.setup()
-        await web.TCPSite(self._runner, self._host, self._port).start()
-        return int(self._runner.addresses[0][1])
+        self._listener = socket.create_server((self._host, self._port))
+        await web.SockSite(self._runner, self._listener).start()
+        return int(self._listener.getsockname()[1])
 
     async def _put(self, request: web.Request) -> web.Response:
         try:
@@ -172,6 +180,16 @@ class BootstrapServer:
         stale = [e.record.address for k, e in self._ranks.items() if k not in fresh]
         body = {"healthy": bool(fresh) and not stale, "ranks": len(fresh), "stale": stale}
         return web.json_response(body, status=200 if body["healthy"] else 503)
+
+
+async def _stop(runner: web.AppRunner, listener: socket.socket | None) -> None:
+    if listener is not None:
+        # asyncio loses a connection that it accepts in the turn in which its server closes: so stop
+        # accepting first, and let those turns pass that make a connection known to the runner.
+        asyncio.get_running_loop().remove_reader(listener.fileno())
+        for _ in range(3):
+            await asyncio.sleep(0)
+    await runner.cleanup()
 
 
 def _refuse(status: int, happened: str, there_is: str, to_do: str) -> web.Response:

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import numpy as np
+import pytest
+
+from pdcore.errors import LayoutError
+from pdcore.layout import DTYPE_BYTES, Attention, AuxField, AuxSchema, KVBuffer, KVLayout
+
+
+@pytest.fixture
+def layout() -> KVLayout:
+    return KVLayout.heads(layers=[4, 5], kv_heads=2, head_dim=8, page_size=16, num_pages=10)
+
+
+def test_a_heads_layout_has_all_keys_and_then_all_values(layout: KVLayout) -> None:
+    assert [b.name for b in layout.buffers] == ["layer.4.k", "layer.5.k", "layer.4.v", "layer.5.v"]
+    assert [b.item_len for b in layout.buffers] == [16 * 2 * 8 * 2] * 4
+    assert (layout.attention, layout.total_kv_heads) == (Attention.HEADS, 2)
+    assert layout.page_bytes == 4 * 512
+    assert layout.item_lens.dtype == np.uint64
+    assert layout.item_lens.tolist() == [512] * 4
+
+
+def test_a_rank_may_hold_a_part_of_the_heads() -> None:
+    layout = KVLayout.heads(
+        layers=[0], kv_heads=2, head_dim=8, page_size=1, num_pages=1, dtype="float32", total_kv_heads=8
+    )
+    assert (layout.total_kv_heads, layout.page_bytes) == (8, 2 * 2 * 8 * 4)
+
+
+def test_a_latent_layout_has_one_buffer_per_layer() -> None:
+    layout = KVLayout.latent(layers=[0, 1, 2], latent_dim=576, page_size=64, num_pages=3)
+    assert [b.name for b in layout.buffers] == ["layer.0.latent", "layer.1.latent", "layer.2.latent"]
+    assert [b.item_len for b in layout.buffers] == [64 * 576 * 2] * 3
+    assert (layout.attention, layout.total_kv_heads) == (Attention.LATENT, 0)
+
+
+@pytest.mark.parametrize(("dtype", "size"), DTYPE_BYTES.items())
+def test_every_dtype_has_its_size(dtype: str, size: int) -> None:
+    assert KVLayout.latent(layers=[0], latent_dim=3, page_size=5, num_pages=1, dtype=dtype).page_bytes == (
+        15 * size
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"page_size": 0}, "page_size=0"),
+        ({"num_pages": -1}, "num_pages=-1"),
+        ({"dtype": "int3"}, "dtype='int3'"),
+        ({"buffers": ()}, "no buffers"),
+        ({"buffers": (KVBuffer(0, "k", 0),)}, "layer.0.k.item_len=0"),
+        ({"buffers": (KVBuffer(0, "k", 8), KVBuffer(0, "k", 8))}, "layer.0.k twice"),
+        ({"page_size": 0, "dtype": "int3", "buffers": ()}, "page_size=0, dtype='int3', no buffers"),
+    ],
+)
+def test_a_layout_that_contradicts_itself_names_every_contradiction(
+    layout: KVLayout, changes: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(LayoutError) as caught:
+        attrs.evolve(layout, **changes)
+    assert caught.value.happened == "the KV layout contradicts itself"
+    assert caught.value.there_is == named
+    assert "bfloat16" in caught.value.to_do
+
+
+def test_aux_fields_and_rows_start_at_multiples_of_64_bytes() -> None:
+    schema = AuxSchema(
+        (AuxField("token", "int64"), AuxField("logprobs", "float32", (20,)), AuxField("flag", "bool"))
+    )
+    assert schema.offsets() == {"token": 64, "logprobs": 128, "flag": 256}
+    assert schema.row_len == 320
+    assert [f.nbytes for f in schema.fields] == [8, 80, 1]
+
+
+def test_a_schema_without_fields_is_a_header() -> None:
+    assert (AuxSchema().offsets(), AuxSchema().row_len) == ({}, 64)
+
+
+def test_a_schema_that_names_a_field_twice_is_refused() -> None:
+    with pytest.raises(LayoutError, match="names 'a' twice") as caught:
+        AuxSchema((AuxField("a", "int8"), AuxField("b", "int8"), AuxField("a", "int16")))
+    assert caught.value.there_is == "fields a, b, a"
+    assert caught.value.to_do == "give each field its own name"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape"), [("object", ()), ("O", ()), ("nonsense", ()), ("int32", (0,)), ("int32", (2, -1))]
+)
+def test_a_field_that_cannot_lie_in_memory_is_refused(dtype: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(LayoutError, match="the aux field 'a' cannot lie in memory") as caught:
+        AuxField("a", dtype, shape)
+    assert caught.value.there_is == f"dtype {dtype!r}, shape {shape}"
+    assert "float32" in caught.value.to_do

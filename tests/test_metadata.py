@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pdcore.errors import FailureCode, KVTransferError, LayoutError, RoomError, WireError
+from pdcore.layout import AUX_DTYPES, AuxField, AuxSchema
+from pdcore.metadata import AUX_REGION, AuxDataCodec, MetadataBuffers
+from pdcore.model import RoomId
+
+SCHEMA = AuxSchema(
+    (
+        AuxField("token", "int64"),
+        AuxField("logprobs", "float32", (2, 3)),
+        AuxField("count", "uint8"),
+        AuxField("hidden", "float16", (40,)),
+        AuxField("done", "bool"),
+    )
+)
+VALUES: dict[str, Any] = {
+    "token": 151643,
+    "logprobs": [[0.5, 1.5, 2.5], [3.5, 4.5, 5.5]],
+    "count": 255,
+    "hidden": np.arange(40, dtype=np.float16),
+    "done": True,
+}
+ROOM, OTHER = RoomId(2**62), RoomId(9)
+
+
+@pytest.fixture
+def buffers() -> MetadataBuffers:
+    return MetadataBuffers(SCHEMA, 4)
+
+
+def same(got: dict[str, Any], expected: dict[str, Any]) -> bool:
+    return list(got) == list(expected) and all(np.array_equal(got[k], expected[k]) for k in expected)
+
+
+def test_what_was_set_is_got_with_dtype_and_shape(buffers: MetadataBuffers) -> None:
+    buffers.set(2, ROOM, VALUES)
+    got = buffers.get(2, ROOM)
+    assert same(got, VALUES)
+    assert [(v.dtype.name, v.shape) for v in got.values()] == [(f.dtype, f.shape) for f in SCHEMA.fields]
+
+
+def test_what_was_got_is_a_copy(buffers: MetadataBuffers) -> None:
+    buffers.set(0, ROOM, VALUES)
+    got = buffers.get(0, ROOM)
+    buffers.set(0, OTHER, {"hidden": np.zeros(40, np.float16), "token": 1})
+    assert same(got, VALUES)
+
+
+def test_fields_lie_where_the_schema_says(buffers: MetadataBuffers) -> None:
+    buffers.set(1, ROOM, VALUES)
+    row, offsets = buffers.rows[1].tobytes(), SCHEMA.offsets()
+    assert len(row) == SCHEMA.row_len
+    assert row[:8] == int(ROOM).to_bytes(8, "little")
+    for field in SCHEMA.fields:
+        raw = np.asarray(VALUES[field.name], field.dtype).tobytes()
+        assert row[offsets[field.name] :][: field.nbytes] == raw
+
+
+def test_the_region_is_all_rows(buffers: MetadataBuffers) -> None:
+    region = buffers.region
+    assert (region.name, region.length) == (AUX_REGION, 4 * SCHEMA.row_len)
+    assert region.address == buffers.rows.ctypes.data
+
+
+def test_a_slot_touches_no_other(buffers: MetadataBuffers) -> None:
+    before = buffers.rows.copy()
+    buffers.set(1, ROOM, VALUES)
+    assert np.array_equal(buffers.rows[[0, 2, 3]], before[[0, 2, 3]])
+
+
+def test_fields_that_are_not_named_keep_their_value(buffers: MetadataBuffers) -> None:
+    buffers.set(0, ROOM, VALUES)
+    buffers.set(0, ROOM, {"token": 7})
+    assert same(buffers.get(0, ROOM), VALUES | {"token": 7})
+
+
+def test_an_empty_slot_holds_nobodys_data(buffers: MetadataBuffers) -> None:
+    with pytest.raises(KVTransferError) as caught:
+        buffers.get(3, ROOM)
+    assert caught.value.code is FailureCode.AUX
+    assert caught.value.happened == f"aux slot 3 does not hold the data of room {ROOM}"
+    assert caught.value.there_is == "it holds nobody's data"
+    assert "don't share slots" in caught.value.to_do
+
+
+def test_a_reused_slot_is_noticed(buffers: MetadataBuffers) -> None:
+    buffers.set(0, ROOM, VALUES)
+    buffers.set(0, OTHER, VALUES)
+    with pytest.raises(KVTransferError) as caught:
+        buffers.get(0, ROOM)
+    assert caught.value.there_is == "it holds the data of room 9"
+    assert same(buffers.get(0, OTHER), VALUES)
+
+
+def test_a_slot_that_was_emptied_holds_nobodys_data(buffers: MetadataBuffers) -> None:
+    buffers.set(0, ROOM, VALUES)
+    buffers.empty(0)
+    with pytest.raises(KVTransferError, match="nobody's data"):
+        buffers.check_room(0, ROOM)
+
+
+@pytest.mark.parametrize("slot", [-1, 4])
+def test_a_slot_that_does_not_exist_is_refused(buffers: MetadataBuffers, slot: int) -> None:
+    for use in (
+        lambda: buffers.set(slot, ROOM, {}),
+        lambda: buffers.get(slot, ROOM),
+        lambda: buffers.empty(slot),
+    ):
+        with pytest.raises(RoomError) as caught:
+            use()
+        assert caught.value.happened == f"aux slot {slot} does not exist"
+        assert caught.value.there_is == "slots 0 to 3"
+
+
+@pytest.mark.parametrize("slots", [0, -1])
+def test_buffers_have_at_least_one_slot(slots: int) -> None:
+    with pytest.raises(LayoutError, match="there are no aux slots") as caught:
+        MetadataBuffers(SCHEMA, slots)
+    assert caught.value.there_is == f"slots={slots}"
+
+
+def test_an_unknown_field_is_refused_with_those_there_are(buffers: MetadataBuffers) -> None:
+    with pytest.raises(RoomError) as caught:
+        buffers.set(0, ROOM, {"tokens": 1})
+    assert caught.value.happened == "there is no aux field 'tokens'"
+    assert caught.value.there_is == "fields: token, logprobs, count, hidden, done"
+    with pytest.raises(RoomError) as caught:
+        MetadataBuffers(AuxSchema(), 1).set(0, ROOM, {"token": 1})
+    assert caught.value.there_is == "fields: none"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "there_is"),
+    [
+        ("token", [1], "int64(1,), the field is int64()"),
+        ("logprobs", np.zeros((3, 2), np.float32), "float32(3, 2), the field is float32(2, 3)"),
+        ("logprobs", 1.0, "float64(), the field is float32(2, 3)"),
+        ("token", 1.5, "float64(), the field is int64()"),
+        ("count", 256, "int64(), the field is uint8()"),
+        ("count", -1, "int64(), the field is uint8()"),
+        ("token", np.uint64(2**63), "uint64(), the field is int64()"),
+        ("done", 1, "int64(), the field is bool()"),
+        ("token", "7", "<U1(), the field is int64()"),
+        ("token", None, "object(), the field is int64()"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_refused_and_the_slot_keeps_its_room(
+    buffers: MetadataBuffers, field: str, value: Any, there_is: str
+) -> None:
+    buffers.set(0, OTHER, VALUES)
+    with pytest.raises(RoomError) as caught:
+        buffers.set(0, ROOM, {field: value})
+    assert caught.value.happened == f"a value does not fit the aux field {field!r}"
+    assert caught.value.there_is == there_is
+    assert caught.value.to_do == "hand in a value of the field's shape, kind and range"
+    assert same(buffers.get(0, OTHER), VALUES)
+
+
+@pytest.mark.parametrize("dtype", AUX_DTYPES)
+def test_every_dtype_can_be_set_and_got(dtype: str) -> None:
+    buffers = MetadataBuffers(AuxSchema((AuxField("x", dtype, (3,)),)), 2)
+    value = np.array([0, 1, 1], dtype)
+    buffers.set(1, ROOM, {"x": value})
+    assert np.array_equal(buffers.get(1, ROOM)["x"], value)
+
+
+# Rows as bytes
+
+
+def test_a_row_travels_as_bytes_into_another_slot(buffers: MetadataBuffers) -> None:
+    buffers.set(1, ROOM, VALUES)
+    there = MetadataBuffers(SCHEMA, 2)
+    there.empty(0)
+    AuxDataCodec(there).decode(0, AuxDataCodec(buffers).encode(1))
+    assert same(there.get(0, ROOM), VALUES)
+
+
+def test_encoded_rows_do_not_follow_the_slot(buffers: MetadataBuffers) -> None:
+    buffers.set(1, ROOM, VALUES)
+    row = AuxDataCodec(buffers).encode(1)
+    buffers.empty(1)
+    AuxDataCodec(buffers).decode(1, row)
+    assert same(buffers.get(1, ROOM), VALUES)
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_a_row_of_another_length_is_refused_and_changes_nothing(
+    buffers: MetadataBuffers, change: int
+) -> None:
+    buffers.set(0, ROOM, VALUES)
+    with pytest.raises(WireError) as caught:
+        AuxDataCodec(buffers).decode(0, bytes(SCHEMA.row_len + change))
+    assert caught.value.there_is == f"{SCHEMA.row_len + change} bytes, the schema has {SCHEMA.row_len}"
+    assert caught.value.to_do == "use the same AuxSchema on both sides"
+    assert same(buffers.get(0, ROOM), VALUES)

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pdcore.errors import LayoutError, PlanError, RoomError
+from pdcore.layout import AuxField, AuxSchema, KVLayout, StateBuffer, StateComponent
+from pdcore.metadata import MetadataBuffers
+from pdcore.model import RoomId
+from pdcore.plan import IndexArray
+from pdcore.pools import Pools, RegionTable
+from pdcore.regions import Region
+
+LAYOUT = KVLayout.heads(layers=[3, 4], kv_heads=2, head_dim=4, page_size=8, num_pages=10)
+MAMBA = StateComponent("mamba", 4, (StateBuffer("conv", 6), StateBuffer("ssm", 10)))
+SWA = StateComponent("swa", 7, (StateBuffer("window", 32),))
+SCHEMA = AuxSchema((AuxField("token", "int64"),))
+ROOM = RoomId(5)
+
+
+@pytest.fixture
+def pools() -> Pools:
+    return Pools.allocate(LAYOUT, state=[MAMBA, SWA], aux=MetadataBuffers(SCHEMA, 3))
+
+
+def i64(*values: int) -> IndexArray:
+    return np.array(values, np.int64)
+
+
+def memory(name: str, size: int) -> Region:
+    return Region.of(name, np.zeros(size, np.uint8))
+
+
+def test_regions_are_kv_then_state_then_aux(pools: Pools) -> None:
+    item = 8 * 2 * 4 * 2
+    assert [(r.name, r.length) for r in pools.regions] == [
+        ("layer.3.k", item * 10),
+        ("layer.4.k", item * 10),
+        ("layer.3.v", item * 10),
+        ("layer.4.v", item * 10),
+        ("state.mamba.conv", 24),
+        ("state.mamba.ssm", 40),
+        ("state.swa.window", 224),
+        ("aux", 3 * 128),
+    ]
+    assert pools.kv == pools.regions[:4]
+    assert pools.table.expected == tuple((r.name, r.length) for r in pools.regions)
+    assert (pools.table.kv, pools.table.state, pools.table.aux) == ((0, 1, 2, 3), ((4, 5), (6,)), 7)
+
+
+def test_a_peers_table_follows_from_its_descriptions(pools: Pools) -> None:
+    assert RegionTable.of(LAYOUT, [MAMBA, SWA], SCHEMA, 3) == pools.table
+
+
+def test_without_aux_the_table_has_no_place_for_it() -> None:
+    table = Pools.allocate(LAYOUT).table
+    assert (table.kv, table.state, table.aux) == ((0, 1, 2, 3), (), None)
+
+
+def test_allocated_memory_is_shaped_by_page(pools: Pools) -> None:
+    assert [(a.shape, a.dtype) for a in pools.arrays] == [((10, 128), np.dtype(np.uint8))] * 4
+    pools.arrays[2][9, 0] = 7
+    owner = pools.kv[2].owner
+    assert isinstance(owner, np.ndarray)
+    assert owner[9, 0] == 7
+
+
+@pytest.mark.parametrize(
+    ("sizes", "there_is"),
+    [
+        ([1280, 1280, 1281, 1280], "('layer.3.v', 1281) instead of ('layer.3.v', 1280)"),
+        ([1280, 1280, 1280], "3 regions instead of 4; (name, bytes): nothing instead of ('layer.4.v', 1280)"),
+        ([1280] * 5, "5 regions instead of 4; (name, bytes): ('more', 1280) instead of nothing"),
+    ],
+)
+def test_pools_that_are_not_what_the_layout_says_are_refused(sizes: list[int], there_is: str) -> None:
+    names = [*(b.name for b in LAYOUT.buffers), "more"]
+    with pytest.raises(LayoutError) as caught:
+        Pools(LAYOUT, [memory(name, size) for name, size in zip(names, sizes, strict=False)])
+    assert caught.value.happened == "the pools are not what their layouts say"
+    assert there_is in caught.value.there_is
+    assert caught.value.to_do.startswith("hand in one region per buffer, in the layout's order")
+
+
+def test_pools_in_another_order_are_refused() -> None:
+    regions = [memory(b.name, 1280) for b in reversed(LAYOUT.buffers)]
+    with pytest.raises(LayoutError) as caught:
+        Pools(LAYOUT, regions)
+    assert "('layer.4.v', 1280) instead of ('layer.3.k', 1280)" in caught.value.there_is
+
+
+def test_pages_from_the_first_to_the_last_are_fine(pools: Pools) -> None:
+    pools.check_pages(ROOM, i64(0, 9, 5))
+    pools.check_pages(ROOM, i64())
+
+
+@pytest.mark.parametrize("bad", [-1, 10, 2**52, -(2**63)])
+def test_pages_outside_the_pool_are_named(pools: Pools, bad: int) -> None:
+    with pytest.raises(PlanError) as caught:
+        pools.check_pages(ROOM, i64(3, bad, 4, bad))
+    assert caught.value.happened == "pages of room 5 are outside the pool"
+    assert caught.value.there_is == f"2 of 4, the first is {bad}; the pool holds 10 pages"
+    assert caught.value.to_do == "use page numbers from 0 to 9"
+
+
+def test_aux_slots_are_checked(pools: Pools) -> None:
+    for slot in (None, 0, 2):
+        pools.check_aux_slot(ROOM, slot)
+    for slot in (-1, 3):
+        with pytest.raises(RoomError) as caught:
+            pools.check_aux_slot(ROOM, slot)
+        assert caught.value.happened == f"aux slot {slot} of room 5 does not exist"
+        assert caught.value.there_is == "slots 0 to 2"
+
+
+def test_without_aux_buffers_no_slot_exists() -> None:
+    bare = Pools.allocate(LAYOUT)
+    bare.check_aux_slot(ROOM, None)
+    with pytest.raises(RoomError, match="the pools have no aux buffers"):
+        bare.check_aux_slot(ROOM, 0)
+
+
+def test_state_lists_are_private_copies_one_per_component(pools: Pools) -> None:
+    mine = np.array([1, 2])
+    first, second = pools.state_lists(ROOM, [[3], mine], due=True)
+    mine[:] = 0
+    assert (first.tolist(), second.tolist()) == ([3], [1, 2])
+    assert pools.state_lists(ROOM, None, due=False) == ()
+    assert Pools.allocate(LAYOUT).state_lists(ROOM, None, due=True) == ()
+
+
+@pytest.mark.parametrize(
+    ("lists", "due"), [(None, True), ([[1]], True), ([[1]] * 3, True), ([[1]] * 2, False)]
+)
+def test_more_or_fewer_state_lists_are_refused(
+    pools: Pools, lists: list[list[int]] | None, due: bool
+) -> None:
+    with pytest.raises(PlanError) as caught:
+        pools.state_lists(ROOM, lists, due=due)
+    assert caught.value.happened == "the state index lists of room 5 do not match"
+    assert caught.value.there_is == (f"{len(lists or ())} lists, 2 state components, last chunk: {due}")
+    assert caught.value.to_do == "hand in one list per state component with the last chunk, and none before"

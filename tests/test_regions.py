@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from pdcore.errors import PlanError, RegistrationError
+from pdcore.model import CPU
+from pdcore.regions import OffsetArray, Region, RegionInfo, WriteBatch
+
+TOP = 2**64 - 1
+
+
+def u64(*values: int) -> OffsetArray:
+    return np.array(values, np.uint64)
+
+
+def i64(*values: int) -> npt.NDArray[np.int64]:
+    return np.array(values, np.int64)
+
+
+# Regions
+
+
+def test_a_numpy_array_becomes_a_region() -> None:
+    memory = np.zeros((4, 6), np.float32)
+    region = Region.of("pool", memory)
+    assert (region.name, region.address, region.length, region.device) == (
+        "pool",
+        memory.ctypes.data,
+        96,
+        CPU,
+    )
+    assert region.owner is memory
+    assert region.info == RegionInfo("pool", 96, CPU)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.uint8])
+def test_a_torch_tensor_becomes_a_region(dtype: torch.dtype) -> None:
+    memory = torch.zeros(4, 6, dtype=dtype)
+    region = Region.of("pool", memory)
+    assert (region.address, region.length) == (memory.data_ptr(), memory.numel() * memory.element_size())
+    assert region.device == CPU
+    assert region.owner is memory
+
+
+def test_a_contiguous_slice_of_a_tensor_starts_where_it_starts() -> None:
+    memory = torch.zeros(10, 4, dtype=torch.int16)
+    assert Region.of("tail", memory[5:]).address == memory.data_ptr() + 40
+
+
+def test_a_region_shows_its_address_in_hex() -> None:
+    assert "address=0x1000" in repr(Region("a", 4096, 1))
+
+
+def read_only() -> npt.NDArray[np.uint8]:
+    memory = np.zeros(4, np.uint8)
+    memory.flags.writeable = False
+    return memory
+
+
+@pytest.mark.parametrize(
+    ("memory", "there_is"),
+    [
+        (np.zeros((4, 4), np.uint8)[:, ::2], "shape (4, 2), contiguous=False, writable=True"),
+        (np.zeros((2, 3), np.uint8).T, "contiguous=False"),
+        (np.zeros(0, np.uint8), "shape (0,)"),
+        (read_only(), "writable=False"),
+        (np.array([None]), "dtype object"),
+        (torch.zeros(4, 4).t(), "a tensor of 16 elements on cpu"),
+        (torch.zeros(0), "a tensor of 0 elements"),
+        (torch.zeros(4, device="meta"), "a tensor of 4 elements on meta"),
+        (torch.zeros(4).to_sparse(), "torch.sparse_coo"),
+        (bytearray(4), "a bytearray"),
+        (None, "a NoneType"),
+    ],
+)
+def test_memory_that_no_engine_can_write_to_is_refused(memory: object, there_is: str) -> None:
+    with pytest.raises(RegistrationError) as caught:
+        Region.of("pool", memory)
+    assert caught.value.happened == "region 'pool' cannot be made of this memory"
+    assert there_is in caught.value.there_is
+    assert caught.value.to_do == "hand in a contiguous, writable, non-empty numpy array or torch tensor"
+
+
+# Batches
+
+
+@pytest.fixture
+def batch() -> WriteBatch:
+    """Two pairs, 0 -> 1 and 1 -> 0, with two entries and one."""
+    return WriteBatch(i64(0, 1), i64(1, 0), i64(0, 2, 3), u64(0, 90, 40), u64(5, 20, 0), u64(10, 10, 10))
+
+
+LOCAL, REMOTE = u64(100, 50), u64(10, 30)
+
+
+def changed(batch: WriteBatch, **arrays: Any) -> WriteBatch:
+    return attrs.evolve(batch, **arrays)
+
+
+def refusal(batch: WriteBatch, local: OffsetArray = LOCAL, remote: OffsetArray = REMOTE) -> PlanError:
+    with pytest.raises(PlanError) as caught:
+        batch.prove_inside(local, remote)
+    return caught.value
+
+
+def test_a_batch_that_fills_its_regions_to_the_last_byte_is_fine(batch: WriteBatch) -> None:
+    batch.prove_inside(LOCAL, REMOTE)
+    assert (len(batch), batch.nbytes) == (3, 30)
+
+
+def test_the_empty_batch_is_fine_even_without_regions() -> None:
+    empty = WriteBatch.empty()
+    empty.prove_inside(u64(), u64())
+    assert (len(empty), empty.nbytes) == (0, 0)
+
+
+def test_a_batch_of_one_pair_is_made_of_lists() -> None:
+    batch = WriteBatch.of(1, 0, [0, 8], [8, 0], [8, 8])
+    batch.prove_inside(u64(1, 16), u64(16))
+    assert (batch.local_regions.tolist(), batch.remote_regions.tolist()) == ([1], [0])
+    assert (batch.starts.tolist(), batch.nbytes) == ([0, 2], 16)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"local_offsets": u64(0, 90)},
+        {"remote_offsets": u64(0, 5, 20, 0)},
+        {"lengths": u64(10, 10)},
+        {"remote_regions": i64(1)},
+        {"local_regions": i64(0, 1, 1)},
+        {"starts": i64(0, 3)},
+        {"starts": i64()},
+        {"starts": i64(1, 2, 3)},
+        {"starts": i64(0, 2, 4)},
+        {"starts": i64(0, 0, 3)},
+        {"starts": i64(0, 3, 3)},
+        {"starts": i64(0, -1, 3)},
+    ],
+)
+def test_a_batch_that_contradicts_itself_is_refused(
+    batch: WriteBatch, changes: dict[str, npt.NDArray[np.generic]]
+) -> None:
+    error = refusal(changed(batch, **changes))
+    assert error.happened == "a write batch contradicts itself"
+    assert "local offsets" in error.there_is
+    assert "every region pair at least one entry" in error.to_do
+
+
+def test_pairs_without_any_entry_are_refused() -> None:
+    error = refusal(attrs.evolve(WriteBatch.empty(), local_regions=i64(0), remote_regions=i64(0)))
+    assert error.happened == "a write batch contradicts itself"
+
+
+def test_an_entry_without_bytes_is_named(batch: WriteBatch) -> None:
+    error = refusal(changed(batch, lengths=u64(10, 0, 10)))
+    assert error.happened == "entry 1 of a write batch has no bytes"
+    assert error.there_is == "local offset 90, remote offset 20, length 0"
+
+
+@pytest.mark.parametrize("side", ["local", "remote"])
+@pytest.mark.parametrize("region", [-1, 2, 2**62])
+def test_a_region_that_does_not_exist_is_refused(batch: WriteBatch, side: str, region: int) -> None:
+    error = refusal(changed(batch, **{f"{side}_regions": i64(0, region)}))
+    assert error.happened == f"a write batch names a {side} region that does not exist"
+    assert error.there_is == f"regions [0, {region}], 2 registered"
+    assert error.to_do == "plan against the paired region table"
+
+
+@pytest.mark.parametrize(
+    ("changes", "happened", "there_is"),
+    [
+        ({"local_offsets": u64(0, 91, 40)}, "entry 1 of a write batch leaves its local region", "length 100"),
+        ({"local_offsets": u64(0, 90, 41)}, "entry 2 of a write batch leaves its local region", "length 50"),
+        (
+            {"remote_offsets": u64(21, 20, 0)},
+            "entry 0 of a write batch leaves its remote region",
+            "length 30",
+        ),
+        ({"remote_offsets": u64(5, 20, 1)}, "entry 2 of a write batch leaves its remote region", "length 10"),
+        ({"lengths": u64(10, 10, 11)}, "entry 2 of a write batch leaves its local region", "length 50"),
+    ],
+)
+def test_the_first_entry_that_leaves_a_region_by_one_byte_is_named(
+    batch: WriteBatch, changes: dict[str, OffsetArray], happened: str, there_is: str
+) -> None:
+    error = refusal(changed(batch, **changes))
+    assert error.happened == happened
+    assert error.there_is.endswith(f"region {there_is}")
+    assert error.to_do == "check the page indices against the pools of both sides"
+
+
+@pytest.mark.parametrize("field", ["local_offsets", "remote_offsets"])
+@pytest.mark.parametrize("offset", [TOP, TOP - 9, TOP - 4, 2**63])
+def test_an_end_that_wraps_around_is_outside(batch: WriteBatch, field: str, offset: int) -> None:
+    error = refusal(changed(batch, **{field: u64(0, offset, 0)}))
+    assert error.happened.startswith("entry 1 of a write batch leaves its")
+    assert str(offset) in error.there_is
+
+
+def test_a_length_that_wraps_around_is_outside(batch: WriteBatch) -> None:
+    error = refusal(changed(batch, lengths=u64(10, TOP - 50, 10)))
+    assert error.happened == "entry 1 of a write batch leaves its local region"
+
+
+def test_a_negative_offset_cannot_hide_in_a_signed_array(batch: WriteBatch) -> None:
+    error = refusal(changed(batch, local_offsets=i64(0, -10, 40)))
+    assert error.happened == "a write batch has arrays of the wrong dtype"
+    assert error.there_is.startswith("offsets and lengths int64, uint64, uint64")
+    assert error.to_do == "make offsets and lengths uint64, regions and starts int64"
+
+
+@pytest.mark.parametrize("field", [f.name for f in attrs.fields(WriteBatch)])
+def test_an_array_of_another_dtype_is_refused(batch: WriteBatch, field: str) -> None:
+    array = getattr(batch, field)
+    error = refusal(changed(batch, **{field: array.astype(np.float64)}))
+    assert error.happened == "a write batch has arrays of the wrong dtype"
+
+
+def test_absolute_adds_the_bases_of_both_sides(batch: WriteBatch) -> None:
+    source, target, lengths = batch.absolute(u64(1000, 2000), u64(TOP - 99, 7000))
+    assert source.tolist() == [1000, 1090, 2040]
+    assert target.tolist() == [7005, 7020, TOP - 99]
+    assert lengths.tolist() == [10, 10, 10]
+    assert {source.dtype, target.dtype, lengths.dtype} == {np.dtype(np.uint64)}

@@ -1,0 +1,76 @@
+"""One message of every kind, with every optional part filled in; their bytes are in golden/*.hex."""
+
+from __future__ import annotations
+
+import attrs
+import numpy as np
+
+from pdcore.backend import AuxTransport
+from pdcore.errors import FailureCode, Misfit
+from pdcore.layout import AuxField, AuxSchema, KVLayout, StateBuffer, StateComponent
+from pdcore.model import Generation, Incarnation, KVPoll, Role, RoomId
+from pdcore.topology import Topology
+from pdcore.wire import (
+    Abort,
+    AuxRow,
+    Bye,
+    Failure,
+    Heartbeat,
+    Message,
+    PairReply,
+    PairRequest,
+    PeerDescription,
+    Released,
+    RequestMetadata,
+    RoomStatus,
+)
+
+__all__ = ["DESCRIPTION", "FAILURE", "LIFE", "METADATA", "SAMPLES"]
+
+LIFE = Incarnation("0123456789abcdef0123456789abcdef")
+ROOM, NTH = RoomId(2**62 + 1), Generation(7)
+FAILURE = Failure(FailureCode.PEER_LOST, "room 5 lost its peer", "3 heartbeats are missing", "send it again")
+
+DESCRIPTION = PeerDescription(
+    role=Role.DECODE,
+    incarnation=LIFE,
+    address="10.0.0.1:4711",
+    version="0.1.0",
+    backend="local",
+    protocol="process_vm_writev",
+    topology=Topology(dp_size=2, dp_rank=1),
+    layout=KVLayout.heads(layers=[0, 1], kv_heads=2, head_dim=64, page_size=16, num_pages=128),
+    state=(StateComponent("mamba", 8, (StateBuffer("conv", 96), StateBuffer("ssm", 1024))),),
+    aux=AuxSchema((AuxField("first_token", "int64"), AuxField("logprobs", "float32", (8,), 0))),
+    aux_slots=32,
+    aux_transport=AuxTransport.ENGINE,
+    endpoint=b"\x00endpoint\xff",
+    regions=b"\x01regions\xfe",
+)
+
+METADATA = RequestMetadata(
+    ROOM,
+    NTH,
+    pages=np.array([3, 1, 2**40], np.int64),
+    aux_index=5,
+    state_indices=(np.array([9], np.int64), np.array([], np.int64)),
+    decode_prefix_len=48,
+    remaining=12.5,
+)
+
+_SAMPLES: tuple[Message, ...] = (
+    PairRequest(DESCRIPTION),
+    PairReply(
+        attrs.evolve(DESCRIPTION, role=Role.PREFILL, aux=None, aux_slots=0, state=()),
+        (Misfit("layout.page_size", "16", "64", "serve the same model"),),
+        FAILURE,
+    ),
+    METADATA,
+    AuxRow(ROOM, NTH, bytes(range(64))),
+    RoomStatus(ROOM, NTH, 3, KVPoll.FAILED, False, FAILURE),
+    Abort(ROOM, NTH, FAILURE),
+    Released(ROOM, NTH),
+    Heartbeat(LIFE),
+    Bye(LIFE, drained=True),
+)
+SAMPLES: dict[str, Message] = {type(message).__name__: message for message in _SAMPLES}
