@@ -27,6 +27,7 @@ __all__ = [
     "ProtocolRequest",
     "ProtocolVerdict",
     "Readiness",
+    "StateCopier",
     "StatePlan",
     "StateRequest",
     "Variant",

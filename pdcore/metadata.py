@@ -52,28 +52,20 @@ class MetadataBuffers:
         return Region.of(AUX_REGION, self.rows)
 
     def set(self, slot: int, room: RoomId, values: Mapping[str, npt.ArrayLike]) -> None:
-        """Write fields of a slot and give it to ``room``; fields that are not named keep their value.
+        """Write fields of a slot and give it to ``room``.
+
+        Fields that are not named keep what this room set before, and are zero otherwise: nothing of
+        another room stays. All or none: a value that does not fit changes nothing.
 
         Raises:
             RoomError: the slot or a field does not exist, or a value does not fit its field.
         """
         self._check(slot)
-        for name, value in values.items():
-            view = self._views.get(name)
-            if view is None:
-                raise RoomError(
-                    f"there is no aux field {name!r}",
-                    f"fields: {', '.join(self._views) or 'none'}",
-                    "name a field of the schema",
-                )
-            array = np.asarray(value)
-            if array.shape != view.shape[1:] or not _fits(array, view.dtype):
-                raise RoomError(
-                    f"a value does not fit the aux field {name!r}",
-                    f"{array.dtype}{array.shape}, the field is {view.dtype}{view.shape[1:]}",
-                    "hand in a value of the field's shape, kind and range",
-                )
-            view[slot] = array
+        fitting = {name: self._fitting(name, value) for name, value in values.items()}
+        if self._rooms[slot] != room:
+            self.rows[slot] = 0
+        for name, array in fitting.items():
+            self._views[name][slot] = array
         self._rooms[slot] = room
 
     def get(self, slot: int, room: RoomId) -> dict[str, npt.NDArray[np.generic]]:
@@ -106,6 +98,23 @@ class MetadataBuffers:
                 f"it holds {holder}",
                 "set() the aux fields for this room before the last send(), and don't share slots",
             )
+
+    def _fitting(self, name: str, value: npt.ArrayLike) -> npt.NDArray[np.generic]:
+        view = self._views.get(name)
+        if view is None:
+            raise RoomError(
+                f"there is no aux field {name!r}",
+                f"fields: {', '.join(self._views) or 'none'}",
+                "name a field of the schema",
+            )
+        array = np.asarray(value)
+        if array.shape != view.shape[1:] or not _fits(array, view.dtype):
+            raise RoomError(
+                f"a value does not fit the aux field {name!r}",
+                f"{array.dtype}{array.shape}, the field is {view.dtype}{view.shape[1:]}",
+                "hand in a value of the field's shape, kind and range",
+            )
+        return array
 
     def _check(self, slot: int) -> None:
         if not 0 <= slot < self.slots:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from operator import index
+from typing import SupportsIndex
 
 from pdcore.errors import FailureCode, KVTransferError, RoomError
 from pdcore.model import Deadline, Generation, KVPoll, RoomId
@@ -58,10 +60,7 @@ class RoomTable:
         Raises:
             RoomError: the room is open already, or is not an integer from 0 to 2**63 - 1.
         """
-        if type(room) is not int or not 0 <= room < 2**63:
-            raise RoomError(
-                f"room {room!r} cannot be opened", "rooms are 0 to 2**63 - 1", "choose another id"
-            )
+        room = _room_id(room)
         with self._changed:
             old = self._rooms.get(room)
             if old is not None:
@@ -143,3 +142,10 @@ class RoomTable:
                 self._changed.wait(left)
         finally:
             self._waiting -= 1
+
+
+def _room_id(room: object) -> RoomId:
+    """Return a room id as a plain int; numpy's integers are welcome."""
+    if isinstance(room, SupportsIndex) and not isinstance(room, bool) and 0 <= index(room) < 2**63:
+        return RoomId(index(room))
+    raise RoomError(f"room {room!r} cannot be opened", "rooms are 0 to 2**63 - 1", "choose another id")

@@ -118,6 +118,19 @@ def test_a_new_incarnation_replaces_the_old_one(server: BootstrapServer, client:
     assert resolved(client, server) == (new,)
 
 
+def test_a_replaced_incarnation_cannot_take_its_rank_back(
+    server: BootstrapServer, client: BootstrapClient
+) -> None:
+    new = attrs.evolve(RECORD, incarnation=Incarnation("b" * 32), address="10.0.0.1:6")
+    for record in (RECORD, new):
+        client.register(server.address, record, soon())
+    with pytest.raises(BootstrapError) as caught:
+        client.register(server.address, RECORD, soon())
+    assert f"incarnation {RECORD.incarnation[:8]} was replaced by a newer one" in caught.value.happened
+    assert caught.value.there_is == "10.0.0.1:6 is registered now"
+    assert resolved(client, server) == (new,)
+
+
 def test_a_withdrawn_rank_is_gone(server: BootstrapServer, client: BootstrapClient) -> None:
     client.register(server.address, RECORD, soon())
     client.withdraw(server.address, RECORD.incarnation, soon())

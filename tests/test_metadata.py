@@ -74,10 +74,25 @@ def test_a_slot_touches_no_other(buffers: MetadataBuffers) -> None:
     assert np.array_equal(buffers.rows[[0, 2, 3]], before[[0, 2, 3]])
 
 
-def test_fields_that_are_not_named_keep_their_value(buffers: MetadataBuffers) -> None:
-    buffers.set(0, ROOM, VALUES)
-    buffers.set(0, ROOM, {"token": 7})
-    assert same(buffers.get(0, ROOM), VALUES | {"token": 7})
+def test_fields_that_are_not_named_keep_what_this_room_set(buffers: MetadataBuffers) -> None:
+    buffers.set(1, ROOM, VALUES)
+    buffers.set(1, ROOM, {"token": 7})
+    assert same(buffers.get(1, ROOM), VALUES | {"token": 7})
+
+
+def test_nothing_of_another_room_stays_in_a_slot(buffers: MetadataBuffers) -> None:
+    buffers.set(1, OTHER, VALUES)
+    buffers.set(1, ROOM, {"count": 7})
+    got = buffers.get(1, ROOM)
+    assert got.pop("count") == 7
+    assert not any(np.any(value) for value in got.values())
+
+
+def test_a_set_is_all_or_nothing(buffers: MetadataBuffers) -> None:
+    buffers.set(1, ROOM, VALUES)
+    with pytest.raises(RoomError):
+        buffers.set(1, ROOM, {"token": 8, "count": 256})
+    assert same(buffers.get(1, ROOM), VALUES)
 
 
 def test_an_empty_slot_holds_nobodys_data(buffers: MetadataBuffers) -> None:

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
 from pdcore.errors import FailureCode, KVTransferError, RoomError
@@ -126,6 +127,12 @@ def test_what_is_not_a_room_id_is_refused(table: RoomTable, room: int) -> None:
         table.open(RoomId(room), soon())
     assert caught.value.happened == f"room {room!r} cannot be opened"
     assert caught.value.there_is == "rooms are 0 to 2**63 - 1"
+
+
+def test_numpys_integers_are_room_ids(table: RoomTable) -> None:
+    record = table.open(RoomId(np.int64(7)), soon())
+    assert type(record.room) is int
+    assert table.finished(Deadline.after(0.001)) == []
 
 
 def test_a_cleared_room_opens_again_as_a_new_generation(table: RoomTable) -> None:

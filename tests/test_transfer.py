@@ -7,11 +7,21 @@ from collections.abc import Callable
 from functools import partial
 from types import ModuleType
 
+import numpy as np
 import pytest
 from distributions import install
-from pair import Pair, config, finish, paired, same_pages, soon
+from pair import Pair, config, finish, paired, pools, same_pages, soon
 
-from pdcore import Deadline, FailureCode, KVPoll, KVSender, TransferModel
+from pdcore import (
+    Deadline,
+    FailureCode,
+    KVPoll,
+    KVSender,
+    Pools,
+    StateBuffer,
+    StateComponent,
+    TransferModel,
+)
 
 MODELS = list(TransferModel)
 
@@ -129,3 +139,50 @@ def test_an_engine_that_raises_fails_the_room_and_its_pages_wait_for_the_engines
         assert sender.release_safe()
         assert receiver.wait(soon()) is KVPoll.FAILED
         until(pair, receiver.release_safe)
+
+
+def with_state(kind: str) -> Pools:
+    return pools(state=[StateComponent(kind, 8, (StateBuffer("a", 64), StateBuffer("b", 32)))])
+
+
+def test_a_backends_own_plan_for_a_state_component_is_used(scripted: ModuleType) -> None:
+    source, target = with_state("swapped"), with_state("swapped")
+    with paired(source=source, target=target, backend="scripted") as pair:
+        sender, receiver = pair.open(1)
+        sender.init(1)
+        receiver.send_metadata([0], None, [[5, 6, 7]])
+        sender.send([0], [[1, 2, 3]])
+        finish(sender, receiver)
+    for here, there in zip(source.state[0].regions, target.state[0].regions, strict=True):
+        assert isinstance(here.owner, np.ndarray)
+        assert isinstance(there.owner, np.ndarray)
+        assert np.array_equal(here.owner[[1, 2, 3]], there.owner[[7, 6, 5]])
+
+
+def test_a_state_component_that_the_backend_refuses_keeps_the_peers_apart(scripted: ModuleType) -> None:
+    with paired(source=with_state("refused"), target=with_state("refused"), backend="scripted") as pair:
+        _sender, receiver = pair.open(1)
+        assert receiver.wait(soon()) is KVPoll.FAILED
+        failure = receiver.failure()
+        assert failure is not None
+        assert failure.code is FailureCode.INCOMPATIBLE
+        assert "state 'refused'" in failure.there_is
+        assert "it is not for this backend" in failure.there_is
+
+
+def test_a_plan_that_leaves_the_regions_fails_that_room_before_the_engine_sees_it(
+    scripted: ModuleType,
+) -> None:
+    with paired(source=with_state("absurd"), target=with_state("absurd"), backend="scripted") as pair:
+        sender, receiver = pair.open(1)
+        sender.init(1)
+        receiver.send_metadata([0], None, [[5]])
+        sender.send([0], [[1]])
+        assert receiver.wait(soon()) is KVPoll.FAILED
+        failure = receiver.failure()
+        assert failure is not None
+        assert failure.code is FailureCode.PLAN
+        assert failure.happened.startswith("entry 0 of a write batch leaves its local region (room 1 to")
+        assert f"length {2**60}, region length 512" in failure.there_is
+        assert scripted.script.calls == 0
+        assert receiver.release_safe()

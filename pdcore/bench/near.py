@@ -55,6 +55,7 @@ class Pair:
     far: Child[Event]
 
     def start(self, room: RoomId, slot: int, pages: npt.NDArray[np.int64]) -> RoomHandle:
+        """Send a request in one chunk, as a scheduler would."""
         sender = self.manager.sender(room)
         self.aux.set(slot, room, AUX)
         sender.init(len(pages), slot)
@@ -62,9 +63,10 @@ class Pair:
         return sender
 
     def ended(self, room: RoomId, slot: int) -> None:
-        return
+        """Do nothing: only decode has something to look at."""
 
     def finished(self, deadline: Deadline) -> list[RoomId]:
+        """Return the rooms that ended, waiting for the first."""
         return self.manager.finished(deadline)
 
     def serve(self, load: Load) -> Loaded:

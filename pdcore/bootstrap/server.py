@@ -14,12 +14,13 @@ from aiohttp import web
 from pdcore.bootstrap.loop import LoopThread
 from pdcore.bootstrap.record import RankGroup, RankRecord, Refusal
 from pdcore.errors import BootstrapError
-from pdcore.model import Clock, Deadline
+from pdcore.model import Clock, Deadline, Incarnation
 
 __all__ = ["BootstrapServer"]
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_RANKS = 65_536
+MAX_REPLACED = 16
 MAX_WAIT = 60.0
 STALE_LEASES = 10
 """A rank that did not renew for this many leases is forgotten; until then health reports it."""
@@ -30,6 +31,7 @@ _START = 10.0
 class _Entry:
     record: RankRecord
     renewed_at: float
+    replaced: tuple[Incarnation, ...] = ()
 
 
 class BootstrapServer:
@@ -116,7 +118,18 @@ class BootstrapServer:
         key = (record.topology.dp_rank, record.topology.unique_rank)
         if key not in self._ranks and len(self._ranks) >= MAX_RANKS:
             return _refuse(507, "too many ranks are registered", f"{MAX_RANKS}", "restart the service")
-        self._ranks[key] = _Entry(record, self._clock())
+        old = self._ranks.get(key)
+        replaced = old.replaced if old else ()
+        if record.incarnation in replaced:
+            return _refuse(
+                409,
+                f"incarnation {record.incarnation[:8]} was replaced by a newer one of the same rank",
+                f"{old.record.address if old else ''} is registered now",
+                "end the older worker, or give it a rank of its own",
+            )
+        if old is not None and old.record.incarnation != record.incarnation:
+            replaced = (*replaced[1 - MAX_REPLACED :], old.record.incarnation)
+        self._ranks[key] = _Entry(record, self._clock(), replaced)
         if self._registered is not None:
             async with self._registered:
                 self._registered.notify_all()

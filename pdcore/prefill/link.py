@@ -195,10 +195,15 @@ class PeerLink:
                     "hand in one index list per component on both sides",
                 )
             rows = zip(self._state, chunk.state_indices, wanted.state_indices, strict=True)
-            batches += [copy(local, remote) for copy, local, remote in rows]
+            batches += [self._proven(copy(local, remote)) for copy, local, remote in rows]
             if self._aux is not None and chunk.aux_index is not None and wanted.aux_index is not None:
                 batches.append(self._aux(np.array([chunk.aux_index]), np.array([wanted.aux_index])))
         return batches
+
+    def _proven(self, batch: WriteBatch) -> WriteBatch:
+        # A third party may have planned it: alone it fails alone, not with what it is shipped with.
+        batch.prove_inside(self._engine.region_lengths, self.peer.region_lengths)
+        return batch
 
     def close(self) -> None:
         """Let the lanes end after what they hold; the last job disconnects the engine. Idempotent."""

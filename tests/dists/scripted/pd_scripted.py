@@ -10,7 +10,7 @@ from functools import partial
 
 import attrs
 
-from pdcore.backend import BackendSpec, InitEngineRequest
+from pdcore.backend import BackendSpec, InitEngineRequest, StateCopier, StatePlan, StateRequest
 from pdcore.engine import EngineCapabilities, Peer, TransferEngine
 from pdcore.errors import FailureCode, KVTransferError
 from pdcore.hookspecs import hookimpl
@@ -18,6 +18,7 @@ from pdcore.local.engine import LocalEngine
 from pdcore.local.options import LocalOptions
 from pdcore.model import Deadline
 from pdcore.outcome import Quiescence, Transfer, TransferState
+from pdcore.plan import plan_state
 from pdcore.regions import WriteBatch
 
 LIMITS = EngineCapabilities(max_outstanding_entries=10, max_entry_bytes=300, asynchronous=True)
@@ -117,6 +118,29 @@ class ScriptedEngine(LocalEngine):
         else:
             write.let_go()
         return write
+
+
+def swapped(request: StateRequest) -> StateCopier:
+    """Return a plan of its own: item ``i`` goes to where item ``i`` counted from the end is wanted."""
+    copy = plan_state(request).copier
+    assert copy is not None
+    return lambda local, remote: copy(local, remote[::-1].copy())
+
+
+def absurd(request: StateRequest) -> StateCopier:
+    """Return a plan that leaves every region."""
+    local, remote = request.local_regions[0], request.remote_regions[0]
+    return lambda _here, _there: WriteBatch.of(local, remote, [0], [0], [2**60])
+
+
+@hookimpl
+def pd_transfer_state(request: StateRequest) -> StatePlan | None:
+    kind = request.local.kind
+    if kind == "swapped":
+        return StatePlan(swapped(request))
+    if kind == "absurd":
+        return StatePlan(absurd(request))
+    return StatePlan(refusal="it is not for this backend") if kind == "refused" else None
 
 
 @hookimpl
