@@ -84,6 +84,7 @@ def test_doctor_says_everything_about_a_backend_that_is_ready() -> None:
     assert report["observers"] == [
         "broken (pd-observer-broken 1.0.0): "
         "pd_observer_broken cannot be imported: RuntimeError: no such thing",
+        "counts (pd-observer-counts 1.0.0): ready",
         "raises (pd-observer-raises 1.0.0): ready",
     ]
     assert {"pdcore", "contract", "python", "platform"} <= set(report)

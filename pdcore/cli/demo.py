@@ -108,4 +108,5 @@ def _watched(settings: WorkerSettings, requests: tuple[Request, ...], concurrenc
     try:
         return run_demo(settings, requests, concurrency, tell)
     finally:
-        bar.stop()
+        if bar.live.is_started:
+            bar.stop()
