@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import importlib
 import itertools
 import threading
@@ -10,7 +11,7 @@ from typing import Literal
 import numpy as np
 import pytest
 from distributions import install
-from pair import MHA, MLA, SCHEMA, config, fill, finish, paired, pools, same_pages, soon
+from pair import MHA, MLA, SCHEMA, Pair, config, fill, finish, paired, pools, same_pages, soon
 
 from pdcore import (
     AuxField,
@@ -508,3 +509,35 @@ def test_a_silent_decode_is_lost_and_pairs_again_when_it_is_back() -> None:
 
 def void(_: object) -> None:
     """Drop a result."""
+
+
+def health(pair: Pair) -> int:
+    connection = http.client.HTTPConnection(pair.bootstrap.address, timeout=30)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+def test_health_turns_red_when_the_control_thread_is_stuck() -> None:
+    with paired(config(interval=0.05, max_failures=6)) as pair:
+        assert health(pair) == 200
+        stuck = threading.Event()
+        pair.prefill.channel.call(lambda: void(stuck.wait(30)))
+        try:
+            deadline = soon()
+            while health(pair) == 200:
+                assert not deadline.expired
+        finally:
+            stuck.set()
+        while health(pair) != 200:
+            assert not deadline.expired
+
+
+def test_a_pool_can_be_handed_to_the_other_role() -> None:
+    left, right = pools(), pools()
+    with paired(source=left, target=right) as pair:
+        pair.move(1, [1], [2])
+    with paired(source=right, target=left) as pair:
+        pair.move(1, [5], [6])

@@ -68,7 +68,8 @@ class Delivery:
         started = time.monotonic()
         try:
             batches = self._plan()
-        except PDCoreError as error:
+        # A third party may have planned the state: whatever it raises, the room must end.
+        except Exception as error:
             self.end(error)
             self.drained()
             return []
@@ -94,7 +95,7 @@ class Delivery:
             return KVTransferError(code, f"{error.happened} ({where})", error.there_is, error.to_do)
         return KVTransferError(
             FailureCode.ENGINE,
-            f"the transfer engine failed ({where})",
+            f"the backend raised ({where})",
             repr(error),
             "look at the engine's log; report it to the backend's author",
         )

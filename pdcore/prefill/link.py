@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 import attrs
@@ -72,8 +73,10 @@ class Outbox:
         """Have the lane ship a delivery, with others that wait; refuses it if the lane is closed."""
         self._waiting.append(delivery)
         if not self.lane.put(partial(self._ship, ship)):
-            self._waiting.remove(delivery)
-            delivery.refuse()
+            # An earlier job of the closing lane may have taken it along.
+            with suppress(ValueError):
+                self._waiting.remove(delivery)
+                delivery.refuse()
 
     def _ship(self, ship: Callable[[list[Delivery]], None]) -> None:
         together: list[Delivery] = []
@@ -134,8 +137,9 @@ class PeerLink:
             IncompatiblePeerError: its regions or state are not what its description says.
         """
         there = self.description
-        peer = self._engine.connect(there.endpoint, there.regions, deadline)
         table = RegionTable.of(there.layout, there.state, there.aux, there.aux_slots)
+        self._state = self._plan_state(pools, table, state_plan)
+        peer = self._engine.connect(there.endpoint, there.regions, deadline)
         found = tuple((r.name, r.length) for r in peer.regions)
         if found != table.expected:
             self._engine.disconnect(peer)
@@ -158,7 +162,6 @@ class PeerLink:
             self._aux = ItemCopier(
                 "aux slot", [row], [here.aux], [table.aux], pools.aux.slots, there.aux_slots
             )
-        self._state = self._plan_state(pools, table, state_plan)
         self._peer = peer
 
     def _plan_state(
