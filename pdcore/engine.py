@@ -62,7 +62,8 @@ class EngineCapabilities:
     ``asynchronous``: ``write`` returns before the bytes moved, so that inline submission works.
     ``drained_on_failure``: a FAILED transfer is DRAINED. ``remote_bounds_checked``: the far side
     refuses an address outside its regions. ``revocable``: ``revoke`` can prove a peer silent.
-    ``aux``: aux rows may travel through the engine.
+    ``silent_after_close``: once ``close`` returned, nothing that it had sent can land at a peer any
+    more, not even what a stopped peer has not read yet. ``aux``: aux rows may travel through it.
     """
 
     max_outstanding_entries: int | None = None
@@ -73,6 +74,7 @@ class EngineCapabilities:
     drained_on_failure: bool = False
     remote_bounds_checked: bool = False
     revocable: bool = False
+    silent_after_close: bool = False
     aux: bool = False
 
 
@@ -147,7 +149,7 @@ class TransferEngine(ABC):
 
     @abstractmethod
     def do_close(self) -> None:
-        """Stop for good; return only when no byte can leave or, if ``revocable``, arrive any more."""
+        """Stop for good; return only when no byte can leave or arrive any more."""
 
     def admit(self, endpoint: bytes) -> None:
         """Expect writes from the engine at ``endpoint``; the receiving side calls it at pairing."""

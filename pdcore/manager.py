@@ -23,6 +23,7 @@ from pdcore.wire import Bye, Channel, Heartbeat, Message, PeerDescription, Route
 
 __all__ = ["Manager"]
 
+SHUT_DOWN = "it shut down in order"
 TICK = 0.1
 """Seconds between two looks at deadlines, heartbeats and quarantined transfers."""
 
@@ -125,14 +126,16 @@ class Manager(ABC):
                 return
             self._closed = True
         deadline = Deadline.after(self.config.timeouts.shutdown)
+        drained = False
         try:
             self._end_rooms(deadline)
-        finally:
             # What nobody could prove drained ends with the engine.
             self.engine.close()
-            self._all_drained()
+            drained = self.engine.capabilities.silent_after_close
+            self._all_drained(tell=drained)
+        finally:
             for route in self._peers():
-                self.channel.post(route, Bye(self.incarnation, drained=True))
+                self.channel.post(route, Bye(self.incarnation, SHUT_DOWN, drained))
             self._leave(deadline)
             self.channel.close(deadline)
             self.rooms.shut()
@@ -224,8 +227,8 @@ class Manager(ABC):
         """Fail what has not ended and let the lanes end."""
 
     @abstractmethod
-    def _all_drained(self) -> None:
-        """The engine is closed: every page is safe."""
+    def _all_drained(self, *, tell: bool) -> None:
+        """The engine is closed: every page of this side is safe, and if ``tell``, of the peers too."""
 
     @abstractmethod
     def _leave(self, deadline: Deadline) -> None:

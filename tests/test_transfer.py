@@ -14,6 +14,7 @@ from pair import Pair, config, finish, paired, pools, same_pages, soon
 
 from pdcore import (
     Deadline,
+    EngineError,
     FailureCode,
     KVPoll,
     KVSender,
@@ -186,3 +187,19 @@ def test_a_plan_that_leaves_the_regions_fails_that_room_before_the_engine_sees_i
         assert f"length {2**60}, region length 512" in failure.there_is
         assert scripted.script.calls == 0
         until(pair, receiver.release_safe)
+
+
+def test_an_engine_that_cannot_prove_its_end_is_reported_and_leaves_nothing_behind(
+    scripted: ModuleType,
+) -> None:
+    with paired(backend="scripted") as pair:
+        pair.move(1, [1], [1])
+        sender, receiver = pair.open(2)
+        sender.init(1)
+        receiver.send_metadata([3])
+        scripted.script.refuse_to_close = True
+        with pytest.raises(EngineError, match="close cannot prove"):
+            pair.prefill.close()
+        scripted.script.refuse_to_close = False
+        assert receiver.wait(soon()) is KVPoll.FAILED
+        assert not pair.prefill.channel.alive

@@ -71,6 +71,6 @@ _SAMPLES: tuple[Message, ...] = (
     Abort(ROOM, NTH, FAILURE),
     Released(ROOM, NTH),
     Heartbeat(LIFE),
-    Bye(LIFE, drained=True),
+    Bye(LIFE, "it shut down in order", drained=True),
 )
 SAMPLES: dict[str, Message] = {type(message).__name__: message for message in _SAMPLES}

@@ -125,9 +125,7 @@ class DecodeManager(Manager):
         elif isinstance(message, Bye):
             if message.drained:
                 self._drained(source)
-            self._lose(
-                route, "it shut down in order" if message.drained else "it had lost this decode worker"
-            )
+            self._lose(route, message.reason)
         else:
             self.channel.counts["unexpected"] += 1
 
@@ -202,7 +200,7 @@ class DecodeManager(Manager):
             receiver.give_up(self._shutdown_error())
         self._sources.close_revocations(deadline)
 
-    def _all_drained(self) -> None:
+    def _all_drained(self, *, tell: bool) -> None:
         for receiver in (*self._receivers.values(), *self._draining):
             receiver.drained()
 

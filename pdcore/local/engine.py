@@ -33,6 +33,7 @@ CAPABILITIES = EngineCapabilities(
     entry_cost=0.4e-6,
     drained_on_failure=True,
     revocable=True,
+    silent_after_close=True,
     aux=True,
 )
 """With the default options; copy threads make it asynchronous."""

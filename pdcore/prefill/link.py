@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,6 +11,7 @@ import attrs
 import numpy as np
 
 from pdcore.backend import AuxTransport, PeerIdentity, StatePlan, StateRequest
+from pdcore.budget import EntryBudget
 from pdcore.engine import Peer, TransferEngine
 from pdcore.errors import IncompatiblePeerError, Misfit, PlanError
 from pdcore.model import Deadline, RoomId
@@ -22,43 +22,11 @@ from pdcore.prefill.lane import Lane
 from pdcore.regions import WriteBatch
 from pdcore.wire import PeerDescription, RequestMetadata, Route
 
-__all__ = ["Destination", "EntryBudget", "Outbox", "PeerLink"]
+__all__ = ["Destination", "Outbox", "PeerLink"]
 
 SHARED_BYTES = 2**20
 """Deliveries share an engine call until they reach this many bytes: past it, sharing gains nothing
 and a small request would wait for a large one."""
-
-
-class EntryBudget:
-    """Keeps the entries outstanding at one peer within the engine's limit. The lock guards ``_left``."""
-
-    def __init__(self, limit: int | None) -> None:
-        self._left = limit
-        self._given = threading.Condition()
-
-    def take(self, entries: int) -> bool:
-        """Take entries if there are enough; never blocks."""
-        with self._given:
-            if self._left is None:
-                return True
-            if self._left < entries:
-                return False
-            self._left -= entries
-            return True
-
-    def give(self, entries: int) -> None:
-        """Give entries back once they are drained."""
-        with self._given:
-            if self._left is not None:
-                self._left += entries
-                self._given.notify_all()
-
-    def wait(self, entries: int, deadline: Deadline) -> bool:
-        """Wait until there are enough; return False at the deadline."""
-        with self._given:
-            return self._given.wait_for(
-                lambda: self._left is None or self._left >= entries, deadline.remaining()
-            )
 
 
 class Outbox:

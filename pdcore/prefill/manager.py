@@ -168,7 +168,9 @@ class PrefillManager(Manager):
             link = self._links.get(route)
             if link is None:
                 # It doesn't know that it was lost; told so, it pairs again with its next request.
-                self.channel.post(route, Bye(self.incarnation, drained=False))
+                self.channel.post(
+                    route, Bye(self.incarnation, "it had lost this decode worker", drained=False)
+                )
             elif self.heartbeats.heard(route, time.monotonic()):
                 self.backend.heartbeat_success(link.identity)
         elif isinstance(message, Abort):
@@ -176,7 +178,7 @@ class PrefillManager(Manager):
         elif isinstance(message, PairRequest):
             self._on_pair(route, message)
         elif isinstance(message, Bye):
-            self._lose(route, "it shut down in order", logging.INFO)
+            self._lose(route, message.reason, logging.INFO)
         else:
             self.channel.counts["unexpected"] += 1
 
@@ -278,7 +280,9 @@ class PrefillManager(Manager):
     def _peers(self) -> list[Route]:
         return [link.route for link in self._links.all()]
 
-    def _all_drained(self) -> None:
+    def _all_drained(self, *, tell: bool) -> None:
+        for link in [] if tell else self._links.all():
+            link.lost = True
         self.quarantine.release_all()
 
     def _end_rooms(self, deadline: Deadline) -> None:

@@ -153,12 +153,13 @@ class Heartbeat:
 
 @attrs.frozen
 class Bye:
-    """The sender no longer knows the receiver: it shuts down, or had lost it.
+    """The sender no longer knows the receiver, and says why: it shuts down, or had lost it.
 
     ``drained``: none of its writes can land any more.
     """
 
     incarnation: Incarnation
+    reason: str
     drained: bool
 
 

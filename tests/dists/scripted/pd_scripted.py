@@ -12,7 +12,7 @@ import attrs
 
 from pdcore.backend import BackendSpec, InitEngineRequest, StateCopier, StatePlan, StateRequest
 from pdcore.engine import EngineCapabilities, Peer, TransferEngine
-from pdcore.errors import FailureCode, KVTransferError
+from pdcore.errors import EngineError, FailureCode, KVTransferError
 from pdcore.hookspecs import hookimpl
 from pdcore.local.engine import LocalEngine
 from pdcore.local.options import LocalOptions
@@ -31,6 +31,7 @@ class Script:
     hold: bool = False
     fail: bool = False
     explode: bool = False
+    refuse_to_close: bool = False
     outstanding: int = 0
     most_outstanding: int = 0
     longest_entry: int = 0
@@ -39,7 +40,7 @@ class Script:
 
     def reset(self) -> None:
         """Begin anew."""
-        self.hold = self.fail = self.explode = False
+        self.hold = self.fail = self.explode = self.refuse_to_close = False
         self.outstanding = self.most_outstanding = self.longest_entry = self.calls = 0
         self.held.clear()
 
@@ -104,6 +105,11 @@ class ScriptedEngine(LocalEngine):
         done = super().do_write(peer, batch)
         self.capabilities = LIMITS
         assert done.poll() is TransferState.DONE, done.error
+
+    def do_close(self) -> None:
+        super().do_close()
+        if script.refuse_to_close:
+            raise EngineError("close cannot prove that no byte moves any more", "the script", "nothing")
 
     def do_write(self, peer: Peer, batch: WriteBatch) -> Transfer:
         if script.explode:
