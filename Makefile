@@ -42,6 +42,16 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	$(PIP) install --editable .
 	touch $@
 
-$(VENV)/.developed: $(VENV)/.installed $(DISTS:%=%/pyproject.toml)
-	$(PIP) install --group dev $(DISTS:%=--editable %)
+$(VENV)/.developed: $(VENV)/.installed $(VENV)/.libraries $(DISTS:%=%/pyproject.toml)
+	$(PIP) install --group dev
+	$(PIP) install --editable 'plugins/pd-mooncake[cpu]' --editable plugins/pd-nixl --editable plugins/pd-mori
+	touch $@
+
+# The engines' wheels link system libraries that they don't carry.
+LIBRARIES := libibverbs1 libnuma1 libcurl4
+
+$(VENV)/.libraries: | $(BIN)/python
+	$(BIN)/python -c "import ctypes; [ctypes.CDLL(n) for n in ('libibverbs.so.1', 'libnuma.so.1', 'libcurl.so.4')]" \
+	  2>/dev/null || { apt-get -qq update && apt-get -qq install -y --no-install-recommends $(LIBRARIES); } \
+	  || { echo 'as root: apt-get install $(LIBRARIES)'; exit 1; }
 	touch $@

@@ -77,8 +77,8 @@ def assess(
         return attrs.evolve(known, problem=problem_of(error), error=error)
     problem = None
     if choice.protocol is None:
-        reasons = "; ".join(f"{verdict.protocol}: {verdict.reason}" for verdict in choice.verdicts)
-        problem = Problem(reasons or "no protocol can be used", choice.fix)
+        reasons = [f"{verdict.protocol}: {verdict.reason}" for verdict in choice.verdicts]
+        problem = Problem(reasons[0] if reasons else "no protocol can be used", choice.fix)
     return attrs.evolve(known, choice=choice, problem=problem)
 
 

@@ -86,7 +86,8 @@ class BackendSpec:
     ``protocols`` are the wire protocols the engine can be asked for, the default first.
     ``options`` is an attrs class that the user's ``backend_options`` are structured into.
     ``probe`` looks whether the engine library can be imported and what it misses; it runs when
-    the backend is selected or diagnosed, and must not start an engine.
+    the backend is selected or diagnosed, and must not start an engine. ``facts`` (by title) are
+    shown to who diagnoses the backend, whether it is ready or not.
     """
 
     name: str
@@ -98,6 +99,7 @@ class BackendSpec:
     variants: tuple[Variant, ...] = ()
     options: type = NoOptions
     probe: Callable[[], Readiness] = attrs.field(default=Readiness.yes, repr=False, eq=False)
+    facts: Callable[[], Mapping[str, str]] = attrs.field(default=dict, repr=False, eq=False)
 
 
 @attrs.frozen
@@ -127,7 +129,7 @@ class ProtocolVerdict:
 class ProtocolChoice:
     """The chosen protocol (None: none can be used) and a verdict for every candidate.
 
-    ``fix`` says what to do when there is none.
+    The first verdict is the one on what was wanted; ``fix`` says what to do when it cannot be.
     """
 
     protocol: str | None

@@ -12,7 +12,7 @@ from pdcore.backend import Variant
 from pdcore.errors import EngineError, VariantConflictError
 from pdcore.model import Deadline
 
-__all__ = ["check_conflicts", "environment_of", "scoped_environment"]
+__all__ = ["check_conflicts", "environment_of", "environment_set", "scoped_environment"]
 
 log = logging.getLogger("pdcore.environment")
 
@@ -84,18 +84,27 @@ def scoped_environment(variant: Variant | None, deadline: Deadline) -> Iterator[
             "another engine of this process is still starting",
             "start engines one after the other, or raise timeouts.engine_start",
         )
-    owned = variant.environment if variant else {}
-    before = {name: os.environ.get(name) for name in owned}
     try:
+        owned = variant.environment if variant else {}
         if variant is not None:
             for name, value in owned.items():
                 does = f"{name} is cleared" if value is None else f"{name}={value} is set"
                 log.info("%s while the engine starts, by variant %s", does, variant.name)
-        _apply(owned)
+        with environment_set(owned):
+            yield
+    finally:
+        _process_environment.release()
+
+
+@contextmanager
+def environment_set(values: Mapping[str, str | None]) -> Iterator[None]:
+    """Set variables of this process (None clears one), and restore them afterwards."""
+    before = {name: os.environ.get(name) for name in values}
+    try:
+        _apply(values)
         yield
     finally:
         _apply(before)
-        _process_environment.release()
 
 
 def _apply(values: Mapping[str, str | None]) -> None:

@@ -54,7 +54,7 @@ print([name for name in ("demo", "conform", "bench", "doctor") if f"pdcore.cli.{
 
 
 def test_doctor_says_everything_about_a_backend_that_is_ready() -> None:
-    done = pdcore("doctor", "good_tcp", "--json", PDCORE_GOOD_AUX="engine")
+    done = pdcore("doctor", "good_tcp", "--no-echo", "--json", PDCORE_GOOD_AUX="engine")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["backends"] == [

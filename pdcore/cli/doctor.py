@@ -13,16 +13,22 @@ from importlib import metadata
 import attrs
 
 from pdcore.assessment import Assessment, assess
-from pdcore.backend import CONTRACT_VERSION
+from pdcore.backend import CONTRACT_VERSION, BackendSpec
 from pdcore.cli.table import columns
 from pdcore.discovery import Candidate, Discovery, Problem, discover
-from pdcore.plugins import Observer
-from pdcore.selection import explain, load_observers
-from pdcore.settings import Origin, load_config
+from pdcore.echo import loopback_echo
+from pdcore.errors import PDCoreError
+from pdcore.model import Deadline
+from pdcore.plugins import Observer, describe
+from pdcore.selection import explain, load_observers, select
+from pdcore.settings import LoadedConfig, Origin, load_config
 
 __all__ = ["add_parser", "run"]
 
 Origins = Mapping[str, Origin]
+
+ECHO_SECONDS = 60.0
+"""For writing and comparing, beside the time that the configuration gives an engine to start."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -30,16 +36,18 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "doctor",
         help="say in detail what a backend has and what it lacks",
-        description="Looks at one backend, or at all of them: metadata, import, contract, options, probe and "
-        "protocols. No engine is started. Exit status: 1 if the named backend cannot run here.",
+        description="Looks at one backend, or at all of them: metadata, import, contract, options, probe, "
+        "facts and protocols. If a backend is named and ready, one engine of it writes 64 MiB to itself, and "
+        "every byte is compared. Exit status: 1 if the named backend cannot run here, or the echo fails.",
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="a backend (default: all of them)")
+    parser.add_argument("--no-echo", action="store_true", help="start no engine")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the findings; returns 1 if a backend was named and is not ready.
+    """Print the findings; returns 1 if a backend was named and is not ready, or fails the echo.
 
     Raises:
         SelectionError: no backend has this name.
@@ -47,27 +55,31 @@ def run(args: argparse.Namespace) -> int:
     """
     discovery = discover()
     observers, verdicts = load_observers(discovery.observers)
-    origins: Origins = {}
     if args.name is None:
         found = [assess(candidate, observers, environ=os.environ) for candidate in discovery.backends]
+        backends = [_findings(assessment, {}) for assessment in found]
+        good = True
     else:
-        found, origins = _examine(args.name, discovery, observers)
+        found, loaded = _examine(args.name, discovery, observers)
+        backends = [_findings(assessment, loaded.origins) for assessment in found]
+        ready = [row for row, assessment in zip(backends, found, strict=True) if assessment.problem is None]
+        good = bool(ready) and (args.no_echo or _echo(ready[0], loaded))
     report = {
         "pdcore": metadata.version("pdcore"),
         "contract": CONTRACT_VERSION,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "backends": [_findings(assessment, origins) for assessment in found],
+        "backends": backends,
         "observers": [_observer(candidate, problem) for candidate, problem in verdicts],
         "notes": list(discovery.notes),
     }
     print(json.dumps(report, indent=2) if args.json else _as_text(report))
-    return 0 if args.name is None or any(assessment.problem is None for assessment in found) else 1
+    return 0 if good else 1
 
 
 def _examine(
     name: str, discovery: Discovery, observers: tuple[Observer, ...]
-) -> tuple[list[Assessment], Origins]:
+) -> tuple[list[Assessment], LoadedConfig]:
     named = [candidate for candidate in discovery.backends if candidate.name == name]
     if not named:
         others = [assess(candidate, environ=os.environ) for candidate in discovery.backends]
@@ -77,7 +89,24 @@ def _examine(
     return [
         assess(candidate, observers, options, environ=os.environ, origins=loaded.origins)
         for candidate in named
-    ], loaded.origins
+    ], loaded
+
+
+def _echo(findings: dict[str, object], loaded: LoadedConfig) -> bool:
+    """Add what came of the echo to the findings of a backend that is ready."""
+    config = loaded.config
+    try:
+        backend = select(config.backend, config.backend_options, origins=loaded.origins)
+        deadline = Deadline.after(config.timeouts.engine_start + ECHO_SECONDS)
+        echo = loopback_echo(backend, config.host, deadline)
+    except PDCoreError as error:
+        reason = " ".join(f"{error.happened}: {error.there_is}".split())
+        findings |= {"verdict": "the loopback echo failed", "fix": error.to_do, "echo": reason}
+        return False
+    transport = echo.transport
+    findings["transport"] = f"{transport.name}, {transport.certainty.value}: {transport.how}".rstrip(": ")
+    findings["echo"] = f"{echo.nbytes} bytes written and compared, {echo.gigabytes_per_second:.2f} GB/s"
+    return True
 
 
 def _findings(found: Assessment, origins: Origins) -> dict[str, object]:
@@ -108,7 +137,17 @@ def _findings(found: Assessment, origins: Origins) -> dict[str, object]:
             for verdict in found.choice.verdicts
         ]
     findings["options"] = _options(found, origins)
+    facts = _facts(spec)
+    if facts:
+        findings["facts"] = facts
     return findings
+
+
+def _facts(spec: BackendSpec) -> list[str]:
+    try:
+        return [f"{title}: {fact}" for title, fact in spec.facts().items()]
+    except Exception as error:  # a diagnosis goes on without them
+        return [f"the backend cannot tell them: {describe(error)}"]
 
 
 def _options(found: Assessment, origins: Origins) -> list[str]:

@@ -1,0 +1,182 @@
+"""The adapter: regions and offsets to Mooncake's addresses, and its silent failures to typed ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+import msgspec
+import numpy as np
+
+from pd_mooncake.library import Library, NativeSettings
+from pd_mooncake.native import BLOCKS, Contact, acquire, release
+from pdcore.engine import EffectiveTransport, EngineCapabilities, Peer, RawWrite, TransferEngine
+from pdcore.errors import EngineError, FailureCode, KVTransferError
+from pdcore.model import Deadline, DeviceKind, new_incarnation
+from pdcore.outcome import Finished, Quiescence, Transfer
+from pdcore.regions import OffsetArray, Region, RegionInfo, WriteBatch
+
+__all__ = ["CAPABILITIES", "MooncakeEngine"]
+
+CAPABILITIES = EngineCapabilities(
+    max_outstanding_entries=BLOCKS,
+    entry_cost=45e-6,
+    remote_bounds_checked=True,
+    aux=True,
+)
+
+PROBE = 2.0
+"""Seconds within which a peer that lives answers on its control port."""
+
+COOLDOWN = 1.1
+"""Seconds after an error in which the engine refuses innocent transfers to the same peer (1.0 s)."""
+
+
+@attrs.frozen
+class _Endpoint:
+    segment: str
+    incarnation: str
+
+
+class MooncakePeer(Peer):
+    """A peer's engine: its segment name and the addresses of its regions."""
+
+    def __init__(
+        self, endpoint: bytes, regions: tuple[RegionInfo, ...], segment: str, bases: OffsetArray
+    ) -> None:
+        super().__init__(endpoint, regions)
+        self.segment = segment
+        self.bases = bases
+
+
+class MooncakeEngine(TransferEngine):
+    """Writes in the calling thread, which waits for the engine; several lanes may.
+
+    A failed write to a peer that lives is not drained: its other blocks go on, and what a stopped peer
+    has not read yet lands when it is continued. Such pages are in quarantine until the engine closes.
+    """
+
+    def __init__(self, library: Library, settings: NativeSettings, transport: EffectiveTransport) -> None:
+        super().__init__()
+        kinds = {DeviceKind.CPU} | (
+            {DeviceKind.CUDA} if bool(getattr(library.module, "SUPPORT_CUDA", False)) else set()
+        )
+        self.capabilities = attrs.evolve(CAPABILITIES, memory_kinds=frozenset(kinds))
+        self.effective_transport = transport
+        self._native = acquire(library, settings)
+        self._bases: OffsetArray = np.zeros(0, np.uint64)
+        self._endpoint = msgspec.msgpack.encode(_Endpoint(self._native.segment, new_incarnation()))
+
+    def endpoint(self) -> bytes:
+        return self._endpoint
+
+    def do_register(self, regions: Sequence[Region]) -> bytes:
+        done: list[Region] = []
+        try:
+            for region in regions:
+                self._native.register(region)
+                done.append(region)
+        except BaseException:
+            for region in done:
+                self._native.unregister(region.address)
+            raise
+        self._bases = np.array([r.address for r in regions], np.uint64)
+        return msgspec.msgpack.encode(self._bases.tolist())
+
+    def do_deregister(self) -> None:
+        for region in self.regions:
+            self._native.unregister(region.address)
+
+    def do_connect(
+        self, endpoint: bytes, regions: tuple[RegionInfo, ...], native: bytes, deadline: Deadline
+    ) -> Peer:
+        try:
+            there = msgspec.msgpack.decode(endpoint, type=_Endpoint)
+        except msgspec.DecodeError as error:
+            raise EngineError(
+                "this is not the endpoint of a Mooncake engine",
+                str(error),
+                "select one backend on both sides",
+            ) from error
+        bases = np.array(msgspec.msgpack.decode(native, type=list[int]), np.uint64)
+        contact = self._native.contact(there.segment, deadline)
+        why = contact.value
+        if contact is Contact.ANSWERS:
+            self._native.meet(there.segment, there.incarnation)
+            why = "" if self._native.answers(there.segment, int(bases[0])) else "its memory cannot be read"
+        if why:
+            raise EngineError(
+                f"the Mooncake engine at {there.segment} cannot be reached", why,
+                "look whether that worker runs, and whether a firewall is between",
+            )  # fmt: skip
+        return MooncakePeer(endpoint, regions, there.segment, bases)
+
+    def do_write(self, peer: Peer, batch: WriteBatch) -> Transfer:
+        assert isinstance(peer, MooncakePeer)
+        blocks = batch.absolute(self._bases, peer.bases)
+        for first in range(0, len(batch), BLOCKS):
+            source, target, lengths = (part[first : first + BLOCKS] for part in blocks)
+            failure = self._write_blocks(peer, source, target, lengths)
+            if failure is not None:
+                return failure
+        return Finished()
+
+    def do_disconnect(self, peer: Peer) -> None:
+        return
+
+    def prepare_raw(self, peer: Peer, batch: WriteBatch) -> RawWrite:
+        assert isinstance(peer, MooncakePeer)
+        engine, segment = self._native.current, peer.segment
+        blocks = batch.absolute(self._bases, peer.bases)
+        calls = [[part[n : n + BLOCKS] for part in blocks] for n in range(0, len(batch), BLOCKS)]
+
+        def write() -> None:
+            for source, target, lengths in calls:
+                if engine.batch_transfer_sync_write(segment, source, target, lengths) != 0:
+                    raise EngineError(
+                        "a raw write failed", f"{len(lengths)} blocks to {segment}", "try again"
+                    )
+
+        return write
+
+    def do_close(self) -> None:
+        self.do_deregister()
+        release(self._native)
+
+    def _write_blocks(
+        self, peer: MooncakePeer, source: OffsetArray, target: OffsetArray, lengths: OffsetArray
+    ) -> Finished | None:
+        count, budget = len(lengths), self._native.budget(peer.segment)
+        limit = Deadline.after(self._native.settings.transfer_timeout)
+        while not budget.take(count):
+            if not budget.wait(count, limit):
+                return _failure(FailureCode.ENGINE, peer, f"{BLOCKS} blocks of other writes did not end")
+        try:
+            if self._native.write(peer.segment, source, target, lengths):
+                return None
+            return self._judge(peer, count)
+        finally:
+            budget.give(count)
+
+    def _judge(self, peer: MooncakePeer, count: int) -> Finished:
+        """Say what a refused call means: the peer is gone, the engine is wedged, or just this call failed."""
+        sending = self._native.current
+        contact = self._native.contact(peer.segment, Deadline.after(PROBE))
+        if contact is Contact.GONE:
+            # There is no memory left that a byte could land in.
+            return _failure(FailureCode.PEER_LOST, peer, contact.value, Quiescence.DRAINED)
+        if contact is Contact.SILENT:
+            return _failure(FailureCode.PEER_LOST, peer, contact.value)
+        self._native.closing.wait(COOLDOWN)
+        if self._native.answers(peer.segment, int(peer.bases[0])):
+            return _failure(FailureCode.ENGINE, peer, f"a call of {count} blocks failed, the peer answers")
+        self._native.replace(sending)
+        return _failure(FailureCode.ENGINE, peer, "its transfers to this peer are wedged; it was replaced")
+
+
+def _failure(
+    code: FailureCode, peer: MooncakePeer, there_is: str, quiescence: Quiescence = Quiescence.IN_FLIGHT
+) -> Finished:
+    happened = f"the Mooncake engine failed to write to {peer.segment}"
+    to_do = "send the request again, to another worker if this one is gone"
+    return Finished(KVTransferError(code, happened, there_is, to_do), quiescence)
