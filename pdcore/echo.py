@@ -8,11 +8,13 @@ import time
 import attrs
 import numpy as np
 
+from pdcore.config import Config
 from pdcore.engine import EffectiveTransport, Peer, TransferEngine
-from pdcore.errors import EngineError
+from pdcore.errors import EngineError, PDCoreError
 from pdcore.model import Deadline, Role, new_incarnation
 from pdcore.outcome import TransferState
 from pdcore.plan import slices, split_entries
+from pdcore.plugins import describe
 from pdcore.regions import Region, WriteBatch
 from pdcore.selection import Backend
 
@@ -20,6 +22,8 @@ __all__ = ["Echo", "loopback_echo"]
 
 MIB = 2**20
 ROUNDS = 3
+CLOSE_SECONDS = 15.0
+"""How long closing the engine may take after the deadline."""
 
 
 @attrs.frozen
@@ -36,7 +40,7 @@ class Echo:
         return self.nbytes / self.seconds / 1e9
 
 
-def loopback_echo(backend: Backend, host: str, deadline: Deadline, nbytes: int = 64 * MIB) -> Echo:
+def loopback_echo(backend: Backend, config: Config, deadline: Deadline, nbytes: int = 64 * MIB) -> Echo:
     """Start an engine of ``backend``, let it write ``nbytes`` bytes to itself, and close it.
 
     It runs in a thread of its own, which is left behind if the engine hangs in native code.
@@ -44,18 +48,18 @@ def loopback_echo(backend: Backend, host: str, deadline: Deadline, nbytes: int =
     Raises:
         EngineError: it did not end before the deadline, or other bytes arrived than were sent.
         KVTransferError: the engine says that a write failed.
-        PDCoreError: the engine does not start, register or connect.
+        PDCoreError: the engine does not start, is not on ``require_transport``, or does not connect.
     """
-    run = _Run(backend, host, deadline, nbytes)
+    run = _Run(backend, config, deadline, nbytes)
     thread = threading.Thread(target=run, name=f"pdcore-echo-{backend.name}", daemon=True)
     thread.start()
-    thread.join(deadline.remaining())
+    thread.join(deadline.remaining() + CLOSE_SECONDS)
     if run.error is not None:
         raise run.error
-    if thread.is_alive() or run.echo is None:
+    if run.echo is None:
         raise EngineError(
-            f"the loopback echo of {backend.name!r} did not end before its deadline",
-            f"it does not get past this step: {run.step}",
+            f"the loopback echo of {backend.name!r} hangs",
+            f"{run.step} has not ended",
             "look at the engine's log, and at what holds its ports or devices",
         )
     return run.echo
@@ -64,24 +68,34 @@ def loopback_echo(backend: Backend, host: str, deadline: Deadline, nbytes: int =
 class _Run:
     """One echo; ``step`` is what it is at."""
 
-    def __init__(self, backend: Backend, host: str, deadline: Deadline, nbytes: int) -> None:
+    def __init__(self, backend: Backend, config: Config, deadline: Deadline, nbytes: int) -> None:
         self.step = "starting the engine"
         self.echo: Echo | None = None
-        self.error: BaseException | None = None
-        self._backend, self._host, self._deadline, self._nbytes = backend, host, deadline, nbytes
+        self.error: PDCoreError | None = None
+        self._backend, self._config, self._deadline, self._nbytes = backend, config, deadline, nbytes
 
     def __call__(self) -> None:
         try:
             engine = self._backend.start_engine(
-                role=Role.PREFILL, incarnation=new_incarnation(), host=self._host, deadline=self._deadline
+                role=Role.PREFILL,
+                incarnation=new_incarnation(),
+                host=self._config.host,
+                deadline=self._deadline.within(self._config.timeouts.engine_start),
+                require_transport=self._config.require_transport,
             )
             try:
                 echo = self._measure(engine)
                 self.step = "closing the engine"
             finally:
                 engine.close()
-        except BaseException as error:  # it is raised again in the thread that waits
+        except PDCoreError as error:
             self.error = error
+        except Exception as error:
+            self.error = EngineError(
+                f"the engine of {self._backend.name!r} raised what no engine should",
+                f"{describe(error)}, while {self.step}",
+                f"report it to the authors of {self._backend.distribution}",
+            )
         else:
             self.echo = echo
 

@@ -15,20 +15,11 @@ else:
 
 PLUGINS = Path(__file__).parents[1] / "plugins"
 NAMES = {
-    "mooncake": [
-        "mooncake",
-        "mooncake_tcp",
-        "mooncake_rdma",
-        "mooncake_efa",
-        "mooncake_ascend",
-        "mooncake_nvlink",
-        "mooncake_intra_nvlink",
-    ],
     "nixl": ["nixl", "nixl_tcp", "nixl_libfabric", "nixl_posix"],
     "mori": ["mori", "mori_xgmi"],
 }
-TITLES = {"mooncake": "Mooncake", "nixl": "NIXL", "mori": "MORI-IO"}
-EXTRAS = {"mooncake": ["cpu", "cuda12", "cuda13", "efa"], "nixl": ["cu12", "cu13"], "mori": ["engine"]}
+TITLES = {"nixl": "NIXL", "mori": "MORI-IO"}
+EXTRAS = {"nixl": ["cu12", "cu13"], "mori": ["engine"]}
 ENGINE_LIBRARIES = ("mooncake", "nixl", "nixl_cu12", "nixl_cu13", "mori", "libmori_pybinds", "torch")
 
 SELECT = """

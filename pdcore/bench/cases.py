@@ -30,9 +30,10 @@ PLANNED_PAGES = 4096
 
 @attrs.frozen
 class Effort:
-    """How much is measured: tokens of a large transfer (128 KiB each), requests, and rounds of each."""
+    """How much is measured: tokens (128 KiB each) and page sizes of a large transfer, requests, rounds."""
 
     tokens: int = 4096
+    page_sizes: tuple[int, ...] = (64, 16, 1)
     rounds: int = 15
     tiny: int = 5_000
     sequential: int = 1_000

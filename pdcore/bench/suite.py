@@ -8,9 +8,8 @@ from pdcore.bench.cases import Effort, measure_large, measure_planning, measure_
 from pdcore.bench.report import BenchReport
 from pdcore.demo.messages import WorkerSettings
 
-__all__ = ["PAGE_SIZES", "run_bench"]
+__all__ = ["run_bench"]
 
-PAGE_SIZES = (64, 16, 1)
 PLANNING_ROUNDS = 15
 
 
@@ -23,7 +22,7 @@ def run_bench(settings: WorkerSettings, effort: Effort, tell: Callable[[str], No
     tell("planning")
     planning = measure_planning(PLANNING_ROUNDS)
     large = []
-    for page_size in PAGE_SIZES:
+    for page_size in effort.page_sizes:
         tell(f"large transfers, page size {page_size}")
         large += measure_large(settings, page_size, effort)
     tell("tiny requests")

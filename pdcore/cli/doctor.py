@@ -98,7 +98,7 @@ def _echo(findings: dict[str, object], loaded: LoadedConfig) -> bool:
     try:
         backend = select(config.backend, config.backend_options, origins=loaded.origins)
         deadline = Deadline.after(config.timeouts.engine_start + ECHO_SECONDS)
-        echo = loopback_echo(backend, config.host, deadline)
+        echo = loopback_echo(backend, config, deadline)
     except PDCoreError as error:
         reason = " ".join(f"{error.happened}: {error.there_is}".split())
         findings |= {"verdict": "the loopback echo failed", "fix": error.to_do, "echo": reason}

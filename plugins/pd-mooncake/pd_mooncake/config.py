@@ -20,11 +20,7 @@ __all__ = ["VARIABLES", "MemPool", "MooncakeOptions", "Protocol", "device_for", 
 DEVICE_NAMES = re.compile(r"[\w.-]+(,[\w.-]+)*")
 ENGINE_PORTS = (15000, 17000)
 """The engine's own range, which it also falls back to when one is wrong (config.cpp, ValidatePortRange)."""
-READ_WHEN_LOADED = {
-    "log_level": "MC_LOG_LEVEL",
-    "min_port": "MC_MIN_RPC_PORT",
-    "max_port": "MC_MAX_RPC_PORT",
-}
+READ_WHEN_LOADED = {"log_level": "MC_LOG_LEVEL", "min_port": "MC_MIN_RPC_PORT", "max_port": "MC_MAX_RPC_PORT"}
 VARIABLES = {
     "protocol": "MOONCAKE_PROTOCOL",
     "send_aux_tcp": "MOONCAKE_SEND_AUX_TCP",

@@ -65,13 +65,13 @@ class NativeSettings:
     npu_id: int | None = None
 
 
+@attrs.define
 class Library:
     """The loaded library. ``environ`` is what it was loaded with, ``announced`` what its engines tell."""
 
-    def __init__(self, module: EngineModule, environ: Mapping[str, str]) -> None:
-        self.module = module
-        self.environ = environ
-        self.announced: str | None = None
+    module: EngineModule
+    environ: Mapping[str, str] = attrs.field(repr=False)
+    announced: str | None = None
 
     def start(self, settings: NativeSettings) -> TransferEngineApi:
         """Return a started engine: the only way to one, so that its protocol is never another.

@@ -19,13 +19,11 @@ from pdcore.installation import Installation
 
 __all__ = ["RULES", "SWITCHES", "Machine", "Rule", "choose", "effective", "forbidden", "start_environment"]
 
-SWITCHES = ("MC_FORCE_TCP", "MC_FORCE_HCA", "MC_FORCE_MNNVL", "MC_INTRANODE_NVLINK")
-
 
 @attrs.frozen
 class Rule:
-    """What belongs to a protocol: its variant, the variable that forces it, what it needs of the build
-    and of the machine."""
+    """What belongs to a protocol: its variant, the variable that forces it, a flag of builds that have it,
+    and the device that it needs."""
 
     variant: str
     switch: str = ""
@@ -34,17 +32,14 @@ class Rule:
 
 
 RULES = {
-    Protocol.RDMA: Rule(
-        "mooncake_rdma", switch="MC_FORCE_HCA", device="RDMA device in /sys/class/infiniband"
-    ),
-    Protocol.TCP: Rule("mooncake_tcp", switch="MC_FORCE_TCP"),
+    Protocol.RDMA: Rule("mooncake_rdma", "MC_FORCE_HCA", device="RDMA device in /sys/class/infiniband"),
+    Protocol.TCP: Rule("mooncake_tcp", "MC_FORCE_TCP"),
     Protocol.EFA: Rule("mooncake_efa", flag="SUPPORT_EFA", device="EFA device in /sys/class/infiniband"),
     Protocol.ASCEND: Rule("mooncake_ascend", device="NPU in /dev"),
-    Protocol.NVLINK: Rule("mooncake_nvlink", switch="MC_FORCE_MNNVL", flag="SUPPORT_MNNVL"),
-    Protocol.INTRA_NVLINK: Rule(
-        "mooncake_intra_nvlink", switch="MC_INTRANODE_NVLINK", flag="SUPPORT_INTRA_NVLINK"
-    ),
+    Protocol.NVLINK: Rule("mooncake_nvlink", "MC_FORCE_MNNVL", "SUPPORT_MNNVL"),
+    Protocol.INTRA_NVLINK: Rule("mooncake_intra_nvlink", "MC_INTRANODE_NVLINK", "SUPPORT_INTRA_NVLINK"),
 }
+SWITCHES = tuple(rule.switch for rule in RULES.values() if rule.switch)
 
 
 @attrs.frozen
