@@ -64,7 +64,7 @@ def test_the_report_says_which_targets_were_missed() -> None:
 def test_the_report_can_be_written_as_json() -> None:
     data = json.loads(json.dumps(REPORT.as_data()))
     assert data["large"][1]["ratio"] == 0.6
-    assert data["targets"][1] == {
+    assert data["targets"][2] == {
         "name": "tiny requests per second, 64 in flight",
         "value": 3900.0,
         "bound": 4000,

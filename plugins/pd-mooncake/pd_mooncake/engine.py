@@ -16,7 +16,7 @@ from pdcore.model import Deadline, DeviceKind, new_incarnation
 from pdcore.outcome import Finished, Quiescence, Transfer
 from pdcore.regions import OffsetArray, Region, RegionInfo, WriteBatch
 
-__all__ = ["CAPABILITIES", "MooncakeEngine"]
+__all__ = ["CAPABILITIES", "MooncakeEngine", "MooncakePeer"]
 
 CAPABILITIES = EngineCapabilities(
     max_outstanding_entries=BLOCKS,
