@@ -144,3 +144,23 @@ def test_an_endpoint_of_another_backend_is_refused() -> None:
         nowhere = msgspec.msgpack.encode({"segment": "127.0.0.1:9", "incarnation": "x"})
         with pytest.raises(EngineError, match="the engine has ended"):
             engine.connect(nowhere, export, Deadline.after(5))
+
+
+def test_a_wedged_engine_is_recognised_and_replaced() -> None:
+    with registered() as (engine, source, target, export):
+        peer = engine.connect(engine.endpoint(), export, Deadline.after(10))
+        assert isinstance(peer, MooncakePeer)
+        wedged = engine._native.current
+        # What the adapter never does: more blocks at once than the engine's queue takes.
+        offsets = np.tile(np.arange(BLOCKS, dtype=np.uint64) * np.uint64(BLOCK), 3)
+        here, there = offsets + np.uint64(source.ctypes.data), offsets + np.uint64(target.ctypes.data)
+        lengths = np.full(len(offsets), BLOCK, np.uint64)
+        reasons: list[str] = []
+        while engine._native.current is wedged and len(reasons) < 15:
+            assert wedged.batch_transfer_sync_write(peer.segment, here, there, lengths) == -1
+            failed = engine.write(peer, scattered(np.arange(3)))
+            reasons.append(failed.error.there_is if failed.error else "it worked")
+        assert reasons[-1] == "its transfers to this peer are wedged; it was replaced"
+        order = np.random.default_rng(7).permutation(BLOCKS)
+        assert engine.write(peer, scattered(order)).poll() is TransferState.DONE
+        assert np.array_equal(target[order], source)
