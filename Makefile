@@ -45,10 +45,11 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 $(VENV)/.developed: $(VENV)/.installed $(VENV)/.libraries $(DISTS:%=%/pyproject.toml)
 	$(PIP) install --group dev
 	$(PIP) install --editable 'plugins/pd-mooncake[cpu]' --editable plugins/pd-nixl --editable plugins/pd-mori
+	$(PIP) install --no-deps 'nixl-cu12>=1.5,<2'
 	touch $@
 
 # The engines' wheels link system libraries that they don't carry.
-LIBRARIES := libibverbs1 libnuma1 libcurl4
+LIBRARIES := libibverbs1 ibverbs-providers libnuma1 libcurl4
 
 $(VENV)/.libraries: | $(BIN)/python
 	$(BIN)/python -c "import ctypes; [ctypes.CDLL(n) for n in ('libibverbs.so.1', 'libnuma.so.1', 'libcurl.so.4')]" \

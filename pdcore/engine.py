@@ -153,7 +153,9 @@ class TransferEngine(ABC):
 
     def admit(self, endpoint: bytes) -> None:
         """Expect writes from the engine at ``endpoint``; the receiving side calls it at pairing."""
-        return
+
+    def expect(self, rooms: int) -> None:
+        """So many rooms are waited for; an engine that must run for them to arrive runs now."""
 
     def revoke(self, endpoint: bytes, deadline: Deadline) -> Quiescence:
         """Stop expecting writes from ``endpoint``. DRAINED: none of its bytes can land any more."""

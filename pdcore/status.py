@@ -107,6 +107,11 @@ class RoomTable:
                 del self._rooms[record.room]
                 self._ended.pop(record.room, None)
 
+    def busy(self) -> int:
+        """Return how many rooms have not ended."""
+        with self._changed:
+            return sum(not r.status.terminal for r in self._rooms.values())
+
     def expired(self) -> list[Room]:
         """Return the rooms that have not ended although their deadline passed."""
         with self._changed:

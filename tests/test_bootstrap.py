@@ -511,7 +511,9 @@ def test_connections_that_come_while_the_service_closes_are_closed_too() -> None
         for attempt in attempts:
             if attempt.exception() is None:
                 with attempt.result() as connection:
-                    assert closed_by_the_other_side(connection)
+                    # On a port that is free again, a connection may meet itself.
+                    itself = connection.getsockname() == connection.getpeername()
+                    assert itself or closed_by_the_other_side(connection)
     gc.collect()
 
 

@@ -15,11 +15,10 @@ else:
 
 PLUGINS = Path(__file__).parents[1] / "plugins"
 NAMES = {
-    "nixl": ["nixl", "nixl_tcp", "nixl_libfabric", "nixl_posix"],
     "mori": ["mori", "mori_xgmi"],
 }
-TITLES = {"nixl": "NIXL", "mori": "MORI-IO"}
-EXTRAS = {"nixl": ["cu12", "cu13"], "mori": ["engine"]}
+TITLES = {"mori": "MORI-IO"}
+EXTRAS = {"mori": ["engine"]}
 ENGINE_LIBRARIES = ("mooncake", "nixl", "nixl_cu12", "nixl_cu13", "mori", "libmori_pybinds", "torch")
 
 SELECT = """

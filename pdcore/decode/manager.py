@@ -84,6 +84,7 @@ class DecodeManager(Manager):
 
     def request(self, source: PrefillSource, wanted: RequestMetadata) -> None:
         """Post a request to a paired prefill rank."""
+        self.engine.expect(1)
         if source.route is not None:
             self.channel.post(source.route, wanted)
 
@@ -170,6 +171,7 @@ class DecodeManager(Manager):
             receiver.drained()
 
     def _expire(self) -> None:
+        self.engine.expect(self.rooms.busy())
         for source in self._sources.overdue():
             self._lose_source(source, self._not_paired_in_time(source))
         for record in self.rooms.expired():

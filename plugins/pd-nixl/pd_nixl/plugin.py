@@ -1,45 +1,165 @@
-"""The hooks of the NIXL backend. Its engine is not implemented in this version."""
+"""The hooks of the NIXL backend."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from pdcore.backend import BackendSpec, InitEngineRequest, Readiness, Variant
-from pdcore.engine import EngineCapabilities, TransferEngine
-from pdcore.errors import EngineError
+from pd_nixl.build import creation, look, probe
+from pd_nixl.config import (
+    NixlOptions,
+    Protocol,
+    backend_params,
+    efa_devices,
+    native_environment,
+    ucx_settings,
+)
+from pd_nixl.engine import CAPABILITIES, NixlEngine
+from pd_nixl.library import load
+from pdcore.backend import (
+    AuxRequest,
+    AuxRoute,
+    AuxTransport,
+    BackendSpec,
+    InitEngineRequest,
+    ProtocolChoice,
+    ProtocolRequest,
+    ProtocolVerdict,
+    Variant,
+)
+from pdcore.engine import Certainty, EffectiveTransport, TransferEngine
+from pdcore.environment import environment_set
 from pdcore.hookspecs import RequiredHooks, hookimpl
 
-REASON = "the NIXL engine is not implemented in pd-nixl 0.1.0"
-FIX = "select 'local' (CPU memory, one host), or install a later pd-nixl"
+LOCAL_ONLY = {"shm", "sm", "posix", "sysv", "cma", "knem", "xpmem", "self"}
+"""UCX's transports within a host: none notices that a peer died, so UCX refuses them alone."""
+NO_PEERS = "NIXL's POSIX is a file backend: it has no peers and no notifications"
+OTHERS = "select nixl, nixl_tcp or nixl_libfabric"
+UCX_FIX = "correct what UCX_ variables and options ask for; pdcore doctor nixl shows them"
+LIBFABRIC_FIX = "install libfabric 1.21 or later, libhwloc and the CUDA runtime, or select nixl"
+HOW = {
+    Protocol.UCX: "the agent has no other backend; UCX chooses its transports by peer",
+    Protocol.TCP: "UCX_TLS=tcp was set while the agent's only backend, UCX, was created",
+    Protocol.LIBFABRIC: "the agent has no other backend; it does not tell libfabric's provider",
+}
 
 
-def probe() -> Readiness:
-    """Refuse: there is no engine in this version."""
-    return Readiness.no(REASON, FIX)
+def facts() -> Mapping[str, str]:
+    """Tell what is installed, and which of NIXL's plugins can be created."""
+    found = look()
+    told = {
+        "wheel": ", ".join(found.distributions) or "none",
+        "module": found.module,
+        "optional libraries missing": ", ".join(found.missing) or "none",
+        "EFA devices": ", ".join(efa_devices()) or "none",
+        **{name: value for name, value in sorted(os.environ.items()) if name.startswith(("UCX_", "NIXL_"))},
+    }
+    if "libefa.so.1" not in found.missing:
+        left_out = native_environment(NixlOptions(), os.environ).get("UCX_MODULES")
+        told["libefa"] = f"there, without a device: UCX_MODULES={left_out} is set" if left_out else "there"
+    if found.error:
+        return told
+    for protocol in (Protocol.UCX, Protocol.LIBFABRIC, Protocol.POSIX):
+        plugins, refused = _creation(protocol, NixlOptions(), os.environ)
+        told.setdefault("plugins listed", ", ".join(plugins))
+        told[f"plugin {protocol.plugin}"] = refused or "can be created"
+    return told
 
 
 @hookimpl
 def pd_backend() -> BackendSpec:
     """Declare the backend and its variants."""
+    of_ucx = ("num_workers", "device_list", "engine_config", "error_handling")
+    not_ucx = dict.fromkeys(of_ucx, "only UCX takes it")
     return BackendSpec(
         name="nixl",
-        summary="NIXL (not implemented in this version)",
-        runs_on="CPU and CUDA memory, over UCX",
-        protocols=("ucx", "tcp", "libfabric", "posix"),
-        capabilities=EngineCapabilities(),
+        summary="NIXL, over UCX or libfabric",
+        runs_on="CPU and CUDA memory",
+        protocols=tuple(protocol.value for protocol in Protocol),
+        capabilities=CAPABILITIES,
         variants=(
-            Variant("nixl_tcp", protocol="tcp"),
-            Variant("nixl_libfabric", protocol="libfabric"),
-            Variant("nixl_posix", protocol="posix"),
+            Variant(
+                "nixl_tcp",
+                Protocol.TCP.value,
+                environment={"UCX_TLS": "tcp"},
+                forbidden_options={"device_list": "it names RDMA devices; UCX_NET_DEVICES names interfaces"},
+            ),
+            Variant("nixl_libfabric", Protocol.LIBFABRIC.value, forbidden_options=not_ucx),
+            Variant("nixl_posix", Protocol.POSIX.value),
         ),
+        options=NixlOptions,
         probe=probe,
+        facts=facts,
     )
 
 
 @hookimpl
+def pd_choose_protocol(request: ProtocolRequest) -> ProtocolChoice:
+    """The name is the protocol; its NIXL plugin must have been created, in another process."""
+    wanted = Protocol(request.variant.protocol) if request.variant else Protocol.UCX
+    refused, fix = _objection(wanted, _options(request.options), request.environment)
+    ground = refused or f"the NIXL plugin {wanted.plugin} can be created"
+    verdicts = [ProtocolVerdict(wanted.value, not refused, ground)]
+    if request.variant is None:
+        verdicts += [
+            ProtocolVerdict(variant.protocol, False, f"only by its name, {variant.name}")
+            for variant in request.spec.variants
+        ]
+    return ProtocolChoice(None if refused else wanted.value, tuple(verdicts), fix)
+
+
+@hookimpl
 def pd_init_engine(request: InitEngineRequest) -> TransferEngine:
-    """Refuse, as the probe does."""
-    raise EngineError(REASON, f"protocol {request.protocol!r} was asked for", FIX)
+    """Load the library and start an engine, with what NIXL and UCX read just then in the environment."""
+    options, protocol = _options(request.options), Protocol(request.protocol)
+    transport = EffectiveTransport(protocol.value, Certainty.INFERRED, HOW[protocol])
+    with environment_set(native_environment(options, os.environ)):
+        library = load(options)
+        return NixlEngine(library, protocol.plugin, backend_params(options, protocol), transport)
+
+
+@hookimpl
+def pd_aux_transport(request: AuxRequest) -> AuxRoute:
+    """Send aux rows through the engine, from host memory."""
+    return AuxRoute(AuxTransport.ENGINE)
+
+
+def _objection(protocol: Protocol, options: NixlOptions, environ: Mapping[str, str]) -> tuple[str, str]:
+    """Return why a protocol cannot be used here and what to do; two empty texts if it can."""
+    if protocol is Protocol.POSIX:
+        return NO_PEERS, OTHERS
+    if protocol.plugin == "UCX":
+        transports = environ.get("UCX_TLS", "").split(",")
+        if set(transports) <= LOCAL_ONLY:
+            reason = (
+                f"UCX_TLS={environ['UCX_TLS']} has only transports within a host, which UCX does not use "
+                "where lost peers must be noticed (no active messages transport)"
+            )
+            return reason, "unset UCX_TLS, or add tcp to it"
+        given = {f"UCX_{key}": value for key, value in ucx_settings(options).items()}
+        if options.device_list:
+            given["UCX_NET_DEVICES"] = options.device_list
+        ruled = {name: value for name, value in given.items() if environ.get(name, value) != value}
+        if ruled:
+            sides = [f"{name}={environ[name]} keeps {value} from being used" for name, value in ruled.items()]
+            return "; ".join(sides), f"unset {' '.join(ruled)}, or take it out of the options"
+    refused = _creation(protocol, options, environ)[1]
+    fix = UCX_FIX if protocol.plugin == "UCX" else LIBFABRIC_FIX
+    return (refused, fix) if refused else ("", "")
+
+
+def _creation(
+    protocol: Protocol, options: NixlOptions, environ: Mapping[str, str]
+) -> tuple[tuple[str, ...], str]:
+    settings = ucx_settings(options) if protocol.plugin == "UCX" else {}
+    complete = {**environ, **native_environment(options, environ)}
+    return creation(protocol.plugin, backend_params(options, protocol), settings, complete)
+
+
+def _options(options: object) -> NixlOptions:
+    assert isinstance(options, NixlOptions)
+    return options
 
 
 if TYPE_CHECKING:

@@ -1,0 +1,126 @@
+"""What a user can set on the NIXL backend, checked before any engine starts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Literal
+
+import attrs
+from attrs.validators import ge, optional
+
+from pdcore.errors import ConfigError, ConfigProblem
+
+__all__ = ["NixlOptions", "Protocol", "backend_params", "efa_devices", "native_environment", "ucx_settings"]
+
+DEVICE_NAMES = re.compile(r"[\w.:-]+(,[\w.:-]+)*")
+SETTING = re.compile(r"[A-Z][A-Z0-9_]*")
+OWNED = {
+    "TLS": "select nixl_tcp for TCP, or set UCX_TLS",
+    "NET_DEVICES": "use device_list, or set UCX_NET_DEVICES",
+}
+"""The UCX settings that have another place, and which."""
+
+
+class Protocol(Enum):
+    """What an engine can be asked for, the default first."""
+
+    UCX = "ucx"
+    TCP = "tcp"
+    LIBFABRIC = "libfabric"
+    POSIX = "posix"
+
+    @property
+    def plugin(self) -> str:
+        """The NIXL plugin that does it."""
+        return "UCX" if self is Protocol.TCP else self.name
+
+
+@attrs.frozen
+class NixlOptions:
+    """The options; None leaves it to NIXL.
+
+    ``num_workers`` and ``num_threads`` are those of the NIXL plugin, ``split_batch_size`` the
+    descriptors from which it splits a transfer over its threads. ``device_list`` names RDMA devices:
+    ``mlx5_0,mlx5_1``. ``engine_config`` holds UCX settings without their ``UCX_``: a mapping, or
+    ``K=V,K=V``. ``error_handling`` can only be "peer": with NIXL's "none" a peer that died is never
+    noticed. ``log_level`` holds for the whole process; None: NIXL_LOG_LEVEL, else WARN.
+    """
+
+    num_workers: int | None = attrs.field(default=None, validator=optional(ge(1)))
+    num_threads: int | None = attrs.field(default=None, validator=optional(ge(0)))
+    split_batch_size: int | None = attrs.field(default=None, validator=optional(ge(1)))
+    device_list: str = ""
+    engine_config: object = ""
+    error_handling: Literal["peer"] = "peer"
+    log_level: Literal["TRACE", "DEBUG", "INFO", "WARN", "ERROR", "FATAL"] | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if self.device_list and not DEVICE_NAMES.fullmatch(self.device_list):
+            raise _wrong("device_list", f"must list devices like 'mlx5_0,mlx5_1', has {self.device_list!r}")
+        ucx_settings(self)
+
+
+def ucx_settings(options: NixlOptions) -> dict[str, str]:
+    """Return ``engine_config`` by setting.
+
+    Raises:
+        ConfigError: it is malformed, or has a setting that something else owns.
+    """
+    given, settings = options.engine_config, {}
+    if isinstance(given, str):
+        given = [part.partition("=")[::2] for part in given.split(",") if given]
+    elif isinstance(given, Mapping):
+        given = given.items()
+    else:
+        raise _wrong("engine_config", f"must be a mapping or 'K=V,K=V', is {given!r}")
+    for key, value in ((str(key).strip(), str(value).strip()) for key, value in given):
+        if key.startswith("UCX_") or not SETTING.fullmatch(key):
+            raise _wrong("engine_config", f"must have settings like RNDV_THRESH, without UCX_, has {key!r}")
+        if not value or "," in value or key in settings:
+            raise _wrong("engine_config", f"must give {key} once and one value, has {key}={value!r}")
+        if key in OWNED:
+            raise _wrong("engine_config", f"has {key}: {OWNED[key]}")
+        settings[key] = value
+    return settings
+
+
+def backend_params(options: NixlOptions, protocol: Protocol) -> dict[str, str]:
+    """Return what the NIXL plugin is created with; NIXL ignores keys that it doesn't know."""
+    given: dict[str, object] = {
+        "num_threads": options.num_threads,
+        "split_batch_size": options.split_batch_size,
+    }
+    if protocol.plugin == "UCX":
+        given |= {
+            "ucx_error_handling_mode": options.error_handling,
+            "num_workers": options.num_workers,
+            "device_list": options.device_list or None,
+            "engine_config": ",".join(f"{k}={v}" for k, v in ucx_settings(options).items()) or None,
+        }
+    return {key: str(value) for key, value in given.items() if value is not None}
+
+
+def native_environment(options: NixlOptions, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what has to be set while the library loads and a plugin is created.
+
+    Stdout stays the program's. UCX's EFA module is left out where it has no device: it brings a second
+    libnl-route into the process, and the two crash at exit.
+    """
+    level = options.log_level or environ.get("NIXL_LOG_LEVEL") or "WARN"
+    defaults = {"UCX_LOG_FILE": "stderr", "UCX_LOG_LEVEL": level.lower()}
+    if not efa_devices():
+        defaults["UCX_MODULES"] = "^efa"
+    return {"NIXL_LOG_LEVEL": level, **{k: v for k, v in defaults.items() if k not in environ}}
+
+
+def efa_devices() -> list[str]:
+    """Return the names of the machine's EFA devices."""
+    verbs = sorted(Path("/sys/class/infiniband").glob("*"))
+    return [path.name for path in verbs if (path / "device" / "driver").resolve().name == "efa"]
+
+
+def _wrong(option: str, reason: str) -> ConfigError:
+    return ConfigError([ConfigProblem(option, "code", reason)])

@@ -1,0 +1,52 @@
+"""The pump: drives the agent in place of NIXL's own progress thread, which burns a core for ever."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+__all__ = ["Pump"]
+
+BUSY = 0.0002
+IDLE = 0.01
+"""Seconds between two turns, while rooms are expected and while none is. A connection's first contact
+waits for one idle turn."""
+
+
+class Pump:
+    """Calls ``turn`` on the thread ``pdcore-nixl-pump-<name>``: often while ``expect`` said so, else rarely.
+
+    The lock guards ``_busy`` and ``_stopped``; setting either wakes the thread.
+    """
+
+    def __init__(self, name: str, turn: Callable[[], None]) -> None:
+        self._turn = turn
+        self._woken = threading.Condition()
+        self._busy = False
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name=f"pdcore-nixl-pump-{name}", daemon=True)
+        self._thread.start()
+
+    def expect(self, rooms: int) -> None:
+        """Turn often from now on, or rarely if no room is expected."""
+        busy = rooms > 0
+        if busy is self._busy:
+            return
+        with self._woken:
+            self._busy = busy
+            self._woken.notify()
+
+    def stop(self) -> None:
+        """End the thread."""
+        with self._woken:
+            self._stopped = True
+            self._woken.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopped:
+            self._turn()
+            with self._woken:
+                if not self._stopped:
+                    # UCX's sockets cannot be waited on from here, so the turns are timed.
+                    self._woken.wait(BUSY if self._busy else IDLE)
