@@ -1,4 +1,4 @@
-"""Real Mooncake engines over TCP, in processes that die or stop; a healthy pair beside them goes on."""
+"""Real engines in processes that die or stop; a healthy pair beside them goes on."""
 
 from __future__ import annotations
 
@@ -23,27 +23,34 @@ from pdcore.topology import Topology
 
 DEADLINE = 20.0
 TOKENS = 256
-SETTINGS = WorkerSettings(
-    num_pages=2048,
-    slots=16,
-    deadline=DEADLINE,
-    backend="mooncake_tcp",
-    options={"transfer_timeout": "5"},
-)
+OPTIONS = {"mooncake_tcp": {"transfer_timeout": "5"}}
+TRANSPORTS = {"mooncake_tcp": "tcp (verified)", "nixl": "ucx (inferred)", "nixl_tcp": "tcp (inferred)"}
+
+
+def settings_of(backend: str) -> WorkerSettings:
+    return WorkerSettings(
+        num_pages=2048,
+        slots=16,
+        deadline=DEADLINE,
+        backend=backend,
+        options=OPTIONS.get(backend, {}),
+    )
+
+
 LARGE = 600
 """Pages of a request that no socket buffer holds: 118 MB."""
 
 
 @contextmanager
-def workers(*roles: Role) -> Iterator[list[tuple[Worker, Ready]]]:
+def workers(backend: str, *roles: Role) -> Iterator[list[tuple[Worker, Ready]]]:
     """Start workers, and kill them in the end, stopped ones too."""
     with ExitStack() as stack:
-        started = [stack.enter_context(Worker(role, SETTINGS)) for role in roles]
+        started = [stack.enter_context(Worker(role, settings_of(backend))) for role in roles]
         ready = []
         for worker in started:
             event = worker.read(Deadline.after(60))
             assert isinstance(event, Ready), event
-            assert event.transport == "tcp (verified)"
+            assert event.transport == TRANSPORTS[backend]
             ready.append((worker, event))
         yield ready
 
@@ -73,8 +80,10 @@ def all_arrive(worker: Worker, rooms: Iterable[int]) -> None:
         assert not event.mismatch
 
 
-def test_a_killed_decode_fails_its_rooms_by_name_and_others_are_served() -> None:
-    with workers(Role.PREFILL, Role.DECODE, Role.DECODE) as ((prefill, ready), (doomed, dead), (healthy, _)):
+@pytest.mark.parametrize("backend", TRANSPORTS)
+def test_a_killed_decode_fails_its_rooms_by_name_and_others_are_served(backend: str) -> None:
+    roles = (Role.PREFILL, Role.DECODE, Role.DECODE)
+    with workers(backend, *roles) as ((prefill, ready), (doomed, dead), (healthy, _)):
         serve(prefill, doomed, ready.bootstrap, range(12))
         first = doomed.read(Deadline.after(60))
         assert isinstance(first, Received), first
@@ -87,8 +96,10 @@ def test_a_killed_decode_fails_its_rooms_by_name_and_others_are_served() -> None
         assert {e.code for e in named} == {"peer_lost"}
 
 
-def test_a_killed_prefill_fails_its_rooms_and_the_next_one_serves_decode() -> None:
-    with workers(Role.PREFILL, Role.DECODE, Role.PREFILL) as ((doomed, ready), (decode, _), (second, other)):
+@pytest.mark.parametrize("backend", TRANSPORTS)
+def test_a_killed_prefill_fails_its_rooms_and_the_next_one_serves_decode(backend: str) -> None:
+    roles = (Role.PREFILL, Role.DECODE, Role.PREFILL)
+    with workers(backend, *roles) as ((doomed, ready), (decode, _), (second, other)):
         serve(doomed, decode, ready.bootstrap, [1])
         all_arrive(decode, [1])
         decode.serve(RoomId(2), TOKENS, ready.bootstrap)
@@ -102,7 +113,8 @@ def test_a_killed_prefill_fails_its_rooms_and_the_next_one_serves_decode() -> No
 class Prefill:
     """A prefill worker of this process, which can be watched at each step."""
 
-    def __init__(self, manager: PrefillManager, memory: Memory) -> None:
+    def __init__(self, settings: WorkerSettings, manager: PrefillManager, memory: Memory) -> None:
+        self.settings = settings
         self.manager = manager
         self.memory = memory
 
@@ -110,7 +122,7 @@ class Prefill:
         """Open a room with its pages and aux row filled, and wait until decode has asked for it."""
         taken = self.memory.pages.take(pages, Deadline.after(10))
         assert taken is not None
-        aux = aux_values(SETTINGS.seed, RoomId(room), pages * SETTINGS.page_size)
+        aux = aux_values(self.settings.seed, RoomId(room), pages * self.settings.page_size)
         self.memory.aux.set(room, RoomId(room), aux)
         self.memory.content.fill(self.memory.pools.arrays, RoomId(room), taken, 0)
         sender = self.manager.sender(RoomId(room), Deadline.after(DEADLINE))
@@ -119,26 +131,31 @@ class Prefill:
 
 
 @contextmanager
-def own_prefill() -> Iterator[tuple[Prefill, str]]:
-    memory = Memory(SETTINGS, Role.PREFILL)
+def own_prefill(settings: WorkerSettings) -> Iterator[tuple[Prefill, str]]:
+    memory = Memory(settings, Role.PREFILL)
+    backend, config = chosen_backend(settings), configuration(settings)
     with (
         BootstrapServer() as bootstrap,
-        PrefillManager(
-            chosen_backend(SETTINGS), memory.pools, Topology(), bootstrap.address, configuration(SETTINGS)
-        ) as manager,
+        PrefillManager(backend, memory.pools, Topology(), bootstrap.address, config) as manager,
     ):
-        yield Prefill(manager, memory), bootstrap.address
+        yield Prefill(settings, manager, memory), bootstrap.address
 
 
 @pytest.mark.timeout(240)
-def test_no_page_that_was_released_is_written_after_a_stopped_decode_goes_on() -> None:
-    with own_prefill() as (prefill, address), workers(Role.DECODE, Role.DECODE) as ((stuck, _), (healthy, _)):
+@pytest.mark.parametrize("backend", ["mooncake_tcp", "nixl_tcp"])
+def test_no_page_that_was_released_is_written_after_a_stopped_decode_goes_on(backend: str) -> None:
+    settings = settings_of(backend)
+    size = settings.page_size
+    with (
+        own_prefill(settings) as (prefill, address),
+        workers(backend, Role.DECODE, Role.DECODE) as ((stuck, _), (healthy, _)),
+    ):
         for worker, room in ((stuck, 1), (healthy, 2)):
-            worker.serve(RoomId(room), 4 * SETTINGS.page_size, address)
+            worker.serve(RoomId(room), 4 * size, address)
             sender, pages = prefill.open(room, 4)
             sender.send(pages)
             all_arrive(worker, [room])
-        stuck.serve(RoomId(3), LARGE * SETTINGS.page_size, address)
+        stuck.serve(RoomId(3), LARGE * size, address)
         sender, pages = prefill.open(3, LARGE)
         while sender.poll() is KVPoll.BOOTSTRAPPING:
             sender.wait(Deadline.after(0.01))
@@ -146,13 +163,13 @@ def test_no_page_that_was_released_is_written_after_a_stopped_decode_goes_on() -
         try:
             sender.send(pages)
             healthy.serve(RoomId(4), TOKENS, address)
-            beside, others = prefill.open(4, TOKENS // SETTINGS.page_size)
+            beside, others = prefill.open(4, TOKENS // size)
             beside.send(others)
             all_arrive(healthy, [4])
             assert sender.wait(Deadline.after(60)) is KVPoll.FAILED
             failure = sender.failure()
             assert failure is not None
-            assert failure.code is FailureCode.PEER_LOST
+            assert failure.code in (FailureCode.PEER_LOST, FailureCode.DEADLINE)
             assert not sender.release_safe()
             # What the engine still reads and sends is recognised from here on.
             for array in prefill.memory.pools.arrays:
@@ -161,10 +178,9 @@ def test_no_page_that_was_released_is_written_after_a_stopped_decode_goes_on() -
             os.kill(stuck.pid, signal.SIGCONT)
         lost = ends(stuck, [3])[3]
         assert isinstance(lost, Failed), lost
-        # It pairs anew, and gets other pages: those of room 3 stay out of reuse.
+        # It goes on, or pairs anew, with pages that are not those of room 3 while these are unsafe.
         for room in (5, 6):
-            stuck.serve(RoomId(room), LARGE * SETTINGS.page_size, address)
+            stuck.serve(RoomId(room), LARGE * size, address)
             again, fresh = prefill.open(room, LARGE)
             again.send(fresh)
             all_arrive(stuck, [room])
-        assert not sender.release_safe()
