@@ -153,19 +153,18 @@ class TransferEngine(ABC):
 
     def admit(self, endpoint: bytes) -> None:
         """Expect writes from the engine at ``endpoint``; the receiving side calls it at pairing."""
+        return
 
     def expect(self, rooms: int) -> None:
         """So many rooms are waited for; an engine that must run for them to arrive runs now."""
+        return
 
     def revoke(self, endpoint: bytes, deadline: Deadline) -> Quiescence:
         """Stop expecting writes from ``endpoint``. DRAINED: none of its bytes can land any more."""
         return Quiescence.UNKNOWN
 
     def prepare_raw(self, peer: Peer, batch: WriteBatch) -> RawWrite:
-        """Return the barest call that copies ``batch`` and waits for it; the yardstick of ``bench``.
-
-        Everything that can be prepared is prepared here, outside the clock.
-        """
+        """Return the barest call that copies ``batch`` and waits, all prepared: ``bench``'s yardstick."""
         return _PlainWrite(self, peer, batch)
 
     # --- what the core calls ---------------------------------------------------------------

@@ -162,11 +162,10 @@ class MooncakeEngine(TransferEngine):
         """Say what a refused call means: the peer is gone, the engine is wedged, or just this call failed."""
         sending = self._native.current
         contact = self._native.contact(peer.segment, Deadline.after(PROBE))
-        if contact is Contact.GONE:
-            # There is no memory left that a byte could land in.
-            return _failure(FailureCode.PEER_LOST, peer, contact.value, Quiescence.DRAINED)
-        if contact is Contact.SILENT:
-            return _failure(FailureCode.PEER_LOST, peer, contact.value)
+        if contact is not Contact.ANSWERS:
+            # A closed port leaves no memory that a byte could land in.
+            landed = Quiescence.DRAINED if contact is Contact.GONE else Quiescence.IN_FLIGHT
+            return _failure(FailureCode.PEER_LOST, peer, contact.value, landed)
         self._native.closing.wait(COOLDOWN)
         if self._native.answers(peer.segment, int(peer.bases[0])):
             return _failure(FailureCode.ENGINE, peer, f"a call of {count} blocks failed, the peer answers")

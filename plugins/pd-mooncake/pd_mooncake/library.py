@@ -154,6 +154,9 @@ def announced(host: str, port: int, seconds: float) -> str | None:
 
     The request is TransferMetadata's: a length (uint64), a kind (one byte), JSON. Peers choose their
     transport by the answer.
+
+    Raises:
+        ConnectionRefusedError: nobody listens there.
     """
     try:
         with socket.create_connection((host, port), seconds) as connection:
@@ -162,6 +165,8 @@ def announced(host: str, port: int, seconds: float) -> str | None:
                 (length,) = struct.unpack("<Q", answer.read(8))
                 body = answer.read(min(length, MAX_DESCRIPTOR))
         told = json.loads(body[1:]).get("protocol")
+    except ConnectionRefusedError:
+        raise
     except (OSError, ValueError, struct.error, AttributeError):
         return None
     return told if isinstance(told, str) else None

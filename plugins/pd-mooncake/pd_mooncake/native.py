@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections import defaultdict
 from enum import Enum
@@ -124,12 +123,9 @@ class Native:
         """
         host, _, port = segment.rpartition(":")
         try:
-            socket.create_connection((host, int(port)), deadline.remaining()).close()
+            answer = announced(host, int(port), deadline.remaining())
         except ConnectionRefusedError:
             return Contact.GONE
-        except OSError:
-            return Contact.SILENT
-        answer = announced(host, int(port), deadline.remaining())
         return Contact.SILENT if answer is None else Contact.ANSWERS
 
     def meet(self, segment: str, incarnation: str) -> None:

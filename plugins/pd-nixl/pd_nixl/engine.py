@@ -6,7 +6,7 @@ import contextlib
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import attrs
 import msgspec
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from pd_nixl.library import Agent, Handle, Library, Registration
 from pd_nixl.pump import Pump
-from pdcore.engine import EffectiveTransport, EngineCapabilities, Peer, TransferEngine
+from pdcore.engine import EffectiveTransport, EngineCapabilities, Peer, RawWrite, TransferEngine
 from pdcore.errors import EngineError, FailureCode, KVTransferError, RegistrationError
 from pdcore.model import Deadline, DeviceKind, new_incarnation
 from pdcore.outcome import Finished, Quiescence, Transfer, TransferState
@@ -35,10 +35,8 @@ MEMORY = {DeviceKind.CPU: "DRAM", DeviceKind.CUDA: "VRAM"}
 KINDS = list(MEMORY)
 SETTLE = 5.0
 """Seconds that ``close`` gives the transfers under way. The agent's end stops the others."""
-
 SYNCHRONOUS = 30.0
 """Seconds that ``write`` waits where it is not asynchronous; a longer transfer goes on as PENDING."""
-
 SPINS = 64
 """Looks at a transfer without a pause: most tiny ones end within."""
 
@@ -120,8 +118,7 @@ class NixlTransfer(Transfer):
             for handle in self._open:
                 self.error = error
                 handle.release()
-            self._open = []
-            self._agent = None
+            self._open, self._agent = [], None
 
     def _settled(self, handle: Handle) -> bool:
         try:
@@ -210,12 +207,6 @@ class NixlEngine(TransferEngine):
 
     def do_write(self, peer: Peer, batch: WriteBatch) -> Transfer:
         assert isinstance(peer, NixlPeer)
-        counts = batch.starts[1:] - batch.starts[:-1]
-        here, there = batch.local_regions.repeat(counts), batch.remote_regions.repeat(counts)
-        local = self._side.descriptors(here, batch.local_offsets, batch.lengths)
-        remote = peer.side.descriptors(there, batch.remote_offsets, batch.lengths)
-        by_pair = self._side.kinds[batch.local_regions] * len(KINDS) + peer.side.kinds[batch.remote_regions]
-        kinds = np.unique(by_pair).tolist()
         handles: list[Handle] = []
         with self._lock:
             agent = self._agent
@@ -225,14 +216,7 @@ class NixlEngine(TransferEngine):
             self._transfers.add(transfer)
             self._posting += 1
         try:
-            for kind in kinds:
-                chosen = slice(None) if len(kinds) == 1 else (by_pair == kind).repeat(counts)
-                handle = agent.initialize_xfer(
-                    "WRITE",
-                    agent.get_xfer_descs(local[chosen], MEMORY[KINDS[kind // len(KINDS)]]),
-                    agent.get_xfer_descs(remote[chosen], MEMORY[KINDS[kind % len(KINDS)]]),
-                    peer.agent,
-                )
+            for handle in self._requests(agent, peer, batch):
                 handles.append(handle)
                 agent.transfer(handle)
         except self.library.transport_errors as error:
@@ -244,6 +228,36 @@ class NixlEngine(TransferEngine):
         if not self.capabilities.asynchronous:
             transfer.wait(Deadline.after(SYNCHRONOUS))
         return transfer
+
+    def _requests(self, agent: Agent, peer: NixlPeer, batch: WriteBatch) -> Iterator[Handle]:
+        """Make the requests of a batch, one per pair of memory kinds; the core has merged its runs."""
+        counts = batch.starts[1:] - batch.starts[:-1]
+        here, there = batch.local_regions.repeat(counts), batch.remote_regions.repeat(counts)
+        local = self._side.descriptors(here, batch.local_offsets, batch.lengths)
+        remote = peer.side.descriptors(there, batch.remote_offsets, batch.lengths)
+        by_pair = self._side.kinds[batch.local_regions] * len(KINDS) + peer.side.kinds[batch.remote_regions]
+        kinds = np.unique(by_pair).tolist()
+        for kind in kinds:
+            chosen = slice(None) if len(kinds) == 1 else (by_pair == kind).repeat(counts)
+            ours, theirs = MEMORY[KINDS[kind // len(KINDS)]], MEMORY[KINDS[kind % len(KINDS)]]
+            source, target = (
+                agent.get_xfer_descs(local[chosen], ours),
+                agent.get_xfer_descs(remote[chosen], theirs),
+            )
+            yield agent.initialize_xfer("WRITE", source, target, peer.agent)
+
+    def prepare_raw(self, peer: Peer, batch: WriteBatch) -> RawWrite:
+        assert isinstance(peer, NixlPeer)
+        agent = self.agent
+        handles = list(self._requests(agent, peer, batch))
+
+        def write() -> None:
+            for handle in handles:
+                agent.transfer(handle)
+                while agent.check_xfer_state(handle) != "DONE":
+                    pass
+
+        return write
 
     def do_disconnect(self, peer: Peer) -> None:
         assert isinstance(peer, NixlPeer)
@@ -281,9 +295,5 @@ class NixlEngine(TransferEngine):
 
 
 def _closed(peer: NixlPeer) -> KVTransferError:
-    return KVTransferError(
-        FailureCode.ENGINE,
-        f"a write to agent {peer.agent[:8]} ended with its engine",
-        "this engine was closed",
-        "send before closing",
-    )
+    happened = f"a write to agent {peer.agent[:8]} ended with its engine"
+    return KVTransferError(FailureCode.ENGINE, happened, "this engine was closed", "send before closing")

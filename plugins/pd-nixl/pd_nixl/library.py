@@ -24,8 +24,7 @@ STDOUT_HANDLER = "consoleHandler"
 """The name of the handler by which NIXL's Python logger prints to stdout."""
 
 Descriptors = npt.NDArray[np.uint64]
-"""(n, 3): address, bytes, device; (n, 5): and stride in bytes, count."""
-Indices = npt.NDArray[np.int32]
+"""(n, 3): address, bytes, device."""
 
 
 class Handle(Protocol):
@@ -55,10 +54,6 @@ class Agent(Protocol):
     def add_remote_agent(self, metadata: bytes, /) -> bytes: ...
     def remove_remote_agent(self, name: str, /) -> None: ...
     def get_xfer_descs(self, descriptors: Descriptors, kind: str, /) -> XferDescs: ...
-    def prep_xfer_dlist(self, name: str, descriptors: Descriptors, kind: str, /) -> Handle: ...
-    def make_prepped_xfer(
-        self, operation: str, local: Handle, here: Indices, remote: Handle, there: Indices, /
-    ) -> Handle: ...
     def initialize_xfer(
         self, operation: str, local: XferDescs, remote: XferDescs, name: str, /
     ) -> Handle: ...
