@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -22,6 +23,7 @@ INSTALL = "pip install 'pd-nixl[cu12]' (or [cu13]; without CUDA: pip install --n
 VERSIONS = SpecifierSet(">=1.5,<2")
 UNBUNDLED = ("libefa.so.1", "libfabric.so.1", "libhwloc.so.15", "libcuda.so.1")
 """The shared libraries that plugins of NIXL use if they are there, and that no wheel brings."""
+PREFIXES = ("UCX_", "NIXL_")
 CREATE_SECONDS = 30.0
 CREATE = """
 import importlib, json, os, sys
@@ -106,7 +108,8 @@ def creation(
         "UCX_LOG_LEVEL": "warn",
         "UCX_WARN_UNUSED_ENV_VARS": "y",
     }
-    plugins, error, log = _create(look().module, backend, _frozen(params), _frozen(complete))
+    theirs = {name: value for name, value in complete.items() if name.startswith(PREFIXES)}
+    plugins, error, log = _create(look().module, backend, _frozen(params), _frozen(theirs))
     if error:
         causes = [found[1].strip() for cause in CAUSES if (found := cause.search(log))]
         return plugins, f"{causes[0]} ({error})" if causes else error
@@ -123,7 +126,7 @@ def _create(
     try:
         done = subprocess.run(  # noqa: S603 - this interpreter, with the program above
             [sys.executable, "-c", CREATE, *arguments],
-            env=dict(environ),
+            env={n: v for n, v in os.environ.items() if not n.startswith(PREFIXES)} | dict(environ),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -145,5 +148,4 @@ def _frozen(values: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
 
 def _installed(package: str) -> bool:
     """Whether it is there, a mere folder of that name aside; without importing it."""
-    spec = importlib.util.find_spec(package)
-    return spec is not None and spec.origin is not None
+    return getattr(importlib.util.find_spec(package), "origin", None) is not None

@@ -168,7 +168,7 @@ class NixlEngine(TransferEngine):
         for region in regions:
             entry = [(region.address, region.length, region.device.index, "")]
             try:
-                registered = self.agent.register_memory(entry, MEMORY[region.device.kind])
+                self._registrations.append(self.agent.register_memory(entry, MEMORY[region.device.kind]))
             except self.library.transport_errors as error:
                 self.do_deregister()
                 raise RegistrationError(
@@ -176,7 +176,6 @@ class NixlEngine(TransferEngine):
                     f"{type(error).__name__}: {error}; {region.length} bytes on {region.device}",
                     "look whether the memory is what its device says, and at pdcore doctor nixl",
                 ) from error
-            self._registrations.append(registered)
         addresses = tuple(r.address for r in regions)
         self._side = _Side(addresses, [r.info for r in regions])
         return msgspec.msgpack.encode(_Export(self._name, self.agent.get_agent_metadata(), addresses))

@@ -7,8 +7,7 @@ from collections.abc import Callable
 
 __all__ = ["Pump"]
 
-BUSY = 0.0002
-IDLE = 0.01
+BUSY, IDLE = 0.0002, 0.01
 """Seconds between two turns, while rooms are expected and while none is. A connection's first contact
 waits for one idle turn."""
 
