@@ -59,6 +59,7 @@ def run(settings: WorkerSettings, line: ParentLine[Command]) -> None:
             assert isinstance(join, Join)
             regions = engine.register(pools.regions)
             engine.admit(join.endpoint)
+            engine.expect(1)  # raw writes are not announced, and an engine may have to run for them
             line.emit(Export(engine.endpoint(), regions))
             side = FarSide(manager, aux, join.bootstrap)
             while isinstance(load := line.next(), Load):

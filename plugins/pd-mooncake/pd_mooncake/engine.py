@@ -10,6 +10,7 @@ import numpy as np
 
 from pd_mooncake.library import Library, NativeSettings
 from pd_mooncake.native import BLOCKS, Contact, acquire, release
+from pdcore.budget import EntryBudget
 from pdcore.engine import EffectiveTransport, EngineCapabilities, Peer, RawWrite, TransferEngine
 from pdcore.errors import EngineError, FailureCode, KVTransferError
 from pdcore.model import Deadline, DeviceKind, new_incarnation
@@ -25,11 +26,10 @@ CAPABILITIES = EngineCapabilities(
     aux=True,
 )
 
-PROBE = 2.0
-"""Seconds within which a peer that lives answers on its control port."""
-
-COOLDOWN = 1.1
-"""Seconds after an error in which the engine refuses innocent transfers to the same peer (1.0 s)."""
+WRITERS = 2**30
+PROBE, COOLDOWN = 2.0, 1.1
+"""Seconds within which a peer that lives answers on its control port, and after an error, in which the
+engine refuses innocent transfers to the same peer (1.0 s)."""
 
 
 @attrs.frozen
@@ -65,6 +65,7 @@ class MooncakeEngine(TransferEngine):
         self.effective_transport = transport
         self._native = acquire(library, settings)
         self._bases: OffsetArray = np.zeros(0, np.uint64)
+        self._writers = EntryBudget(WRITERS)
         self._endpoint = msgspec.msgpack.encode(_Endpoint(self._native.segment, new_incarnation()))
 
     def endpoint(self) -> bytes:
@@ -115,8 +116,7 @@ class MooncakeEngine(TransferEngine):
         assert isinstance(peer, MooncakePeer)
         blocks = batch.absolute(self._bases, peer.bases)
         for first in range(0, len(batch), BLOCKS):
-            source, target, lengths = (part[first : first + BLOCKS] for part in blocks)
-            failure = self._write_blocks(peer, source, target, lengths)
+            failure = self._write_blocks(peer, [part[first : first + BLOCKS] for part in blocks])
             if failure is not None:
                 return failure
         return Finished()
@@ -140,22 +140,24 @@ class MooncakeEngine(TransferEngine):
         return write
 
     def do_close(self) -> None:
+        self._writers.wait(WRITERS, Deadline.after(self._native.settings.transfer_timeout + COOLDOWN + PROBE))
         self.do_deregister()
         release(self._native)
 
-    def _write_blocks(
-        self, peer: MooncakePeer, source: OffsetArray, target: OffsetArray, lengths: OffsetArray
-    ) -> Finished | None:
-        count, budget = len(lengths), self._native.budget(peer.segment)
+    def _write_blocks(self, peer: MooncakePeer, blocks: Sequence[OffsetArray]) -> Finished | None:
+        count, budget = len(blocks[0]), self._native.budget(peer.segment)
         limit = Deadline.after(self._native.settings.transfer_timeout)
         while not budget.take(count):
             if not budget.wait(count, limit):
                 return _failure(FailureCode.ENGINE, peer, f"{BLOCKS} blocks of other writes did not end")
+        self._writers.take(1)
         try:
-            if self._native.write(peer.segment, source, target, lengths):
-                return None
-            return self._judge(peer, count)
+            self._check_usable()  # from here on ``close`` waits for this call
+            code = self._native.current.batch_transfer_sync_write(peer.segment, *blocks)
+            # Another code says nothing of bytes that may still land.
+            return None if code == 0 else self._judge(peer, count)
         finally:
+            self._writers.give(1)
             budget.give(count)
 
     def _judge(self, peer: MooncakePeer, count: int) -> Finished:

@@ -15,7 +15,7 @@ from pd_mooncake.library import Library, NativeSettings, TransferEngineApi, anno
 from pdcore.budget import EntryBudget
 from pdcore.errors import EngineError, RegistrationError
 from pdcore.model import Deadline
-from pdcore.regions import OffsetArray, Region
+from pdcore.regions import Region
 
 __all__ = ["BLOCKS", "Contact", "Native", "acquire", "release"]
 
@@ -105,10 +105,6 @@ class Native:
                 del self._regions[address]
                 for engine in self._engines:
                     engine.unregister_memory(address)
-
-    def write(self, segment: str, source: OffsetArray, target: OffsetArray, lengths: OffsetArray) -> bool:
-        """Copy at most ``BLOCKS`` blocks and wait; False says nothing of bytes that may still land."""
-        return self._engines[-1].batch_transfer_sync_write(segment, source, target, lengths) == 0
 
     def answers(self, segment: str, address: int) -> bool:
         """Whether one byte can be read from a peer's memory."""
