@@ -186,6 +186,8 @@ class TransferEngine(ABC):
                 if names.count(region.name) > 1
                 else f"lies on {region.device}, which this engine cannot reach"
                 if region.device.kind not in self.capabilities.memory_kinds
+                else f"is no whole number of items of {region.item_len} bytes"
+                if region.item_len and region.length % region.item_len
                 else ""
             )
             if wrong:
@@ -193,7 +195,7 @@ class TransferEngine(ABC):
                 raise RegistrationError(
                     f"region {region.name!r} {wrong}",
                     f"{region.length} bytes on {region.device}",
-                    f"register each region once, non-empty, on one of: {kinds}",
+                    f"register each region once, non-empty, whole, on one of: {kinds}",
                 )
         if self.regions:
             raise RegistrationError(
@@ -261,9 +263,8 @@ class TransferEngine(ABC):
                 "start workers with the 'spawn' method and give each its own engine",
             )
         if self._closed:
-            raise EngineClosedError(
-                "a transfer engine was used after close()", "it is closed", "start a new engine"
-            )
+            happened = "a transfer engine was used after close()"
+            raise EngineClosedError(happened, "it is closed", "start a new engine")
 
 
 def _decode_export(body: bytes) -> _Export:
@@ -275,9 +276,7 @@ def _decode_export(body: bytes) -> _Export:
         if export.version == EXPORT_VERSION:
             return export
         there = f"version {export.version} there, {EXPORT_VERSION} here"
-    raise EngineError(
-        "a peer's region export is of another version", there, "run the same pdcore on both sides"
-    )
+    raise EngineError("a peer's region export cannot be read", there, "run the same pdcore on both sides")
 
 
 class RawWrite(Protocol):

@@ -32,31 +32,31 @@ class RegionTable:
     """Where everything stands in the registration order: KV buffers, state buffers, aux.
 
     A pure function of the descriptions, so both sides derive the other's table. ``expected``
-    holds the name and length in bytes of every region.
+    holds the name, the length and the item length (bytes) of every region.
     """
 
     kv: tuple[int, ...]
     state: tuple[tuple[int, ...], ...]
     aux: int | None
-    expected: tuple[tuple[str, int], ...]
+    expected: tuple[tuple[str, int, int], ...]
 
     @classmethod
     def of(
         cls, layout: KVLayout, state: Sequence[StateComponent], aux: AuxSchema | None, aux_slots: int
     ) -> RegionTable:
         """Return the table of a rank with these layouts."""
-        expected = [(b.name, b.item_len * layout.num_pages) for b in layout.buffers]
+        expected = [(b.name, b.item_len * layout.num_pages, b.item_len) for b in layout.buffers]
         kv = tuple(range(len(expected)))
         groups = []
         for component in state:
             groups.append(tuple(range(len(expected), len(expected) + len(component.buffers))))
             expected += [
-                (f"state.{component.kind}.{b.name}", b.item_len * component.num_items)
+                (f"state.{component.kind}.{b.name}", b.item_len * component.num_items, b.item_len)
                 for b in component.buffers
             ]
         if aux is None:
             return cls(kv, tuple(groups), None, tuple(expected))
-        expected.append((AUX_REGION, aux.row_len * aux_slots))
+        expected.append((AUX_REGION, aux.row_len * aux_slots, aux.row_len))
         return cls(kv, tuple(groups), len(expected) - 1, tuple(expected))
 
 
@@ -83,11 +83,12 @@ class Pools:
             aux.schema if aux else None,
             aux.slots if aux else 0,
         )
-        found = tuple((r.name, r.length) for r in self.regions)
-        if found != self.table.expected:
+        found = [(region.name, region.length) for region in self.regions]
+        expected = [(name, length) for name, length, _ in self.table.expected]
+        if found != expected:
             wrong = [
                 f"{have} instead of {want}"
-                for have, want in zip_longest(found, self.table.expected, fillvalue="nothing")
+                for have, want in zip_longest(found, expected, fillvalue="nothing")
                 if have != want
             ]
             raise LayoutError(
@@ -96,6 +97,11 @@ class Pools:
                 f"{', '.join(wrong[:4])}",
                 "hand in one region per buffer, in the layout's order, of num_pages * item_len bytes",
             )
+        self.regions = tuple(
+            attrs.evolve(region, item_len=item_len)
+            for region, (_, _, item_len) in zip(self.regions, self.table.expected, strict=True)
+        )
+        self.kv = self.regions[: len(self.kv)]
 
     @classmethod
     def allocate(

@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 import attrs
 import numpy as np
 import numpy.typing as npt
+from attrs.validators import ge
 
 from pdcore.errors import PlanError, RegistrationError
 from pdcore.model import CPU, Device, DeviceKind
@@ -19,11 +20,21 @@ OffsetArray = npt.NDArray[np.uint64]
 
 @attrs.frozen
 class RegionInfo:
-    """What a peer may know of a region: its name, its length in bytes, and its device."""
+    """What a peer may know of a region: its name, its length in bytes, its device and its items.
+
+    ``item_len``: bytes of a page, slot or row, of which there is a whole number (0: it has no items).
+    An engine may describe the items once and then write by number; a batch is not bound to them.
+    """
 
     name: str
-    length: int
+    length: int = attrs.field(validator=ge(1))
     device: Device = CPU
+    item_len: int = attrs.field(default=0, validator=ge(0))
+
+    @item_len.validator
+    def _whole(self, _: object, item_len: int) -> None:
+        if item_len and self.length % item_len:
+            raise ValueError(f"region {self.name!r}: {self.length} bytes are no whole items of {item_len}")
 
 
 @runtime_checkable
@@ -38,13 +49,17 @@ class _Tensor(Protocol):
 
 @attrs.frozen
 class Region:
-    """Registered memory: ``length`` bytes at ``address`` on ``device``; ``owner`` keeps it alive."""
+    """Registered memory: ``length`` bytes at ``address`` on ``device``; ``owner`` keeps it alive.
+
+    ``item_len`` is that of :class:`RegionInfo`; :class:`~pdcore.pools.Pools` sets it from the layouts.
+    """
 
     name: str
     address: int = attrs.field(repr=hex)
     length: int
     device: Device = CPU
     owner: object = attrs.field(default=None, repr=False, eq=False)
+    item_len: int = attrs.field(default=0, validator=ge(0))
 
     @classmethod
     def of(cls, name: str, memory: object) -> Region:
@@ -82,7 +97,7 @@ class Region:
     @property
     def info(self) -> RegionInfo:
         """What the peer may know of this region."""
-        return RegionInfo(self.name, self.length, self.device)
+        return RegionInfo(self.name, self.length, self.device, self.item_len)
 
 
 @attrs.frozen(eq=False)
@@ -135,6 +150,21 @@ class WriteBatch:
     def nbytes(self) -> int:
         """Bytes that the batch copies."""
         return int(self.lengths.sum())
+
+    def of_pairs(self, chosen: npt.NDArray[np.bool_]) -> WriteBatch:
+        """Return the batch of the region pairs that ``chosen`` tells, a bool of shape (P,)."""
+        if chosen.all():
+            return self
+        counts = self.starts[1:] - self.starts[:-1]
+        entries = chosen.repeat(counts)
+        return WriteBatch(
+            self.local_regions[chosen],
+            self.remote_regions[chosen],
+            np.concatenate((np.zeros(1, np.int64), counts[chosen].cumsum())),
+            self.local_offsets[entries],
+            self.remote_offsets[entries],
+            self.lengths[entries],
+        )
 
     def absolute(
         self,

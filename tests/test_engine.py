@@ -115,7 +115,7 @@ def test_a_region_that_cannot_be_registered_is_named(
     with pytest.raises(RegistrationError) as caught:
         engine.register([*regions(10), wrong])
     assert (caught.value.happened, caught.value.there_is) == (happened, there_is)
-    assert caught.value.to_do == "register each region once, non-empty, on one of: cpu, cuda"
+    assert caught.value.to_do == "register each region once, non-empty, whole, on one of: cpu, cuda"
     assert (engine.calls, engine.regions) == ([], ())
 
 
@@ -180,7 +180,7 @@ def test_a_truncated_export_is_corrupt(engine: CountingEngine, keep: int) -> Non
 
 def test_an_export_of_another_version_is_refused(engine: CountingEngine) -> None:
     body = msgspec.msgpack.encode({"version": 2, "regions": [], "native": b""})
-    with pytest.raises(EngineError, match="export is of another version") as caught:
+    with pytest.raises(EngineError, match="export cannot be read") as caught:
         engine.connect(b"there", sealed(body), soon())
     assert caught.value.there_is == "version 2 there, 1 here"
     assert caught.value.to_do == "run the same pdcore on both sides"
@@ -188,7 +188,7 @@ def test_an_export_of_another_version_is_refused(engine: CountingEngine) -> None
 
 def test_an_export_that_has_other_fields_is_of_another_version(engine: CountingEngine) -> None:
     body = msgspec.msgpack.encode({"version": 2, "areas": []})
-    with pytest.raises(EngineError, match="export is of another version") as caught:
+    with pytest.raises(EngineError, match="export cannot be read") as caught:
         engine.connect(b"there", sealed(body), soon())
     assert "missing required field" in caught.value.there_is
 

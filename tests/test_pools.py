@@ -44,7 +44,7 @@ def test_regions_are_kv_then_state_then_aux(pools: Pools) -> None:
         ("aux", 3 * 128),
     ]
     assert pools.kv == pools.regions[:4]
-    assert pools.table.expected == tuple((r.name, r.length) for r in pools.regions)
+    assert pools.table.expected == tuple((r.name, r.length, r.item_len) for r in pools.regions)
     assert (pools.table.kv, pools.table.state, pools.table.aux) == ((0, 1, 2, 3), ((4, 5), (6,)), 7)
 
 

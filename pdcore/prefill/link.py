@@ -108,7 +108,7 @@ class PeerLink:
         table = RegionTable.of(there.layout, there.state, there.aux, there.aux_slots)
         self._state = self._plan_state(pools, table, state_plan)
         peer = self._engine.connect(there.endpoint, there.regions, deadline)
-        found = tuple((r.name, r.length) for r in peer.regions)
+        found = tuple((r.name, r.length, r.item_len) for r in peer.regions)
         if found != table.expected:
             self._engine.disconnect(peer)
             misfit = Misfit(

@@ -18,13 +18,15 @@ from pd_nixl.config import NixlOptions, native_environment
 from pdcore.environment import environment_set
 from pdcore.errors import EngineError
 
-__all__ = ["Agent", "Handle", "Library", "Registration", "XferDescs", "load"]
+__all__ = ["Agent", "Handle", "Library", "Numbers", "Registration", "XferDescs", "load"]
 
 STDOUT_HANDLER = "consoleHandler"
 """The name of the handler by which NIXL's Python logger prints to stdout."""
 
 Descriptors = npt.NDArray[np.uint64]
-"""(n, 3): address, bytes, device."""
+"""(n, 3): address, bytes, device; or (n, 5), with stride and count."""
+Numbers = npt.NDArray[np.int32]
+"""(n,): which entries of a prepared list."""
 
 
 class Handle(Protocol):
@@ -54,6 +56,10 @@ class Agent(Protocol):
     def add_remote_agent(self, metadata: bytes, /) -> bytes: ...
     def remove_remote_agent(self, name: str, /) -> None: ...
     def get_xfer_descs(self, descriptors: Descriptors, kind: str, /) -> XferDescs: ...
+    def prep_xfer_dlist(self, name: str, rows: Descriptors, kind: str, /) -> Handle: ...
+    def make_prepped_xfer(
+        self, operation: str, local: Handle, ours: Numbers, remote: Handle, theirs: Numbers, /
+    ) -> Handle: ...
     def initialize_xfer(
         self, operation: str, local: XferDescs, remote: XferDescs, name: str, /
     ) -> Handle: ...
