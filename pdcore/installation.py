@@ -3,27 +3,23 @@ backends, because here an import could not be undone."""
 
 from __future__ import annotations
 
-import functools
-import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Mapping
 from importlib import metadata
 
 import attrs
+import msgspec
+from packaging.specifiers import SpecifierSet
 
 from pdcore.backend import Readiness
+from pdcore.trial import attempt
 
-__all__ = ["Installation", "look_at"]
+__all__ = ["Installation", "look_at", "version_refusal"]
 
 NO_SHARED_LIBRARY = re.compile(r"(\S+\.so\S*): cannot open shared object file")
-LOOK_SECONDS = 30.0
 LOOK = """
-import ctypes, importlib, json, sys
-path, module, *libraries = sys.argv[1:]
-sys.path[:] = json.loads(path)
+import ctypes, importlib
+module, libraries = given
 missing, error, flags = [], "", []
 for name in libraries:
     try:
@@ -52,15 +48,16 @@ class Installation:
     missing: tuple[str, ...] = ()
     error: str = ""
 
-    def readiness(self, packages: Mapping[str, str], install: str) -> Readiness:
+    def readiness(self, packages: Mapping[str, str], install: str, misfit: str = "") -> Readiness:
         """Return whether the library can be imported, and else what to do.
 
         Args:
             packages: shared library -> Debian package, for what no wheel brings.
             install: the command that installs the library itself.
+            misfit: why it cannot be used although it can be imported.
         """
         if not self.error:
-            return Readiness.yes()
+            return Readiness.no(misfit, install) if misfit else Readiness.yes()
         if self.error == f"No module named {self.module.partition('.')[0]!r}":
             return Readiness.no(f"the library {self.module!r} is not installed", install)
         missing = list(dict.fromkeys([*self.missing, *NO_SHARED_LIBRARY.findall(self.error)]))
@@ -73,7 +70,6 @@ class Installation:
         return Readiness.no(reason, "; ".join(fixes))
 
 
-@functools.cache
 def look_at(
     module: str, distributions: str, libraries: tuple[str, ...] = (), hidden: tuple[str, ...] = ()
 ) -> Installation:
@@ -83,24 +79,25 @@ def look_at(
         module: what is imported.
         distributions: how the names of the distributions begin that bring it.
         libraries: shared libraries that are tried one by one, since an import names only the first.
-        hidden: variables that the other process does not get.
+        hidden: what the names of the variables begin with that the other process does not get.
     """
     found = {(d.metadata["Name"] or "", d.version) for d in metadata.distributions()}
     names = tuple(sorted(f"{name} {version}" for name, version in found if name.startswith(distributions)))
-    try:
-        done = subprocess.run(  # noqa: S603 - this interpreter, with the program above
-            [sys.executable, "-c", LOOK, json.dumps(sys.path), module, *libraries],
-            env={name: value for name, value in os.environ.items() if name not in hidden},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=LOOK_SECONDS,
-            check=True,
-        )
-        flags, missing, error = json.loads(done.stdout.splitlines()[-1])
-    except subprocess.TimeoutExpired:
-        return Installation(module, names, error=f"its import did not end within {LOOK_SECONDS:g} s")
-    except subprocess.CalledProcessError as failure:
-        last = (failure.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        return Installation(module, names, error=f"its import ends with status {failure.returncode}: {last}")
+    trial = attempt(LOOK, module, libraries, hidden=hidden)
+    if trial.error:
+        return Installation(module, names, error=f"its import {trial.error}")
+    flags, missing, error = msgspec.convert(trial.value, tuple[list[str], list[str], str])
     return Installation(module, names, frozenset(flags), tuple(missing), error)
+
+
+def version_refusal(distribution: str, versions: str) -> str:
+    """Return why the installed version of a distribution cannot be used, or "" if it can."""
+    try:
+        version = metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return f"there are no metadata of {distribution} that tell its version"
+    return (
+        ""
+        if version in SpecifierSet(versions)
+        else f"{distribution} {version} is installed, {versions} is needed"
+    )

@@ -74,8 +74,19 @@ class RoomTable:
             self._rooms[room] = record
             return record
 
-    def move(self, record: Room, status: KVPoll, failure: KVTransferError | None = None) -> bool:
-        """Move a room if the rules allow it; return whether they did."""
+    def move(
+        self,
+        record: Room,
+        status: KVPoll,
+        failure: KVTransferError | None = None,
+        *,
+        tell: Callable[[], None] | None = None,
+    ) -> bool:
+        """Move a room if the rules allow it; return whether they did.
+
+        ``tell`` is called once it has moved, without the lock, and before those who wait for the room
+        are woken: a peer that waits as well is told first.
+        """
         with self._changed:
             if not may_follow(record.status, status):
                 return False
@@ -86,9 +97,14 @@ class RoomTable:
                 record.ended_at = time.monotonic()
                 if self._rooms.get(record.room) is record:
                     self._ended[record.room] = None
-                if self._waiting:
+        try:
+            if tell is not None:
+                tell()
+        finally:
+            if status.terminal and self._waiting:
+                with self._changed:
                     self._changed.notify_all()
-            return True
+        return True
 
     def tighten(self, record: Room, deadline: Deadline) -> None:
         """Bring a room's deadline forward to one that its peer set."""

@@ -107,6 +107,11 @@ def test_registered_regions_and_their_lengths_are_kept(engine: CountingEngine) -
             "region 'r9' lies on npu:3, which this engine cannot reach",
             "8 bytes on npu:3",
         ),
+        (
+            Region("r9", 4096, 8, item_len=3),
+            "region 'r9' is no whole number of items of 3 bytes",
+            "8 bytes on cpu",
+        ),
     ],
 )
 def test_a_region_that_cannot_be_registered_is_named(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import attrs
@@ -55,6 +56,20 @@ def test_a_contiguous_slice_of_a_tensor_starts_where_it_starts() -> None:
 
 def test_a_region_shows_its_address_in_hex() -> None:
     assert "address=0x1000" in repr(Region("a", 4096, 1))
+
+
+@pytest.mark.parametrize(
+    ("length", "item_len", "wrong"),
+    [
+        (10, 3, "region 'a': 10 bytes are no whole items of 3"),
+        (10, -5, "'item_len' must be >= 0: -5"),
+        (0, 0, "'length' must be >= 1: 0"),
+    ],
+)
+def test_what_a_peer_tells_of_a_region_is_checked(length: int, item_len: int, wrong: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(wrong)):
+        RegionInfo("a", length, CPU, item_len)
+    assert RegionInfo("a", 10, CPU, 5).item_len == 5
 
 
 def read_only() -> npt.NDArray[np.uint8]:
@@ -229,3 +244,23 @@ def test_absolute_adds_the_bases_of_both_sides(batch: WriteBatch) -> None:
     assert target.tolist() == [7005, 7020, TOP - 99]
     assert lengths.tolist() == [10, 10, 10]
     assert {source.dtype, target.dtype, lengths.dtype} == {np.dtype(np.uint64)}
+
+
+def test_a_batch_is_narrowed_to_some_region_pairs() -> None:
+    batch = WriteBatch(
+        i64(4, 5, 6),
+        i64(7, 8, 9),
+        i64(0, 2, 3, 5),
+        u64(1, 2, 3, 4, 5),
+        u64(6, 7, 8, 9, 10),
+        u64(1, 1, 2, 3, 5),
+    )
+    part = batch.of_pairs(np.array([True, False, True]))
+    assert (part.local_regions.tolist(), part.remote_regions.tolist()) == ([4, 6], [7, 9])
+    assert part.starts.tolist() == [0, 2, 4]
+    assert part.local_offsets.tolist() == [1, 2, 4, 5]
+    assert part.remote_offsets.tolist() == [6, 7, 9, 10]
+    assert part.lengths.tolist() == [1, 1, 3, 5]
+    part.prove_inside(u64(*[100] * 10), u64(*[100] * 10))
+    assert batch.of_pairs(np.array([True, True, True])) is batch
+    assert len(batch.of_pairs(np.array([False, False, False]))) == 0

@@ -202,6 +202,36 @@ def test_finished_is_woken_by_the_end_of_a_room(table: RoomTable) -> None:
     assert results == [[1]]
 
 
+def test_a_peer_is_told_after_the_move_and_before_a_waiter_wakes(table: RoomTable) -> None:
+    (record,) = opened(table, 1)
+    seen: list[tuple[KVPoll, bool, object]] = []
+    thread, results = in_thread(lambda: table.finished(soon()))
+
+    def tell() -> None:
+        thread.join(0.05)
+        seen.append((record.status, thread.is_alive(), list(results)))
+
+    assert table.move(record, KVPoll.SUCCESS, tell=tell)
+    thread.join(30)
+    assert seen == [(KVPoll.SUCCESS, True, [])]
+    assert results == [[1]]
+    assert not table.move(record, KVPoll.FAILED, tell=tell)
+    assert len(seen) == 1
+
+
+def test_waiters_wake_although_telling_failed(table: RoomTable) -> None:
+    (record,) = opened(table, 1)
+    thread, results = in_thread(lambda: table.finished(soon()))
+
+    def tell() -> None:
+        raise OSError("no")
+
+    with pytest.raises(OSError, match="no"):
+        table.move(record, KVPoll.SUCCESS, tell=tell)
+    thread.join(30)
+    assert results == [[1]]
+
+
 def test_every_waiter_is_woken_and_each_room_goes_to_one_of_them(table: RoomTable) -> None:
     records = opened(table, 1, 2)
     waiters = [in_thread(lambda: table.finished(soon())) for _ in range(2)]

@@ -271,9 +271,11 @@ class KVSender(RoomHandle):
         elif complete:
             # Aux is read before SUCCESS shows: from then on the caller may reuse the slot.
             messages = [(d, m) for d in destinations for m in self._host.conclusion(self, d)]
-            if self._host.rooms.move(self.record, KVPoll.SUCCESS):
-                for destination, message in messages:
-                    self._host.tell(destination, message)
+            self._host.rooms.move(self.record, KVPoll.SUCCESS, tell=partial(self._tell_all, messages))
+
+    def _tell_all(self, messages: list[tuple[Destination, Message]]) -> None:
+        for destination, message in messages:
+            self._host.tell(destination, message)
 
     def _check_destination(self, destination: Destination) -> bool:
         there = len(destination.wanted.pages)

@@ -173,10 +173,10 @@ class Channel:
 
     def _receive(self, socket: zmq.Socket[bytes]) -> None:
         for _ in range(_BATCH):
-            try:
-                frames = socket.recv_multipart(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
+            # Asking costs a tenth of the exception by which an empty socket would answer.
+            if not int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                 return
+            frames = socket.recv_multipart(zmq.NOBLOCK, copy=False)
             route = Route(frames.pop(0).bytes) if socket is self._router else self._routes[socket]
             try:
                 message = self._codec.decode(frames)

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 import attrs
 import msgspec
 
-from pd_nixl.library import Agent, Handle, Library, Registration
+from pd_nixl.library import Agent, Library, Registration
 from pd_nixl.lists import MEMORY, Side, requests
 from pd_nixl.pump import Pump
-from pd_nixl.transfer import NixlTransfer, closed, failure
+from pd_nixl.transfer import NixlTransfer
 from pdcore.engine import EffectiveTransport, EngineCapabilities, Peer, RawWrite, TransferEngine
 from pdcore.errors import EngineError, RegistrationError
 from pdcore.model import Deadline, new_incarnation
-from pdcore.outcome import Finished, Transfer
+from pdcore.outcome import Transfer
 from pdcore.regions import Region, RegionInfo, WriteBatch
 
 __all__ = ["CAPABILITIES", "NixlEngine"]
@@ -72,8 +72,7 @@ class NixlEngine(TransferEngine):
         self._side = Side(agent, "", (), ())
         self._meeting = threading.Lock()  # guards _connected
         self._connected: Counter[str] = Counter()
-        self._lock = threading.Condition()  # guards _agent, _posting, _transfers and _peers
-        self._posting = 0
+        self._lock = threading.Lock()  # guards _agent, _transfers and _peers
         self._transfers: weakref.WeakSet[NixlTransfer] = weakref.WeakSet()
         self._peers: weakref.WeakSet[NixlPeer] = weakref.WeakSet()
         self._pump = Pump(self._name[:8], self._turn)
@@ -142,24 +141,14 @@ class NixlEngine(TransferEngine):
 
     def do_write(self, peer: Peer, batch: WriteBatch) -> Transfer:
         assert isinstance(peer, NixlPeer)
-        handles: list[Handle] = []
         with self._lock:
             agent = self._agent
-            if agent is None:
-                return Finished(closed(peer.name))
-            transfer = NixlTransfer(self.library, agent, peer.name, handles)
+            transfer = NixlTransfer(self.library, agent, peer.name)
             self._transfers.add(transfer)
-            self._posting += 1
-        try:
-            for handle in requests(agent, peer.name, self._side, peer.side, batch):
-                handles.append(handle)
-                agent.transfer(handle)
-        except self.library.transport_errors as error:
-            transfer.error = failure(self.library, peer.name, error)
-        finally:
-            with self._lock:
-                self._posting -= 1
-                self._lock.notify_all()
+        if agent is None:
+            transfer.give_up()
+        else:
+            transfer.post(agent, requests(agent, peer.name, self._side, peer.side, batch))
         if not self.capabilities.asynchronous:
             transfer.wait(Deadline.after(SYNCHRONOUS))
         return transfer
@@ -188,9 +177,8 @@ class NixlEngine(TransferEngine):
         self._pump.stop()
         with self._lock:
             agent, self._agent = self.agent, None
-            deadline = Deadline.after(SETTLE)
-            self._lock.wait_for(lambda: not self._posting, deadline.remaining())
             transfers, peers = list(self._transfers), list(self._peers)
+        deadline = Deadline.after(SETTLE)
         for transfer in transfers:
             transfer.wait(deadline)
             transfer.give_up()

@@ -13,7 +13,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from pd_nixl.build import INSTALL, modules, version_refusal
+from pd_nixl.build import INSTALL, modules, refusal
 from pd_nixl.config import NixlOptions, native_environment
 from pdcore.environment import environment_set
 from pdcore.errors import EngineError
@@ -93,7 +93,6 @@ class Library:
     """
 
     module: ApiModule = attrs.field(repr=False)
-    name: str
     log_level: str
     errors: Mapping[str, type[Exception]] = attrs.field(repr=False)
 
@@ -101,11 +100,6 @@ class Library:
     def transport_errors(self) -> tuple[type[Exception], ...]:
         """All classes that the library raises for what it cannot do."""
         return tuple(self.errors.values())
-
-    @property
-    def disconnect_errors(self) -> tuple[type[Exception], ...]:
-        """The classes that mean that a peer is gone."""
-        return (self.errors["RemoteDisconnect"],)
 
     def agent(self, name: str, backend: str, params: Mapping[str, str]) -> Agent:
         """Return an agent with this one backend, locked against concurrent calls, without threads.
@@ -163,27 +157,22 @@ def _load(log_level: str) -> Library:
         except ImportError as error:
             reasons.append(f"{name}: {error}")
             continue
-        package = str(vars(module)["__package__"])
-        if refusal := version_refusal(package):
-            raise EngineError("this NIXL cannot be used", refusal, INSTALL)
+        if misfit := refusal(str(vars(module)["__package__"])):
+            raise EngineError("this NIXL cannot be used", misfit, INSTALL)
         errors = {name[4:-5]: kind for name, kind in vars(module.nixlBind).items() if name.endswith("Error")}
-        return Library(module, package, log_level, errors)
+        return Library(module, log_level, errors)
     raise EngineError("NIXL does not load", "; ".join(reasons) or "no NIXL is installed", INSTALL)
 
 
 def _import(name: str) -> ApiModule:
     """Import it, and undo what its import does to logging: a handler to stdout, and raiseExceptions."""
     logger, raise_exceptions = logging.getLogger("nixl"), logging.raiseExceptions
-    logger.addFilter(_nothing)
+    silent = logging.Filter("no logger of that name")
+    logger.addFilter(silent)
     try:
         return cast("ApiModule", importlib.import_module(name))
     finally:
         logging.raiseExceptions = raise_exceptions
-        logger.removeFilter(_nothing)
-        for handler in [handler for handler in logger.handlers if handler.get_name() == STDOUT_HANDLER]:
-            logger.removeHandler(handler)
-            logger.propagate = True
-
-
-def _nothing(_: logging.LogRecord) -> bool:
-    return False
+        logger.removeFilter(silent)
+        logger.handlers = [one for one in logger.handlers if one.get_name() != STDOUT_HANDLER]
+        logger.propagate = True

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from pd_nixl.build import creation, look, probe
+from pd_nixl.build import creation_refusal, look, probe
 from pd_nixl.config import (
     NixlOptions,
     Protocol,
@@ -35,7 +35,6 @@ from pdcore.hookspecs import RequiredHooks, hookimpl
 LOCAL_ONLY = {"shm", "sm", "posix", "sysv", "cma", "knem", "xpmem", "self"}
 """UCX's transports within a host: none notices that a peer died, so UCX refuses them alone."""
 NO_PEERS = "NIXL's POSIX is a file backend: it has no peers and no notifications"
-OTHERS = "select nixl, nixl_tcp or nixl_libfabric"
 UCX_FIX = "correct what UCX_ variables and options ask for; pdcore doctor nixl shows them"
 LIBFABRIC_FIX = "install libfabric 1.21 or later, libhwloc and the CUDA runtime, or select nixl"
 HOW = {
@@ -48,30 +47,24 @@ HOW = {
 def facts() -> Mapping[str, str]:
     """Tell what is installed, and which of NIXL's plugins can be created."""
     found = look()
+    read = {name: value for name, value in os.environ.items() if name.startswith(("UCX_", "NIXL_"))}
     told = {
         "wheel": ", ".join(found.distributions) or "none",
-        "module": found.module,
         "optional libraries missing": ", ".join(found.missing) or "none",
         "EFA devices": ", ".join(efa_devices()) or "none",
-        **{name: value for name, value in sorted(os.environ.items()) if name.startswith(("UCX_", "NIXL_"))},
+        **dict(sorted((read | native_environment(NixlOptions(), read)).items())),
     }
-    if "libefa.so.1" not in found.missing:
-        left_out = native_environment(NixlOptions(), os.environ).get("UCX_MODULES")
-        told["libefa"] = f"there, without a device: UCX_MODULES={left_out} is set" if left_out else "there"
-    if found.error:
-        return told
-    for protocol in (Protocol.UCX, Protocol.LIBFABRIC, Protocol.POSIX):
-        plugins, refused = _creation(protocol, NixlOptions(), os.environ)
-        told.setdefault("plugins listed", ", ".join(plugins))
-        told[f"plugin {protocol.plugin}"] = refused or "can be created"
+    for protocol in () if found.error else (Protocol.UCX, Protocol.LIBFABRIC, Protocol.POSIX):
+        told[f"plugin {protocol.plugin}"] = _refusal(protocol, NixlOptions(), os.environ) or "can be created"
     return told
 
 
 @hookimpl
 def pd_backend() -> BackendSpec:
     """Declare the backend and its variants."""
-    of_ucx = ("num_workers", "device_list", "engine_config", "error_handling")
-    not_ucx = dict.fromkeys(of_ucx, "only UCX takes it")
+    of_ucx = dict.fromkeys(
+        ("num_workers", "device_list", "engine_config", "error_handling"), "only UCX takes it"
+    )
     return BackendSpec(
         name="nixl",
         summary="NIXL, over UCX or libfabric",
@@ -85,7 +78,7 @@ def pd_backend() -> BackendSpec:
                 environment={"UCX_TLS": "tcp"},
                 forbidden_options={"device_list": "it names RDMA devices; UCX_NET_DEVICES names interfaces"},
             ),
-            Variant("nixl_libfabric", Protocol.LIBFABRIC.value, forbidden_options=not_ucx),
+            Variant("nixl_libfabric", Protocol.LIBFABRIC.value, forbidden_options=of_ucx),
             Variant("nixl_posix", Protocol.POSIX.value),
         ),
         options=NixlOptions,
@@ -128,15 +121,12 @@ def pd_aux_transport(request: AuxRequest) -> AuxRoute:
 def _objection(protocol: Protocol, options: NixlOptions, environ: Mapping[str, str]) -> tuple[str, str]:
     """Return why a protocol cannot be used here and what to do; two empty texts if it can."""
     if protocol is Protocol.POSIX:
-        return NO_PEERS, OTHERS
+        return NO_PEERS, "select nixl, nixl_tcp or nixl_libfabric"
     if protocol.plugin == "UCX":
         transports = environ.get("UCX_TLS", "").split(",")
         if set(transports) <= LOCAL_ONLY:
-            reason = (
-                f"UCX_TLS={environ['UCX_TLS']} has only transports within a host, which UCX does not use "
-                "where lost peers must be noticed (no active messages transport)"
-            )
-            return reason, "unset UCX_TLS, or add tcp to it"
+            within = f"UCX_TLS={environ['UCX_TLS']} has only transports within a host"
+            return f"{within}, which notice no lost peer", "unset UCX_TLS, or add tcp to it"
         given = {f"UCX_{key}": value for key, value in ucx_settings(options).items()}
         if options.device_list:
             given["UCX_NET_DEVICES"] = options.device_list
@@ -144,17 +134,14 @@ def _objection(protocol: Protocol, options: NixlOptions, environ: Mapping[str, s
         if ruled:
             sides = [f"{name}={environ[name]} keeps {value} from being used" for name, value in ruled.items()]
             return "; ".join(sides), f"unset {' '.join(ruled)}, or take it out of the options"
-    refused = _creation(protocol, options, environ)[1]
-    fix = UCX_FIX if protocol.plugin == "UCX" else LIBFABRIC_FIX
-    return (refused, fix) if refused else ("", "")
+    refused = _refusal(protocol, options, environ)
+    return refused, (UCX_FIX if protocol.plugin == "UCX" else LIBFABRIC_FIX) if refused else ""
 
 
-def _creation(
-    protocol: Protocol, options: NixlOptions, environ: Mapping[str, str]
-) -> tuple[tuple[str, ...], str]:
+def _refusal(protocol: Protocol, options: NixlOptions, environ: Mapping[str, str]) -> str:
     settings = ucx_settings(options) if protocol.plugin == "UCX" else {}
     complete = {**environ, **native_environment(options, environ)}
-    return creation(protocol.plugin, backend_params(options, protocol), settings, complete)
+    return creation_refusal(protocol.plugin, backend_params(options, protocol), settings, complete)
 
 
 def _options(options: object) -> NixlOptions:
