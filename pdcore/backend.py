@@ -9,10 +9,12 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
+from pdcore.config import TransferModel
 from pdcore.engine import EngineCapabilities
-from pdcore.layout import StateComponent
+from pdcore.layout import Attention, StateComponent
 from pdcore.model import CPU, Deadline, Device, Incarnation, Role
 from pdcore.regions import WriteBatch
+from pdcore.topology import Topology
 
 __all__ = [
     "CONTRACT_VERSION",
@@ -87,7 +89,8 @@ class BackendSpec:
     ``options`` is an attrs class that the user's ``backend_options`` are structured into.
     ``probe`` looks whether the engine library can be imported and what it misses; it runs when
     the backend is selected or diagnosed, and must not start an engine. ``facts`` (by title) are
-    shown to who diagnoses the backend, whether it is ready or not.
+    shown to who diagnoses the backend, whether it is ready or not. ``transfer_model`` is used unless the
+    configuration asks for one.
     """
 
     name: str
@@ -100,6 +103,7 @@ class BackendSpec:
     options: type = NoOptions
     probe: Callable[[], Readiness] = attrs.field(default=Readiness.yes, repr=False, eq=False)
     facts: Callable[[], Mapping[str, str]] = attrs.field(default=dict, repr=False, eq=False)
+    transfer_model: TransferModel = TransferModel.WORKERS
 
 
 @attrs.frozen
@@ -183,13 +187,17 @@ class StateRequest:
     """Asks, at pairing, how one state component is copied.
 
     ``local_regions`` and ``remote_regions`` are the engine region indices of the component's
-    buffers on either side, in the order of its ``buffers``.
+    buffers on either side, in the order of its ``buffers``; buffers are one another's by name. The
+    topologies are those of the prefill and of the decode rank; ``attention`` is that of the KV cache.
     """
 
     local: StateComponent
     remote: StateComponent
     local_regions: tuple[int, ...]
     remote_regions: tuple[int, ...]
+    local_topology: Topology
+    remote_topology: Topology
+    attention: Attention
 
 
 StateCopier = Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], WriteBatch]
@@ -198,7 +206,10 @@ StateCopier = Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], WriteBatc
 
 @attrs.frozen
 class StatePlan:
-    """Either ``copier``, called once per request, or the reason why the component is refused."""
+    """Either ``copier``, called once per request, or the reason why the component is refused.
+
+    A prefill rank that has nothing to send to this decode rank answers with a copier of nothing.
+    """
 
     copier: StateCopier | None = None
     refusal: str = ""

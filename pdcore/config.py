@@ -65,13 +65,15 @@ class ControlConfig:
 class TransferConfig:
     """How bytes are submitted.
 
-    ``lanes_per_peer`` counts worker threads per destination (workers model). ``aux`` says how aux rows
-    travel: as the backend says (auto), through the engine, or over TCP.
+    ``model``: None is the one that the backend declares. ``lanes_per_peer`` counts worker threads per
+    destination (workers model). ``aux`` says how aux rows travel: as the backend says (auto), through the
+    engine, or over TCP. ``prefix_reuse`` lets decode ask for only what it lacks.
     """
 
-    model: TransferModel = TransferModel.WORKERS
+    model: TransferModel | None = None
     lanes_per_peer: int = attrs.field(default=1, validator=_within(1, 64))
     aux: Literal["auto", "engine", "tcp"] = "auto"
+    prefix_reuse: bool = True
 
 
 @attrs.frozen

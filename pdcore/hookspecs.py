@@ -95,7 +95,9 @@ class BackendHooks(RequiredHooks, Protocol):
     def pd_transfer_state(self, request: StateRequest) -> StatePlan | None:
         """Say at pairing how one state component is copied, or refuse it with a reason.
 
-        Default: whole items, for components of equal kind and item lengths.
+        The request has both ranks' topologies: several prefill ranks may have to send to one decode
+        rank, or only one of several that hold the same. Default: whole items between equal TP sizes;
+        between others what the two ranks share, where the buffers say how they are sliced.
         """
         ...
 

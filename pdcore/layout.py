@@ -88,6 +88,7 @@ class KVLayout:
             *(f"{b.name}.item_len={b.item_len}" for b in self.buffers if b.item_len < 1),
             *(f"{n} twice" for n in _repeated(names)),
             *([] if self.buffers else ["no buffers"]),
+            *([f"total_kv_heads={self.total_kv_heads}"] if self.units < 1 else []),
         ]
         if wrong:
             raise LayoutError(
@@ -135,6 +136,11 @@ class KVLayout:
         return cls(page_size, num_pages, dtype, Attention.LATENT, 0, buffers)
 
     @property
+    def units(self) -> int:
+        """Into how many units the TP ranks share out each layer: its KV heads, or the one latent."""
+        return self.total_kv_heads if self.attention is Attention.HEADS else 1
+
+    @property
     def item_lens(self) -> npt.NDArray[np.uint64]:
         """Bytes per page of each buffer, shape ``(len(buffers),)``."""
         return np.array([b.item_len for b in self.buffers], dtype=np.uint64)
@@ -147,10 +153,61 @@ class KVLayout:
 
 @attrs.frozen
 class StateBuffer:
-    """One buffer of a state component: items of ``item_len`` bytes, indexed by slot or page."""
+    """One buffer of a state component: items of ``item_len`` bytes, indexed by slot or page.
+
+    Where the TP ranks share an item out, ``shape`` is this rank's part in elements (C order) and
+    ``slice_dim`` the dimension that is cut. ``groups`` are the lengths of blocks within that dimension
+    which are cut one by one, such as query, key and value of a gated delta net; none: it is one block.
+    """
 
     name: str
     item_len: int
+    shape: tuple[int, ...] = ()
+    slice_dim: int | None = None
+    groups: tuple[int, ...] = ()
+
+    def __attrs_post_init__(self) -> None:
+        elements, dim = math.prod(self.shape), self.slice_dim
+        cut = None if dim is None or not 0 <= dim < len(self.shape) else self.shape[dim]
+        if (
+            self.item_len < 1
+            or elements < 1
+            or self.item_len % elements
+            or any(n < 1 for n in (*self.shape, *self.groups))
+            or (dim is not None and cut is None)
+            or (self.groups and sum(self.groups) != cut)
+        ):
+            raise LayoutError(
+                f"the state buffer {self.name!r} contradicts itself",
+                self.described,
+                "use whole elements, lengths of at least 1, a slice_dim within the shape, "
+                "and groups that add up to that dimension",
+            )
+
+    @property
+    def described(self) -> str:
+        """All but the name, for messages."""
+        groups = f", groups {self.groups}" if self.groups else ""
+        return f"{self.item_len} bytes, shape {self.shape}, slice_dim {self.slice_dim}{groups}"
+
+    def joined(self, tp_size: int) -> StateBuffer:
+        """Return the whole buffer, of which this is what one of ``tp_size`` ranks holds."""
+        shape = tuple(n * (tp_size if dim == self.slice_dim else 1) for dim, n in enumerate(self.shape))
+        groups = tuple(n * tp_size for n in self.groups)
+        return StateBuffer(self.name, self.item_len * tp_size, shape, self.slice_dim, groups)
+
+    @property
+    def outer(self) -> int:
+        """How often the sliced dimension occurs in one item."""
+        return 1 if self.slice_dim is None else math.prod(self.shape[: self.slice_dim])
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Bytes of each block of the sliced dimension, or of the item where none is sliced."""
+        if self.slice_dim is None:
+            return (self.item_len,)
+        inner = self.item_len // math.prod(self.shape[: self.slice_dim + 1])
+        return tuple(n * inner for n in self.groups or (self.shape[self.slice_dim],))
 
 
 @attrs.frozen
@@ -163,6 +220,19 @@ class StateComponent:
     kind: str
     num_items: int
     buffers: tuple[StateBuffer, ...]
+
+    def __attrs_post_init__(self) -> None:
+        if twice := _repeated([b.name for b in self.buffers]):
+            raise LayoutError(
+                f"the state component {self.kind!r} names {', '.join(map(repr, twice))} twice",
+                f"buffers {', '.join(b.name for b in self.buffers)}",
+                "give each buffer its own name, over all pipeline stages",
+            )
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the TP ranks share out a buffer of it."""
+        return any(b.slice_dim is not None for b in self.buffers)
 
 
 @attrs.frozen

@@ -55,6 +55,7 @@ class Manager(ABC):
         )
         self._closing = threading.Lock()
         self._closed = False
+        self.inline = (config.transfer.model or backend.spec.transfer_model) is TransferModel.INLINE
         self.engine = backend.start_engine(
             role=role,
             incarnation=self.incarnation,
@@ -63,20 +64,13 @@ class Manager(ABC):
             require_transport=config.require_transport,
         )
         try:
-            self.aux_route = self._choose_aux_route()
+            self.aux_transports = self._choose_aux_transports()
             self._check_model()
             self._regions = self.engine.register(pools.regions)
         except BaseException:
             self.engine.close()
             raise
-        self.channel = Channel(
-            role.value,
-            self.incarnation,
-            on_message=self._on_message,
-            on_tick=self._on_tick,
-            tick=min(TICK, config.liveness.interval / 2),
-            max_message_bytes=config.control.max_message_bytes,
-        )
+        self.channel = self._open_channel()
 
     def __enter__(self: Self) -> Self:
         return self
@@ -110,7 +104,7 @@ class Manager(ABC):
             state=tuple(pool.component for pool in self.pools.state),
             aux=aux.schema if aux else None,
             aux_slots=aux.slots if aux else 0,
-            aux_transport=self.aux_route.transport,
+            aux_transports=self.aux_transports,
             endpoint=self.engine.endpoint(),
             regions=self._regions,
         )
@@ -140,6 +134,21 @@ class Manager(ABC):
             self.channel.close(deadline)
             self.rooms.shut()
 
+    def _open_channel(self) -> Channel:
+        """Return the control channel, not started; fault injection returns another kind."""
+        return Channel(
+            self.role.value,
+            self.incarnation,
+            on_message=self._on_message,
+            on_tick=self._on_tick,
+            tick=self._tick,
+            max_message_bytes=self.config.control.max_message_bytes,
+        )
+
+    @property
+    def _tick(self) -> float:
+        return min(TICK, self.config.liveness.interval / 2)
+
     def _discard(self) -> None:
         """Undo a construction that failed before anything ran."""
         self.engine.close()
@@ -159,7 +168,7 @@ class Manager(ABC):
             "send the request to another worker",
         )
 
-    def _choose_aux_route(self) -> AuxRoute:
+    def _choose_aux_transports(self) -> tuple[AuxTransport, ...]:
         route = self.backend.aux_route(self.engine)
         wanted = self.config.transfer.aux
         if wanted == "engine" and not self.engine.capabilities.aux:
@@ -177,11 +186,11 @@ class Manager(ABC):
                 f"they lie on the cpu, the backend asks for {route.device}",
                 "set transfer.aux = 'tcp', which takes host memory",
             )
-        return route
+        fallback = wanted == "auto" and route.transport is AuxTransport.ENGINE
+        return (route.transport, AuxTransport.TCP) if fallback else (route.transport,)
 
     def _check_model(self) -> None:
-        inline = self.config.transfer.model is TransferModel.INLINE
-        if inline and self.role is Role.PREFILL and not self.engine.capabilities.asynchronous:
+        if self.inline and self.role is Role.PREFILL and not self.engine.capabilities.asynchronous:
             problem = ConfigProblem(
                 "transfer.model",
                 "configuration",

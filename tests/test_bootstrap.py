@@ -17,10 +17,11 @@ import attrs
 import msgspec
 import pytest
 
-from pdcore.bootstrap import BootstrapClient, BootstrapServer, RankRecord
+from pdcore.bootstrap import BootstrapClient, BootstrapServer, RankRecord, ReplicaQuery, RoomsRecord
+from pdcore.bootstrap.rooms import ROOM_SECONDS, RoomRanks
 from pdcore.errors import BootstrapError
-from pdcore.model import Deadline, Incarnation
-from pdcore.topology import Topology
+from pdcore.model import Deadline, Incarnation, RoomId
+from pdcore.topology import DPChoice, Topology
 
 LEASE = 10.0
 RECORD = RankRecord(Incarnation("a" * 32), "10.0.0.1:5", Topology(), LEASE)
@@ -48,6 +49,10 @@ def rank(tp_rank: int, tp_size: int = 2, **changes: Any) -> RankRecord:
         address=f"10.0.0.1:{tp_rank}",
         topology=Topology(tp_size=tp_size, tp_rank=tp_rank, **changes),
     )
+
+
+def replica(choice: int | DPChoice, room: int = 0) -> ReplicaQuery:
+    return ReplicaQuery(choice, RoomId(room))
 
 
 @pytest.fixture
@@ -85,12 +90,12 @@ def health(server: BootstrapServer) -> tuple[int, Any]:
 
 
 def resolved(client: BootstrapClient, server: BootstrapServer, dp_rank: int = 0) -> tuple[RankRecord, ...]:
-    return client.resolve(server.address, dp_rank, soon()).result(60).ranks
+    return client.resolve(server.address, replica(dp_rank), soon()).result(60).ranks
 
 
 def refusal(client: BootstrapClient, address: str, dp_rank: int = 0) -> BootstrapError:
     with pytest.raises(BootstrapError) as caught:
-        client.resolve(address, dp_rank, brief()).result(60)
+        client.resolve(address, replica(dp_rank), brief()).result(60)
     return caught.value
 
 
@@ -142,7 +147,7 @@ def test_a_withdrawn_rank_is_gone(server: BootstrapServer, client: BootstrapClie
 def test_resolving_waits_until_the_last_rank_is_there(
     server: BootstrapServer, client: BootstrapClient
 ) -> None:
-    group = client.resolve(server.address, 0, soon())
+    group = client.resolve(server.address, replica(0), soon())
     client.register(server.address, rank(1), soon())
     assert not group.done()
     client.register(server.address, rank(0), soon())
@@ -153,7 +158,7 @@ def test_resolving_waits_for_a_service_that_is_not_up_yet(client: BootstrapClien
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-    group = client.resolve(f"127.0.0.1:{port}", 0, soon())
+    group = client.resolve(f"127.0.0.1:{port}", replica(0), soon())
     with BootstrapServer(port=port) as server:
         client.register(server.address, RECORD, soon())
         assert group.result(60).ranks == (RECORD,)
@@ -192,8 +197,8 @@ def test_a_group_of_absurd_size_is_incomplete(server: BootstrapServer, client: B
 
 def test_many_resolve_at_once_while_one_waits(server: BootstrapServer, client: BootstrapClient) -> None:
     client.register(server.address, RECORD, soon())
-    waiting = client.resolve(server.address, 1, soon())
-    groups = [client.resolve(server.address, 0, soon()) for _ in range(50)]
+    waiting = client.resolve(server.address, replica(1), soon())
+    groups = [client.resolve(server.address, replica(0), soon()) for _ in range(50)]
     assert {group.result(60).ranks for group in groups} == {(RECORD,)}
     assert not waiting.done()
     late = attrs.evolve(RECORD, topology=Topology(dp_size=2, dp_rank=1))
@@ -236,7 +241,7 @@ def test_a_renewed_lease_wakes_who_waits_for_the_rank(
 ) -> None:
     client.register(server.address, RECORD, soon())
     clock.now += 2 * LEASE
-    group = client.resolve(server.address, 0, soon())
+    group = client.resolve(server.address, replica(0), soon())
     client.renew(server.address, RECORD)
     assert group.result(60).ranks == (RECORD,)
     assert health(server) == (200, {"healthy": True, "ranks": 1, "stale": []})
@@ -303,7 +308,7 @@ def test_a_malformed_query_is_refused_in_three_parts(server: BootstrapServer, qu
     assert status == 400
     assert refused["happened"] == "a rank query is malformed"
     assert refused["there_is"]
-    assert refused["to_do"] == "send dp_rank=INT&wait=SECONDS"
+    assert refused["to_do"].startswith("send dp_rank=INT&wait=SECONDS, or room=INT")
 
 
 @pytest.mark.parametrize("query", ["", "?wait=nan", "?wait=-5", "?dp_rank=-1"])
@@ -488,7 +493,7 @@ def test_a_service_can_be_started_again_at_its_place(client: BootstrapClient) ->
 
 def test_closing_ends_lookups_that_wait(server: BootstrapServer) -> None:
     client = BootstrapClient("a")
-    waiting = client.resolve(server.address, 0, soon())
+    waiting = client.resolve(server.address, replica(0), soon())
     client.close(soon())
     with pytest.raises(CancelledError):
         waiting.result(60)
@@ -496,7 +501,7 @@ def test_closing_ends_lookups_that_wait(server: BootstrapServer) -> None:
 
 def test_the_service_closes_although_somebody_waits(client: BootstrapClient) -> None:
     with BootstrapServer() as server:
-        waiting = client.resolve(server.address, 0, soon())
+        waiting = client.resolve(server.address, replica(0), soon())
         client.register(server.address, rank(0), soon())
     assert threads() == set()
     assert not waiting.done()
@@ -530,3 +535,82 @@ def closed_by_the_other_side(connection: socket.socket) -> bool:
         return connection.recv(1) == b""
     except (ConnectionResetError, BrokenPipeError):
         return True
+
+
+# DP ranks of rooms
+
+
+def test_the_dp_rank_of_a_room_is_its_remainder(server: BootstrapServer, client: BootstrapClient) -> None:
+    for dp_rank in range(3):
+        client.register(server.address, rank(0, 1, dp_size=3, dp_rank=dp_rank), soon())
+    for room in (3, 7, 11):
+        found = client.resolve(server.address, replica(DPChoice.BY_ROOM, room), soon()).result(60)
+        assert [record.topology.dp_rank for record in found.ranks] == [room % 3]
+
+
+def test_a_room_is_found_where_prefill_registered_it(
+    server: BootstrapServer, client: BootstrapClient
+) -> None:
+    for dp_rank in range(2):
+        client.register(server.address, rank(0, 1, dp_size=2, dp_rank=dp_rank), soon())
+    waiting = client.resolve(server.address, replica(DPChoice.QUERY, 4), soon())
+    client.register_rooms(server.address, RoomsRecord((RoomId(4), RoomId(5)), 1), 10)
+    assert [record.topology.dp_rank for record in waiting.result(60).ranks] == [1]
+    client.register_rooms(server.address, RoomsRecord((RoomId(6),), 0), 10)
+    found = client.resolve(server.address, replica(DPChoice.QUERY, 6), soon()).result(60)
+    assert [record.topology.dp_rank for record in found.ranks] == [0]
+
+
+def test_a_room_that_nobody_took_is_named(server: BootstrapServer, client: BootstrapClient) -> None:
+    client.register(server.address, rank(0, 1), soon())
+    with pytest.raises(BootstrapError, match="nobody took room 9") as caught:
+        client.resolve(server.address, replica(DPChoice.QUERY, 9), brief()).result(60)
+    assert caught.value.there_is == "DP ranks [0] are registered"
+    assert caught.value.to_do == "have prefill call register_dp_rank(room), or start it"
+
+
+def test_rooms_are_forgotten_after_a_while_and_the_last_word_counts(
+    clock: OwnClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = RoomRanks(clock)
+    table.register((RoomId(1), RoomId(2)), 0)
+    table.register((RoomId(2),), 1)
+    assert (table.of(RoomId(1)), table.of(RoomId(2)), table.of(RoomId(3))) == (0, 1, None)
+    clock.now += ROOM_SECONDS + 1
+    assert table.of(RoomId(1)) is None
+    monkeypatch.setattr("pdcore.bootstrap.rooms.MAX_ROOMS", 2)
+    for room in (4, 5, 6):
+        table.register((RoomId(room),), 0)
+    assert [room for room in range(8) if table.of(RoomId(room)) is not None] == [5, 6]
+
+
+@pytest.mark.parametrize(
+    ("path", "happened"),
+    [
+        ("/v1/ranks?choice=sometimes&room=1", "a rank query is malformed"),
+        ("/v1/ranks?choice=query&room=one", "a rank query is malformed"),
+    ],
+)
+def test_a_strange_choice_of_the_dp_rank_is_refused(
+    server: BootstrapServer, path: str, happened: str
+) -> None:
+    host, _, port = server.address.rpartition(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=30)
+    connection.request("GET", path)
+    answer = connection.getresponse()
+    body = json.loads(answer.read())
+    connection.close()
+    assert (answer.status, body["happened"]) == (400, happened)
+    assert body["to_do"].endswith("or room=INT&choice=by_room|query&wait=SECONDS")
+
+
+@pytest.mark.parametrize("body", [b"{}", b'{"rooms": ["x"], "dp_rank": 0}', b"no"])
+def test_a_malformed_registration_of_rooms_is_refused(server: BootstrapServer, body: bytes) -> None:
+    host, _, port = server.address.rpartition(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=30)
+    connection.request("PUT", "/v1/rooms", body=body)
+    answer = connection.getresponse()
+    told = json.loads(answer.read())
+    connection.close()
+    assert (answer.status, told["happened"]) == (400, "a registration of rooms is malformed")
+    assert told["to_do"] == "send a RoomsRecord as JSON"

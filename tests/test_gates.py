@@ -24,8 +24,8 @@ PLUGINS = sorted((ROOT / "plugins").iterdir())
 SOURCES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "plugins").rglob("*.py")])
 
 FLOW = """
-errors model config structuring settings layout regions outcome budget engine backend trial installation
-hookspecs discovery plugins environment engine_start assessment selection topology plan wire bootstrap
+errors model config structuring settings layout topology regions outcome budget engine backend trial installation
+hookspecs discovery plugins environment engine_start assessment selection plan wire bootstrap
 liveness status quarantine metadata pools metrics pairing handle manager prefill decode echo local
 testing demo bench cli
 """

@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 
 from pdcore.errors import LayoutError
-from pdcore.layout import DTYPE_BYTES, Attention, AuxField, AuxSchema, KVBuffer, KVLayout
+from pdcore.layout import (
+    DTYPE_BYTES,
+    Attention,
+    AuxField,
+    AuxSchema,
+    KVBuffer,
+    KVLayout,
+    StateBuffer,
+    StateComponent,
+)
 
 
 @pytest.fixture
@@ -38,6 +47,11 @@ def test_a_latent_layout_has_one_buffer_per_layer() -> None:
     assert (layout.attention, layout.total_kv_heads) == (Attention.LATENT, 0)
 
 
+def test_heads_are_shared_out_and_a_latent_is_one_unit(layout: KVLayout) -> None:
+    assert attrs.evolve(layout, total_kv_heads=8).units == 8
+    assert KVLayout.latent(layers=[0], latent_dim=576, page_size=64, num_pages=3).units == 1
+
+
 @pytest.mark.parametrize(("dtype", "size"), DTYPE_BYTES.items())
 def test_every_dtype_has_its_size(dtype: str, size: int) -> None:
     assert KVLayout.latent(layers=[0], latent_dim=3, page_size=5, num_pages=1, dtype=dtype).page_bytes == (
@@ -51,6 +65,7 @@ def test_every_dtype_has_its_size(dtype: str, size: int) -> None:
         ({"page_size": 0}, "page_size=0"),
         ({"num_pages": -1}, "num_pages=-1"),
         ({"dtype": "int3"}, "dtype='int3'"),
+        ({"total_kv_heads": 0}, "total_kv_heads=0"),
         ({"buffers": ()}, "no buffers"),
         ({"buffers": (KVBuffer(0, "k", 0),)}, "layer.0.k.item_len=0"),
         ({"buffers": (KVBuffer(0, "k", 8), KVBuffer(0, "k", 8))}, "layer.0.k twice"),
@@ -95,3 +110,53 @@ def test_a_field_that_cannot_lie_in_memory_is_refused(dtype: str, shape: tuple[i
         AuxField("a", dtype, shape)
     assert caught.value.there_is == f"dtype {dtype!r}, shape {shape}"
     assert "float32" in caught.value.to_do
+
+
+def test_a_sliced_state_buffer_tells_its_rows_and_the_bytes_of_its_blocks() -> None:
+    conv = StateBuffer("conv", 3 * 8 * 2, shape=(3, 8), slice_dim=1, groups=(2, 2, 4))
+    assert (conv.outer, conv.blocks) == (3, (4, 4, 8))
+    ssm = StateBuffer("ssm", 4 * 5 * 4, shape=(4, 5), slice_dim=0)
+    assert (ssm.outer, ssm.blocks) == (1, (80,))
+    assert (StateBuffer("window", 32).outer, StateBuffer("window", 32).blocks) == (1, (32,))
+
+
+def test_the_parts_of_all_ranks_make_the_whole_buffer() -> None:
+    conv = StateBuffer("conv", 48, shape=(3, 8), slice_dim=1, groups=(2, 2, 4))
+    assert conv.joined(2) == StateBuffer("conv", 96, (3, 16), 1, (4, 4, 8))
+
+
+def test_a_component_is_sharded_if_a_buffer_of_it_is() -> None:
+    plain, cut = StateBuffer("a", 8), StateBuffer("b", 8, (8,), 0)
+    assert not StateComponent("mamba", 1, (plain,)).sharded
+    assert StateComponent("mamba", 1, (plain, cut)).sharded
+
+
+@pytest.mark.parametrize(
+    ("item_len", "shape", "slice_dim", "groups"),
+    [
+        (0, (), None, ()),
+        (10, (4,), 0, ()),
+        (8, (4,), 1, ()),
+        (8, (4,), -1, ()),
+        (8, (4, 0), 0, ()),
+        (8, (-2, -4), 0, ()),
+        (8, (4,), 0, (1, 2)),
+        (8, (4,), 0, (5, -1)),
+        (8, (4,), None, (4,)),
+        (8, (), 0, ()),
+    ],
+)
+def test_a_state_buffer_that_contradicts_itself_is_refused(
+    item_len: int, shape: tuple[int, ...], slice_dim: int | None, groups: tuple[int, ...]
+) -> None:
+    with pytest.raises(LayoutError, match="the state buffer 'a' contradicts itself") as caught:
+        StateBuffer("a", item_len, shape, slice_dim, groups)
+    assert caught.value.there_is.startswith(f"{item_len} bytes, shape {shape}, slice_dim {slice_dim}")
+    assert "a slice_dim within the shape" in caught.value.to_do
+
+
+def test_a_component_that_names_a_buffer_twice_is_refused() -> None:
+    with pytest.raises(LayoutError, match="the state component 'swa' names 'a' twice") as caught:
+        StateComponent("swa", 1, (StateBuffer("a", 8), StateBuffer("b", 8), StateBuffer("a", 8)))
+    assert caught.value.there_is == "buffers a, b, a"
+    assert caught.value.to_do == "give each buffer its own name, over all pipeline stages"

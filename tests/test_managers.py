@@ -8,6 +8,7 @@ import itertools
 import threading
 from typing import Literal
 
+import attrs
 import numpy as np
 import pytest
 from distributions import install
@@ -198,8 +199,8 @@ def test_calls_out_of_order_are_refused_and_change_nothing() -> None:
             receiver.init()
         with pytest.raises(PlanError, match="shape \\(1, 2\\)"):
             receiver.send_metadata([[1, 2]])
-        with pytest.raises(RoomError, match="decode_prefix_len=4"):
-            receiver.send_metadata([1, 2], decode_prefix_len=4)
+        with pytest.raises(RoomError, match="decode_prefix_len=-4"):
+            receiver.send_metadata([1, 2], decode_prefix_len=-4)
         with pytest.raises(RoomError, match="aux slot 16 of room 1 does not exist"):
             receiver.send_metadata([1, 2], 16)
         receiver.send_metadata([3, 4])
@@ -224,6 +225,30 @@ def test_index_arrays_may_change_after_the_call() -> None:
         assert same_pages(pair.prefill.pools, [1, 2], pair.decode.pools, [3, 4])
 
 
+def test_decode_may_not_reuse_a_prefix_where_that_is_off() -> None:
+    cfg = config()
+    off = attrs.evolve(cfg, transfer=attrs.evolve(cfg.transfer, prefix_reuse=False))
+    with paired(off) as pair:
+        _, receiver = pair.open(1)
+        with pytest.raises(RoomError, match=r"decode_prefix_len=8, transfer\.prefix_reuse=False"):
+            receiver.send_metadata([1], decode_prefix_len=8)
+        pair.move(2, [1], [1])
+
+
+def test_a_prefix_that_is_longer_than_the_request_fails_both_sides() -> None:
+    with paired() as pair:
+        sender, receiver = pair.open(1)
+        sender.init(1)
+        receiver.send_metadata([], decode_prefix_len=8)
+        for side in (sender, receiver):
+            assert side.wait(soon()) is KVPoll.FAILED
+            failure = side.failure()
+            assert failure is not None
+            assert failure.code is FailureCode.PLAN
+            assert "prefill announces 1 pages and aux slot None, decode holds 2 pages" in failure.there_is
+        pair.move(2, [1], [1])
+
+
 def test_sides_that_disagree_about_a_request_both_fail_with_both_counts() -> None:
     with paired() as pair:
         sender, receiver = pair.open(1)
@@ -234,7 +259,8 @@ def test_sides_that_disagree_about_a_request_both_fail_with_both_counts() -> Non
             failure = side.failure()
             assert failure is not None
             assert failure.code is FailureCode.PLAN
-            assert "prefill announces 3 pages and aux slot None, decode wants 2 pages" in failure.there_is
+            assert "prefill announces 3 pages and aux slot None, decode holds 0 pages" in failure.there_is
+            assert "and wants 2, and aux slot None" in failure.there_is
         assert receiver.release_safe()
         sender.send([1, 2, 3])  # a scheduler that has not looked yet: nothing happens
         assert sender.release_safe()
@@ -260,7 +286,7 @@ def test_peers_that_do_not_fit_are_refused_with_every_field_and_others_are_serve
             for field in (
                 "layout.page_size: prefill 4, decode 8",
                 "layout.dtype: prefill bfloat16, decode float16",
-                "layout.buffers: prefill 8 buffers, number 4 is layer.0.v, decode 10 buffers",
+                "layout.buffers: prefill 8 buffers, decode 10 buffers, 2 only here, first layer.4.k",
                 "aux schema: prefill first_token:int64[]@0",
             ):
                 assert field in failure.there_is

@@ -19,9 +19,10 @@ from pdcore.backend import (
 from pdcore.discovery import Candidate
 from pdcore.engine import EngineCapabilities
 from pdcore.errors import ContractError, PluginError
-from pdcore.layout import StateComponent
+from pdcore.layout import Attention, StateComponent
 from pdcore.model import Incarnation, Role
 from pdcore.plugins import BackendPlugin, load_backend, load_observer
+from pdcore.topology import Topology
 
 
 def candidate(name: str, module: str = "") -> Candidate:
@@ -102,7 +103,8 @@ def test_defaults_fill_in_for_hooks_that_a_backend_leaves_out(monkeypatch: pytes
     assert of_variant.protocol == "tcp"
     assert plugin.aux_transport(AuxRequest("memory", None, NoOptions(), EngineCapabilities())) == AuxRoute()
     component = StateComponent("mamba", 1, ())
-    assert plugin.transfer_state(StateRequest(component, component, (), ())) is None
+    request = StateRequest(component, component, (), (), Topology(), Topology(), Attention.HEADS)
+    assert plugin.transfer_state(request) is None
     plugin.heartbeat_success(PeerIdentity(Role.DECODE, Incarnation("0" * 32), "127.0.0.1:1"))
 
 

@@ -43,7 +43,7 @@ DESCRIPTION = PeerDescription(
     state=(StateComponent("mamba", 8, (StateBuffer("conv", 96), StateBuffer("ssm", 1024))),),
     aux=AuxSchema((AuxField("first_token", "int64"), AuxField("logprobs", "float32", (8,), 0))),
     aux_slots=32,
-    aux_transport=AuxTransport.ENGINE,
+    aux_transports=(AuxTransport.ENGINE, AuxTransport.TCP),
     endpoint=b"\x00endpoint\xff",
     regions=b"\x01regions\xfe",
 )

@@ -10,7 +10,7 @@ import aiohttp
 import msgspec
 
 from pdcore.bootstrap.loop import LoopThread
-from pdcore.bootstrap.record import RankGroup, RankRecord, Refusal
+from pdcore.bootstrap.record import RankGroup, RankRecord, Refusal, ReplicaQuery, RoomsRecord
 from pdcore.errors import BootstrapError, LayoutError
 from pdcore.model import Deadline, Incarnation
 
@@ -50,12 +50,18 @@ class BootstrapClient:
         if self._renewal is None or self._renewal.done():
             self._renewal = self._loop.submit(self._renew(address, record))
 
-    def resolve(self, address: str, dp_rank: int, deadline: Deadline) -> concurrent.futures.Future[RankGroup]:
-        """Start looking up all ranks of a DP replica; the service waits for those that are missing.
+    def register_rooms(self, address: str, record: RoomsRecord, seconds: float) -> None:
+        """Start telling which DP rank took some rooms; never waits, failures are logged."""
+        self._loop.submit(self._register_rooms(address, record, seconds))
+
+    def resolve(
+        self, address: str, query: ReplicaQuery, deadline: Deadline
+    ) -> concurrent.futures.Future[RankGroup]:
+        """Start looking up all ranks of a DP replica; the service waits for what is missing.
 
         The future raises BootstrapError.
         """
-        return self._loop.submit(self._resolve(address, dp_rank, deadline))
+        return self._loop.submit(self._resolve(address, query, deadline))
 
     def withdraw(self, address: str, incarnation: Incarnation, deadline: Deadline) -> None:
         """Take a registration back; failing to is logged, the lease ends it then."""
@@ -73,7 +79,7 @@ class BootstrapClient:
     async def _register(self, address: str, record: RankRecord, deadline: Deadline) -> None:
         while True:
             try:
-                return await self._put(address, record, deadline.remaining())
+                return await self._put(address, "ranks", record, deadline.remaining())
             except _UNREACHED as error:
                 if deadline.remaining() <= _RETRY:
                     raise _unreachable(address, str(error) or _NO_ANSWER) from error
@@ -81,31 +87,37 @@ class BootstrapClient:
 
     async def _renew(self, address: str, record: RankRecord) -> None:
         try:
-            await self._put(address, record, record.lease)
+            await self._put(address, "ranks", record, record.lease)
         except (BootstrapError, *_UNREACHED) as error:
             _log.warning("could not renew the lease at the bootstrap service %s: %s", address, error)
 
-    async def _put(self, address: str, record: RankRecord, seconds: float) -> None:
-        url, body, limit = f"http://{address}/v1/ranks", msgspec.json.encode(record), _limit(seconds)
+    async def _register_rooms(self, address: str, record: RoomsRecord, seconds: float) -> None:
+        try:
+            await self._put(address, "rooms", record, seconds)
+        except (BootstrapError, *_UNREACHED) as error:
+            _log.warning("could not register rooms at the bootstrap service %s: %s", address, error)
+
+    async def _put(self, address: str, what: str, record: RankRecord | RoomsRecord, seconds: float) -> None:
+        url, body, limit = f"http://{address}/v1/{what}", msgspec.json.encode(record), _limit(seconds)
         async with self._http().put(url, data=body, timeout=limit) as response:
             if response.status != 204:
                 raise _refused(address, response.status, await response.read())
 
-    async def _resolve(self, address: str, dp_rank: int, deadline: Deadline) -> RankGroup:
+    async def _resolve(self, address: str, query: ReplicaQuery, deadline: Deadline) -> RankGroup:
         trouble = _NO_ANSWER
         while (left := deadline.remaining()) > 0:
             try:
-                return await self._ask(address, dp_rank, left)
+                return await self._ask(address, query, left)
             except _UNREACHED as error:
                 trouble = str(error) or trouble
                 await asyncio.sleep(min(_RETRY, deadline.remaining()))
         raise _unreachable(address, trouble)
 
-    async def _ask(self, address: str, dp_rank: int, seconds: float) -> RankGroup:
-        query = {"dp_rank": str(dp_rank), "wait": f"{seconds:.3f}"}
+    async def _ask(self, address: str, query: ReplicaQuery, seconds: float) -> RankGroup:
+        parameters = {**query.parameters, "wait": f"{seconds:.3f}"}
         # The service answers when its own wait ends; the client's clock only guards against silence.
         url, limit = f"http://{address}/v1/ranks", _limit(seconds + 1)
-        async with self._http().get(url, params=query, timeout=limit) as response:
+        async with self._http().get(url, params=parameters, timeout=limit) as response:
             body = await response.read()
             if response.status != 200:
                 raise _refused(address, response.status, body)

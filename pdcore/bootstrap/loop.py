@@ -20,20 +20,21 @@ class LoopThread:
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
+        # Guards _closed: what is submitted after the loop was told to stop would never run nor end.
+        self._lock = threading.Lock()
+        self._closed = False
         self._thread = threading.Thread(target=self._run, name=f"pdcore-{name}", daemon=True)
         self._thread.start()
 
     def submit(self, work: Coroutine[object, object, T]) -> concurrent.futures.Future[T]:
         """Start a coroutine; its future may be waited for from any thread, cancelled if all has ended."""
-        try:
-            return asyncio.run_coroutine_threadsafe(work, self._loop)
-        except RuntimeError:
-            if not self._loop.is_closed():
-                raise
-            work.close()
-            future: concurrent.futures.Future[T] = concurrent.futures.Future()
-            future.cancel()
-            return future
+        with self._lock:
+            if not self._closed:
+                return asyncio.run_coroutine_threadsafe(work, self._loop)
+        work.close()
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        future.cancel()
+        return future
 
     def call(self, work: Coroutine[object, object, T], deadline: Deadline) -> T:
         """Run a coroutine and return its result.
@@ -50,9 +51,11 @@ class LoopThread:
 
     def close(self, deadline: Deadline) -> None:
         """Cancel what still runs and end the thread; idempotent."""
-        if self._thread.is_alive():
+        with self._lock:
+            closed, self._closed = self._closed, True
+        if not closed:
             self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(deadline.remaining())
+        self._thread.join(deadline.remaining())
 
     def _run(self) -> None:
         try:

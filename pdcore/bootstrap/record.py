@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import attrs
 
-from pdcore.model import Incarnation
-from pdcore.topology import Topology
+from pdcore.model import Incarnation, RoomId
+from pdcore.topology import DPChoice, Topology
 
-__all__ = ["RankGroup", "RankRecord", "Refusal"]
+__all__ = ["RankGroup", "RankRecord", "Refusal", "ReplicaQuery", "RoomsRecord"]
 
 
 @attrs.frozen
@@ -37,3 +37,31 @@ class Refusal:
     happened: str
     there_is: str
     to_do: str
+
+
+@attrs.frozen
+class RoomsRecord:
+    """The prefill DP rank that took these rooms."""
+
+    rooms: tuple[RoomId, ...]
+    dp_rank: int
+
+
+@attrs.frozen
+class ReplicaQuery:
+    """Which DP replica is asked for: one by its rank, or that of a room."""
+
+    choice: int | DPChoice
+    room: RoomId
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """The query of the HTTP request."""
+        if isinstance(self.choice, DPChoice):
+            return {"room": str(self.room), "choice": self.choice.value}
+        return {"dp_rank": str(self.choice)}
+
+    def __str__(self) -> str:
+        if isinstance(self.choice, DPChoice):
+            return f"the prefill DP rank of room {self.room}"
+        return f"prefill DP rank {self.choice}"

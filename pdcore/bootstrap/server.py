@@ -6,15 +6,18 @@ import asyncio
 import socket
 import time
 from types import TracebackType
+from typing import TypeVar
 
 import attrs
 import msgspec
 from aiohttp import web
 
 from pdcore.bootstrap.loop import LoopThread
-from pdcore.bootstrap.record import RankGroup, RankRecord, Refusal
+from pdcore.bootstrap.record import RankGroup, RankRecord, Refusal, ReplicaQuery, RoomsRecord
+from pdcore.bootstrap.rooms import RoomRanks
 from pdcore.errors import BootstrapError
-from pdcore.model import Clock, Deadline, Incarnation
+from pdcore.model import Clock, Deadline, Incarnation, RoomId
+from pdcore.topology import DPChoice, dp_rank_of
 
 __all__ = ["BootstrapServer"]
 
@@ -43,6 +46,7 @@ class BootstrapServer:
     def __init__(self, host: str = "127.0.0.1", port: int = 0, *, clock: Clock = time.monotonic) -> None:
         self._host, self._port, self._clock = host, port, clock
         self._ranks: dict[tuple[int, int], _Entry] = {}
+        self._rooms = RoomRanks(clock)
         self._registered: asyncio.Condition | None = None
         self._runner: web.AppRunner | None = None
         self._listener: socket.socket | None = None
@@ -96,6 +100,7 @@ class BootstrapServer:
         app = web.Application(client_max_size=MAX_BODY_BYTES)
         app.router.add_put("/v1/ranks", self._put)
         app.router.add_get("/v1/ranks", self._get)
+        app.router.add_put("/v1/rooms", self._put_rooms)
         app.router.add_delete("/v1/ranks/{incarnation}", self._delete)
         app.router.add_get("/health", self._health)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
@@ -105,14 +110,9 @@ class BootstrapServer:
         return int(self._listener.getsockname()[1])
 
     async def _put(self, request: web.Request) -> web.Response:
-        try:
-            record = msgspec.json.decode(await request.read(), type=RankRecord)
-        except web.HTTPRequestEntityTooLarge:
-            limit = f"the limit is {MAX_BODY_BYTES} bytes"
-            return _refuse(413, "a rank registration is too long", limit, "send a RankRecord as JSON")
-        # A stranger's body runs our validators; whatever they raise is the sender's mistake.
-        except Exception as error:
-            return _refuse(400, "a rank registration is malformed", str(error), "send a RankRecord as JSON")
+        record = await _decoded(request, RankRecord, "a rank registration")
+        if isinstance(record, web.Response):
+            return record
         if not 0 < record.lease <= 3600:
             return _refuse(400, "a lease is out of range", f"{record.lease} s", "use 0 < lease <= 3600 s")
         key = (record.topology.dp_rank, record.topology.unique_rank)
@@ -130,40 +130,71 @@ class BootstrapServer:
         if old is not None and old.record.incarnation != record.incarnation:
             replaced = (*replaced[1 - MAX_REPLACED :], old.record.incarnation)
         self._ranks[key] = _Entry(record, self._clock(), replaced)
+        return await self._changed()
+
+    async def _put_rooms(self, request: web.Request) -> web.Response:
+        record = await _decoded(request, RoomsRecord, "a registration of rooms")
+        if isinstance(record, web.Response):
+            return record
+        self._rooms.register(record.rooms, record.dp_rank)
+        return await self._changed()
+
+    async def _changed(self) -> web.Response:
         if self._registered is not None:
             async with self._registered:
                 self._registered.notify_all()
         return web.Response(status=204)
 
     async def _get(self, request: web.Request) -> web.Response:
+        asked = request.query
         try:
-            dp_rank, wait = int(request.query.get("dp_rank", "0")), float(request.query.get("wait", "0"))
+            wait = float(asked.get("wait", "0"))
+            choice = DPChoice(asked["choice"]) if "choice" in asked else int(asked.get("dp_rank", "0"))
+            query = ReplicaQuery(choice, RoomId(int(asked.get("room", "0"))))
         except ValueError as error:
-            return _refuse(400, "a rank query is malformed", str(error), "send dp_rank=INT&wait=SECONDS")
-        group = await self._complete_group(dp_rank, min(MAX_WAIT, wait) if wait > 0 else 0.0)
+            to_do = "send dp_rank=INT&wait=SECONDS, or room=INT&choice=by_room|query&wait=SECONDS"
+            return _refuse(400, "a rank query is malformed", str(error), to_do)
+        group = await self._complete_group(query, min(MAX_WAIT, wait) if wait > 0 else 0.0)
         if group is not None:
             return web.Response(body=msgspec.json.encode(group), content_type="application/json")
-        found = sorted(rank for dp, rank in self._fresh() if dp == dp_rank)
+        dp_rank, fresh = self._dp_rank(query), sorted(self._fresh())
+        if dp_rank is None:
+            return _refuse(
+                404,
+                f"nobody took room {query.room}",
+                f"DP ranks {sorted({dp for dp, _ in fresh})} are registered",
+                "have prefill call register_dp_rank(room), or start it",
+            )
         return _refuse(
             404,
             f"prefill DP rank {dp_rank} is not registered in full",
-            f"unique ranks {found} of DP rank {dp_rank}, DP ranks {sorted({dp for dp, _ in self._fresh()})}",
+            f"unique ranks {[rank for dp, rank in fresh if dp == dp_rank]} of DP rank {dp_rank}, "
+            f"DP ranks {sorted({dp for dp, _ in fresh})}",
             "start the missing prefill ranks, or ask for a DP rank that runs",
         )
 
-    async def _complete_group(self, dp_rank: int, wait: float) -> RankGroup | None:
-        group, end = self._group(dp_rank), self._clock() + wait
+    def _dp_rank(self, query: ReplicaQuery) -> int | None:
+        if query.choice is DPChoice.QUERY:
+            return self._rooms.of(query.room)
+        if query.choice is DPChoice.BY_ROOM:
+            sizes = [record.topology.dp_size for record in self._fresh().values()]
+            return dp_rank_of(query.room, sizes[0]) if sizes else None
+        return query.choice
+
+    async def _complete_group(self, query: ReplicaQuery, wait: float) -> RankGroup | None:
+        group, end = self._group(query), self._clock() + wait
         condition = self._registered
         while group is None and condition is not None and (left := end - self._clock()) > 0:
             try:
                 async with condition:
                     await asyncio.wait_for(condition.wait(), left)
             except asyncio.TimeoutError:
-                return self._group(dp_rank)
-            group = self._group(dp_rank)
+                return self._group(query)
+            group = self._group(query)
         return group
 
-    def _group(self, dp_rank: int) -> RankGroup | None:
+    def _group(self, query: ReplicaQuery) -> RankGroup | None:
+        dp_rank = self._dp_rank(query)
         ranks = {rank: record for (dp, rank), record in self._fresh().items() if dp == dp_rank}
         size = max((r.topology.group_size for r in ranks.values()), default=0)
         # The length first: a stranger may claim a group of any size.
@@ -208,3 +239,18 @@ async def _stop(runner: web.AppRunner, listener: socket.socket | None) -> None:
 def _refuse(status: int, happened: str, there_is: str, to_do: str) -> web.Response:
     body = msgspec.json.encode(Refusal(happened, there_is, to_do))
     return web.Response(status=status, body=body, content_type="application/json")
+
+
+_Record = TypeVar("_Record", RankRecord, RoomsRecord)
+
+
+async def _decoded(request: web.Request, kind: type[_Record], what: str) -> _Record | web.Response:
+    """Return the body as a record, or what to answer instead."""
+    send = f"send a {kind.__name__} as JSON"
+    try:
+        return msgspec.json.decode(await request.read(), type=kind)
+    except web.HTTPRequestEntityTooLarge:
+        return _refuse(413, f"{what} is too long", f"the limit is {MAX_BODY_BYTES} bytes", send)
+    # A stranger's body runs our validators; whatever they raise is the sender's mistake.
+    except Exception as error:
+        return _refuse(400, f"{what} is malformed", str(error), send)

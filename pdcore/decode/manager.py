@@ -8,17 +8,19 @@ import threading
 import time
 from functools import partial
 
+from pdcore.bootstrap import ReplicaQuery
 from pdcore.config import Config
+from pdcore.decode.group import PrefillGroup
 from pdcore.decode.receiver import KVReceiver
 from pdcore.decode.source import PrefillSource
 from pdcore.decode.sources import Sources
 from pdcore.errors import FailureCode, KVTransferError, PDCoreError
 from pdcore.manager import Manager
 from pdcore.metadata import AuxDataCodec
-from pdcore.model import Deadline, Generation, Role, RoomId
+from pdcore.model import Deadline, Generation, KVPoll, Role, RoomId
 from pdcore.pools import Pools
 from pdcore.selection import Backend
-from pdcore.topology import Topology, map_ranks
+from pdcore.topology import Topology
 from pdcore.wire import (
     Abort,
     AuxRow,
@@ -53,8 +55,8 @@ class DecodeManager(Manager):
         self._lock = threading.Lock()
         self._receivers: dict[RoomId, KVReceiver] = {}
         self._draining: list[KVReceiver] = []
+        self._remind_at = 0.0
         self._aux_codec = AuxDataCodec(pools.aux) if pools.aux else None
-        self._required_responses = map_ranks(topology).required_responses
         description = self.describe(f"{self.config.host} pid {os.getpid()}")
         self._sources = Sources(
             self.engine, description, self.config.timeouts, self.channel, self.heartbeats, self._lose_source
@@ -71,27 +73,25 @@ class DecodeManager(Manager):
         """
         self._check_open()
         record = self.rooms.open(room, deadline or Deadline.after(self.config.timeouts.request))
-        receiver = KVReceiver(self, record, bootstrap, self._required_responses)
+        receiver = KVReceiver(self, record, bootstrap)
         with self._lock:
             self._receivers[room] = receiver
         return receiver
 
     # --- what receivers ask ----------------------------------------------------------------
 
-    def source(self, bootstrap: str, prefill_dp_rank: int) -> PrefillSource:
-        """Return the pairing with a prefill rank, begun if need be."""
-        return self._sources.find(bootstrap, prefill_dp_rank)
+    def group(self, bootstrap: str, query: ReplicaQuery) -> PrefillGroup:
+        """Return the prefill ranks of a DP replica that this rank needs; pairing begins if need be."""
+        return self._sources.find(bootstrap, query)
 
     def request(self, source: PrefillSource, wanted: RequestMetadata) -> None:
         """Post a request to a paired prefill rank."""
         self.engine.expect(1)
-        if source.route is not None:
-            self.channel.post(source.route, wanted)
+        self.channel.post(source.route, wanted)
 
     def abandon(self, source: PrefillSource, abort: Abort) -> None:
         """Tell prefill that a request was given up."""
-        if source.route is not None:
-            self.channel.post(source.route, abort)
+        self.channel.post(source.route, abort)
 
     def forget(self, receiver: KVReceiver) -> None:
         """Free the id of a room that was cleared; one that is not drained stays known until it is."""
@@ -110,7 +110,7 @@ class DecodeManager(Manager):
         elif isinstance(message, RoomStatus):
             receiver = self._known(source, message.room, message.generation)
             if receiver is not None:
-                receiver.on_status(message)
+                receiver.on_status(source, message)
         elif isinstance(message, AuxRow):
             self._on_aux(source, message)
         elif isinstance(message, Heartbeat):
@@ -120,7 +120,7 @@ class DecodeManager(Manager):
         elif isinstance(message, Released):
             receiver = self._known(source, message.room, message.generation)
             if receiver is not None:
-                receiver.drained()
+                receiver.drained(source)
         elif isinstance(message, PairReply):
             self._sources.answered(source, message)
         elif isinstance(message, Bye):
@@ -159,7 +159,7 @@ class DecodeManager(Manager):
             return
         _log.warning("%s", failure)
         for receiver in self._using(source):
-            receiver.fail(failure)
+            receiver.give_up(failure, source)
         self._sources.drop(source, partial(self._drained, source))
 
     def _using(self, source: PrefillSource) -> list[KVReceiver]:
@@ -168,24 +168,40 @@ class DecodeManager(Manager):
 
     def _drained(self, source: PrefillSource) -> None:
         for receiver in self._using(source):
-            receiver.drained()
+            receiver.drained(source)
 
     def _expire(self) -> None:
         self.engine.expect(self.rooms.busy())
-        for source in self._sources.overdue():
-            self._lose_source(source, self._not_paired_in_time(source))
+        for group in self._sources.overdue():
+            failure = self._not_paired_in_time(group)
+            for member in group.members:
+                if not member.ready:
+                    self._lose_source(member, failure)
+            group.fail(failure)
         for record in self.rooms.expired():
             receiver = self._receivers.get(record.room)
             if receiver is not None and receiver.record is record:
                 receiver.give_up(record.missed())
+        self._remind()
         if self._draining:
             with self._lock:
                 self._draining = [r for r in self._draining if not r.release_safe()]
 
-    def _not_paired_in_time(self, source: PrefillSource) -> KVTransferError:
+    def _remind(self) -> None:
+        """Once per interval, ask again after failed rooms whose pages are not released."""
+        now = time.monotonic()
+        if now < self._remind_at:
+            return
+        self._remind_at = now + self.config.liveness.interval
+        with self._lock:
+            failed = [r for r in (*self._receivers.values(), *self._draining) if r.poll() is KVPoll.FAILED]
+        for receiver in failed:
+            receiver.remind()
+
+    def _not_paired_in_time(self, group: PrefillGroup) -> KVTransferError:
         return KVTransferError(
             FailureCode.DEADLINE,
-            f"{source} did not pair in time",
+            f"{group} did not pair in time",
             f"timeouts.pairing is {self.config.timeouts.pairing:g} s",
             "look whether that prefill worker is stuck; raise timeouts.pairing if its engine is slow",
         )

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy.typing as npt
 
+from pdcore.bootstrap import ReplicaQuery
+from pdcore.config import Config
+from pdcore.decode.group import PrefillGroup
 from pdcore.decode.source import PrefillSource
 from pdcore.errors import FailureCode, KVTransferError, RoomError
 from pdcore.handle import RoomHandle
@@ -17,6 +20,7 @@ from pdcore.model import Generation, KVPoll, RoomId
 from pdcore.plan import index_array
 from pdcore.pools import Pools
 from pdcore.status import Room, RoomTable
+from pdcore.topology import DPChoice
 from pdcore.wire import Abort, Failure, RequestMetadata, RoomStatus
 
 __all__ = ["KVReceiver", "ReceiverHost"]
@@ -25,11 +29,12 @@ __all__ = ["KVReceiver", "ReceiverHost"]
 class ReceiverHost(Protocol):
     """What a receiver needs of its manager."""
 
+    config: Config
     pools: Pools
     rooms: RoomTable
 
-    def source(self, bootstrap: str, prefill_dp_rank: int) -> PrefillSource:
-        """Return the pairing with a prefill rank, begun if need be."""
+    def group(self, bootstrap: str, query: ReplicaQuery) -> PrefillGroup:
+        """Return the prefill ranks of a DP replica that this rank needs; pairing begins if need be."""
 
     def request(self, source: PrefillSource, wanted: RequestMetadata) -> None:
         """Post a request to a paired prefill rank."""
@@ -44,41 +49,42 @@ class ReceiverHost(Protocol):
 class KVReceiver(RoomHandle):
     """Receives the KV cache of one room. Made by ``DecodeManager.receiver``; one thread calls it.
 
-    The lock guards ``_source``, ``_held``, ``_posted`` and ``_drained``.
+    The lock guards ``_group``, ``_held``, ``_posted`` and ``_writers``.
     """
 
     side = "decode"
 
-    def __init__(self, host: ReceiverHost, record: Room, bootstrap: str, required_responses: int) -> None:
+    def __init__(self, host: ReceiverHost, record: Room, bootstrap: str) -> None:
         super().__init__(host.rooms, record)
         self._host = host
         self._bootstrap = bootstrap
-        self._required = required_responses
         self._lock = threading.Lock()
-        self._source: PrefillSource | None = None
+        self._group: PrefillGroup | None = None
         self._held: RequestMetadata | None = None
-        self._responded: set[int] = set()
+        self._responded: set[PrefillSource] = set()
         self._posted = False
-        self._drained = True
+        self._writers: set[PrefillSource] = set()
         self._num_pages = -1
         self._aux_index: int | None = None
         self._paired_at = 0.0
         self._posted_at = 0.0
 
-    def init(self, prefill_dp_rank: int = 0) -> None:
+    def init(self, prefill_dp_rank: int | DPChoice = DPChoice.BY_ROOM) -> None:
         """Choose the prefill DP rank. Pairs with it if that was not done before; doesn't wait.
+
+        By default it is the one that a router gives the room (:func:`~pdcore.topology.dp_rank_of`).
 
         Raises:
             RoomError: called twice.
         """
-        if self._source is not None:
+        if self._group is not None:
             raise RoomError(
                 f"init() of room {self.room} was called twice", f"prefill {self._bootstrap}", "call it once"
             )
-        source = self._host.source(self._bootstrap, prefill_dp_rank)
+        group = self._host.group(self._bootstrap, ReplicaQuery(prefill_dp_rank, self.room))
         with self._lock:
-            self._source = source
-        source.subscribe(self)
+            self._group = group
+        group.subscribe(self)
 
     def send_metadata(
         self,
@@ -93,18 +99,29 @@ class KVReceiver(RoomHandle):
         From here on the pages, slot and state items belong to the transfer until ``release_safe``.
         Does nothing in a room that has failed.
 
+        Args:
+            decode_prefix_len: tokens at the request's start that decode holds already. Whole pages of
+                them are not sent, and ``pages`` names only those after them; aux and state come anyway.
+
         Raises:
-            RoomError: before ``init``, called twice, a bad aux slot, or a prefix (not in this version).
+            RoomError: before ``init``, called twice, a bad aux slot, a negative prefix, or a prefix where
+                ``transfer.prefix_reuse`` is off.
             PlanError: pages outside the pool, or index lists that don't match the components.
         """
         if self.record.status is KVPoll.FAILED:
             return
-        if self._source is None or self._num_pages >= 0 or decode_prefix_len != 0:
+        reuse = self._host.config.transfer.prefix_reuse
+        if (
+            self._group is None
+            or self._num_pages >= 0
+            or decode_prefix_len < 0
+            or (decode_prefix_len and not reuse)
+        ):
             raise RoomError(
                 f"send_metadata() of room {self.room} was refused",
-                f"init() called: {self._source is not None}, metadata sent before: {self._num_pages >= 0}, "
-                f"decode_prefix_len={decode_prefix_len}",
-                "call init(), then send_metadata() once, with decode_prefix_len=0 (all this version has)",
+                f"init() called: {self._group is not None}, metadata sent before: {self._num_pages >= 0}, "
+                f"decode_prefix_len={decode_prefix_len}, transfer.prefix_reuse={reuse}",
+                "call init(), then send_metadata() once, with the tokens that decode holds (0: none)",
             )
         indices = index_array(pages, "KV pages")
         pools = self._host.pools
@@ -116,14 +133,20 @@ class KVReceiver(RoomHandle):
         self._num_pages, self._aux_index = len(indices), aux_index
         record = self.record
         wanted = RequestMetadata(
-            record.room, record.generation, indices, aux_index, lists, 0, record.deadline.remaining()
+            record.room,
+            record.generation,
+            indices,
+            aux_index,
+            lists,
+            decode_prefix_len,
+            record.deadline.remaining(),
         )
         with self._lock:
             self._held = wanted
         self._post_when_paired()
 
     def release_safe(self) -> bool:
-        return self.record.status.terminal and self._drained
+        return self.record.status.terminal and not self._writers
 
     def metric(self) -> RequestMetrics:
         record = self.record
@@ -152,13 +175,18 @@ class KVReceiver(RoomHandle):
         self._host.rooms.move(self.record, KVPoll.WAITING_FOR_INPUT)
         self._post_when_paired()
 
-    def give_up(self, failure: KVTransferError) -> bool:
+    def give_up(self, failure: KVTransferError, told: PrefillSource | None = None) -> bool:
         if not self.fail(failure):
             return False
-        source = self._source
-        if self._posted and source is not None:
-            self._host.abandon(source, Abort(self.room, self.record.generation, Failure.of(failure)))
+        if self._posted:
+            self._abandon(failure, [m for m in self._members if m is not told])
         return True
+
+    def remind(self) -> None:
+        """Ask again who may still write to this failed room: the question or its answer may be lost."""
+        failure = self.failure()
+        if failure is not None:
+            self._abandon(failure, [m for m in self._writers if m.ready])
 
     def fail(self, failure: KVTransferError) -> bool:
         """End the room as FAILED without a word to prefill; False if it had ended before."""
@@ -168,17 +196,19 @@ class KVReceiver(RoomHandle):
             self._held = None
         return True
 
-    def on_status(self, message: RoomStatus) -> None:
-        """Take prefill's word that the room ended."""
+    def on_status(self, source: PrefillSource, message: RoomStatus) -> None:
+        """Take the word of a prefill rank that the room ended there."""
+        if message.drained:
+            self.drained(source)
         if message.status is KVPoll.FAILED:
-            if message.drained:
-                self.drained()
-            self.fail(message.failure.error() if message.failure else self._unexplained())
+            # The other ranks may be writing yet: they are told to stop.
+            self.give_up(message.failure.error() if message.failure else self._unexplained(), source)
             return
-        self._responded.add(message.rank)
-        if message.status is not KVPoll.SUCCESS or len(self._responded) < self._required:
+        self._responded.add(source)
+        if message.status is not KVPoll.SUCCESS or self._group is None:
             return
-        self.drained()
+        if not self._responded.issuperset(self._group.senders):
+            return
         aux = self._host.pools.aux
         try:
             if aux is not None and self._aux_index is not None:
@@ -188,10 +218,10 @@ class KVReceiver(RoomHandle):
         else:
             self._host.rooms.move(self.record, KVPoll.SUCCESS)
 
-    def drained(self) -> None:
-        """No byte of this room can land any more."""
+    def drained(self, source: PrefillSource | None = None) -> None:
+        """No byte of this room can come from this prefill rank any more; None: from any."""
         with self._lock:
-            self._drained = True
+            self._writers = self._writers - {source} if source else set()
 
     @property
     def aux_slot(self) -> int | None:
@@ -200,11 +230,11 @@ class KVReceiver(RoomHandle):
 
     def is_for(self, source: PrefillSource, room: RoomId, generation: Generation) -> bool:
         """Whether a message of this source belongs to this room's life."""
-        return self.room == room and self.record.generation == generation and self._source is source
+        return self.room == room and self.record.generation == generation and self.uses(source)
 
     def uses(self, source: PrefillSource) -> bool:
         """Whether this room waits for a prefill rank."""
-        return self._source is source
+        return self._group is not None and source in self._group.members
 
     # --- inside ----------------------------------------------------------------------------
 
@@ -218,11 +248,24 @@ class KVReceiver(RoomHandle):
 
     def _post_when_paired(self) -> None:
         with self._lock:
-            wanted, source = self._held, self._source
-            if wanted is None or source is None or not source.ready or self.record.status.terminal:
+            wanted, group = self._held, self._group
+            if wanted is None or group is None or not group.ready or self.record.status.terminal:
                 return
             self._held = None
-            self._posted, self._drained = True, False
+            self._posted, self._writers = True, set(group.senders)
             self._posted_at = time.monotonic()
         self._host.rooms.move(self.record, KVPoll.TRANSFERRING)
-        self._host.request(source, wanted)
+        for member in group.members:
+            self._host.request(member, wanted)
+        # A rank that answered at once may have failed the room before the others were asked.
+        if (failure := self.failure()) is not None:
+            self._abandon(failure, group.members)
+
+    @property
+    def _members(self) -> Sequence[PrefillSource]:
+        return self._group.members if self._group is not None else ()
+
+    def _abandon(self, failure: KVTransferError, members: Iterable[PrefillSource]) -> None:
+        abort = Abort(self.room, self.record.generation, Failure.of(failure))
+        for member in members:
+            self._host.abandon(member, abort)

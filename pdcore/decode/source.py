@@ -1,4 +1,4 @@
-"""One prefill rank as decode sees it: found, asked, paired, lost."""
+"""One prefill rank as decode sees it: asked, paired, lost."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from enum import Enum
 from typing import Protocol
 
 from pdcore.backend import PeerIdentity
+from pdcore.bootstrap.record import RankRecord
 from pdcore.errors import KVTransferError
-from pdcore.model import Deadline
+from pdcore.model import Role
 from pdcore.wire import PeerDescription, Route
 
 __all__ = ["PrefillSource", "SourceState", "Subscriber"]
@@ -17,14 +18,13 @@ __all__ = ["PrefillSource", "SourceState", "Subscriber"]
 class SourceState(Enum):
     """How far the pairing with a prefill rank has come."""
 
-    FINDING = "finding"
     ASKED = "asked"
     PAIRED = "paired"
     LOST = "lost"
 
 
 class Subscriber(Protocol):
-    """A room that waits for a pairing."""
+    """Who waits for a pairing."""
 
     def paired(self) -> None:
         """The pairing is there."""
@@ -34,33 +34,23 @@ class Subscriber(Protocol):
 
 
 class PrefillSource:
-    """The pairing with the rank of ``bootstrap`` and ``dp_rank`` that this decode rank needs.
+    """The pairing with one prefill rank, reached by ``route``.
 
     The lock guards ``_state``, ``_waiting`` and ``_failure``.
     """
 
-    def __init__(self, bootstrap: str, dp_rank: int, deadline: Deadline) -> None:
-        self.bootstrap = bootstrap
-        self.dp_rank = dp_rank
-        self.deadline = deadline
-        self.route: Route | None = None
+    def __init__(self, record: RankRecord, route: Route) -> None:
+        self.identity = PeerIdentity(Role.PREFILL, record.incarnation, record.address)
+        self.rank = record.topology.unique_rank
+        self.route = route
         self.description: PeerDescription | None = None
         self._lock = threading.Lock()
-        self._state = SourceState.FINDING
+        self._state = SourceState.ASKED
         self._failure: KVTransferError | None = None
         self._waiting: list[Subscriber] = []
 
     def __str__(self) -> str:
-        if self.description is None:
-            return f"prefill DP rank {self.dp_rank} of {self.bootstrap}"
         return str(self.identity)
-
-    @property
-    def identity(self) -> PeerIdentity:
-        """Who it is, once paired."""
-        assert self.description is not None
-        d = self.description
-        return PeerIdentity(d.role, d.incarnation, d.address)
 
     @property
     def ready(self) -> bool:
@@ -68,44 +58,30 @@ class PrefillSource:
         return self._state is SourceState.PAIRED
 
     @property
-    def overdue(self) -> bool:
-        """Whether the pairing was not made by its deadline."""
-        return self._state in (SourceState.FINDING, SourceState.ASKED) and self.deadline.expired
-
-    @property
     def lost(self) -> bool:
         """Whether it is of no use any more; the next request makes a new one."""
         return self._state is SourceState.LOST
 
-    def subscribe(self, room: Subscriber) -> None:
-        """Tell a room when the pairing is there or has failed; at once if that is known."""
+    def subscribe(self, waiting: Subscriber) -> None:
+        """Tell somebody when the pairing is there or has failed; at once if that is known."""
         with self._lock:
-            state, failure = self._state, self._failure
-            if state in (SourceState.FINDING, SourceState.ASKED):
-                self._waiting.append(room)
-                return
+            failure, asked = self._failure, self._state is SourceState.ASKED
+            if asked:
+                self._waiting.append(waiting)
         if failure is not None:
-            room.fail(failure)
-        else:
-            room.paired()
-
-    def asked(self, route: Route) -> bool:
-        """Note that a PairRequest goes out on a route; False if the source was lost meanwhile."""
-        with self._lock:
-            if self._state is not SourceState.FINDING:
-                return False
-            self._state, self.route = SourceState.ASKED, route
-            return True
+            waiting.fail(failure)
+        elif not asked:
+            waiting.paired()
 
     def pair(self, description: PeerDescription) -> bool:
-        """Note that prefill accepted and tell who waits; False if nobody was asked."""
+        """Note that prefill accepted and tell who waits; False if it was lost meanwhile."""
         with self._lock:
             if self._state is not SourceState.ASKED:
                 return False
             self._state, self.description = SourceState.PAIRED, description
-            waiting, self._waiting = self._waiting, []
-        for room in waiting:
-            room.paired()
+            told, self._waiting = self._waiting, []
+        for waiting in told:
+            waiting.paired()
         return True
 
     def lose(self, failure: KVTransferError) -> bool:
@@ -114,7 +90,7 @@ class PrefillSource:
             if self._state is SourceState.LOST:
                 return False
             self._state, self._failure = SourceState.LOST, failure
-            waiting, self._waiting = self._waiting, []
-        for room in waiting:
-            room.fail(failure)
+            told, self._waiting = self._waiting, []
+        for waiting in told:
+            waiting.fail(failure)
         return True

@@ -5,20 +5,21 @@ from __future__ import annotations
 import concurrent.futures
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
-from pdcore.bootstrap import BootstrapClient
-from pdcore.bootstrap.record import RankGroup
+from pdcore.bootstrap import BootstrapClient, ReplicaQuery
+from pdcore.bootstrap.record import RankGroup, RankRecord
 from pdcore.config import Timeouts
+from pdcore.decode.group import PrefillGroup, as_failure
 from pdcore.decode.revocation import Revocations
 from pdcore.decode.source import PrefillSource
 from pdcore.engine import TransferEngine
-from pdcore.errors import FailureCode, IncompatiblePeerError, KVTransferError, PDCoreError
+from pdcore.errors import FailureCode, IncompatiblePeerError, KVTransferError
 from pdcore.liveness import Heartbeats
-from pdcore.model import Deadline
-from pdcore.pairing import pairing_misfits
-from pdcore.topology import map_ranks
+from pdcore.model import Deadline, Incarnation
+from pdcore.pairing import coverage_misfits, pairing_misfits
+from pdcore.topology import DPChoice, dp_rank_of, map_ranks, topology_misfits
 from pdcore.wire import Channel, PairReply, PairRequest, PeerDescription, Route
 
 __all__ = ["Sources"]
@@ -27,9 +28,11 @@ Lost = Callable[[PrefillSource, KVTransferError], None]
 
 
 class Sources:
-    """Prefill ranks by bootstrap address and DP rank. The lock guards ``_sources`` and ``_routes``.
+    """Groups of prefill ranks by bootstrap address and DP rank, and their ranks by route.
 
-    ``lost`` is called on the control thread with a source that could not be paired.
+    ``_dp_sizes`` remembers by bootstrap address what tells the DP rank of a room without a look-up.
+    The lock guards it, ``_groups``, ``_finding`` and ``_sources``. ``lost`` is called on the control
+    thread with a source that could not be paired.
     """
 
     def __init__(
@@ -50,47 +53,50 @@ class Sources:
         self._http = BootstrapClient("decode")
         self._revocations = Revocations(engine)
         self._lock = threading.Lock()
-        self._sources: dict[tuple[str, int], PrefillSource] = {}
-        self._routes: dict[Route, PrefillSource] = {}
+        self._groups: dict[tuple[str, int], PrefillGroup] = {}
+        self._finding: set[PrefillGroup] = set()
+        self._dp_sizes: dict[str, int] = {}
+        self._sources: dict[Route, PrefillSource] = {}
 
     def of(self, route: Route) -> PrefillSource | None:
         """Return the source that answers on a route."""
-        return self._routes.get(route)
+        return self._sources.get(route)
 
     def routes(self) -> list[Route]:
-        """Return the routes of all sources that were asked."""
+        """Return the routes of all sources."""
         with self._lock:
-            return list(self._routes)
+            return list(self._sources)
 
-    def overdue(self) -> list[PrefillSource]:
-        """Return the sources that did not pair by their deadline."""
+    def overdue(self) -> list[PrefillGroup]:
+        """Return the groups that did not pair by their deadline."""
         with self._lock:
-            return [s for s in self._sources.values() if s.overdue]
+            return [group for group in {*self._groups.values(), *self._finding} if group.overdue]
 
-    def find(self, bootstrap: str, dp_rank: int) -> PrefillSource:
-        """Return a source, looking for it if it is not known."""
-        key = (bootstrap, dp_rank)
+    def find(self, bootstrap: str, query: ReplicaQuery) -> PrefillGroup:
+        """Return a group, looking for it if it is not known."""
         with self._lock:
-            source = self._sources.get(key)
-            if source is not None and not source.lost:
-                return source
-            deadline = Deadline.after(self._timeouts.pairing)
-            source = self._sources[key] = PrefillSource(bootstrap, dp_rank, deadline)
-        future = self._http.resolve(bootstrap, dp_rank, deadline.within(self._timeouts.bootstrap))
-        future.add_done_callback(lambda f: self._channel.call(partial(self._found, source, f)))
-        return source
+            if query.choice is DPChoice.BY_ROOM and bootstrap in self._dp_sizes:
+                query = ReplicaQuery(dp_rank_of(query.room, self._dp_sizes[bootstrap]), query.room)
+            key = None if isinstance(query.choice, DPChoice) else (bootstrap, query.choice)
+            group = self._groups.get(key) if key else None
+            if group is not None and not group.lost:
+                return group
+            group = PrefillGroup(bootstrap, query, Deadline.after(self._timeouts.pairing))
+            if key:
+                self._groups[key] = group
+            else:
+                self._finding.add(group)
+        future = self._http.resolve(bootstrap, query, group.deadline.within(self._timeouts.bootstrap))
+        future.add_done_callback(lambda f: self._channel.call(partial(self._found, bootstrap, group, f)))
+        return group
 
     def drop(self, source: PrefillSource, drained: Callable[[], None]) -> None:
         """Forget a lost source; ``drained`` is called once the engine proved that it writes no more."""
         with self._lock:
-            key = (source.bootstrap, source.dp_rank)
-            if self._sources.get(key) is source:
-                del self._sources[key]
-            if source.route is not None:
-                self._routes.pop(source.route, None)
-        if source.route is not None:
-            self._heartbeats.forget(source.route)
-            self._channel.hang_up(source.route)
+            if self._sources.get(source.route) is source:
+                del self._sources[source.route]
+        self._heartbeats.forget(source.route)
+        self._channel.hang_up(source.route)
         if source.description is not None:
             self._revocations.start(source.identity.incarnation, source.description.endpoint, drained)
 
@@ -99,7 +105,7 @@ class Sources:
         misfits = reply.misfits or pairing_misfits(reply.description, self._description)
         if misfits:
             error = IncompatiblePeerError(str(source), misfits)
-            self._lost(source, _as_failure(FailureCode.INCOMPATIBLE, error))
+            self._lost(source, as_failure(FailureCode.INCOMPATIBLE, error))
         elif reply.failure is not None:
             self._lost(source, reply.failure.error())
         else:
@@ -118,27 +124,62 @@ class Sources:
         """End the bootstrap client."""
         self._http.close(deadline)
 
-    def _found(self, source: PrefillSource, future: concurrent.futures.Future[RankGroup]) -> None:
+    def _found(
+        self, bootstrap: str, group: PrefillGroup, future: concurrent.futures.Future[RankGroup]
+    ) -> None:
         if future.cancelled():
             return
         error = future.exception()
+        with self._lock:
+            self._finding.discard(group)
+            if error is not None:
+                self._dp_sizes.pop(bootstrap, None)
+            else:
+                replica = future.result().ranks[0].topology
+                self._dp_sizes[bootstrap] = replica.dp_size
+                group.query = ReplicaQuery(replica.dp_rank, group.query.room)
+                known = self._groups.get((bootstrap, replica.dp_rank))
+                if known is None or known.lost:
+                    self._groups[bootstrap, replica.dp_rank] = group
         if error is not None:
-            self._lost(source, _as_failure(FailureCode.PEER_LOST, error))
+            group.fail(as_failure(FailureCode.PEER_LOST, error))
+        else:
+            self._dial(group, future.result().ranks)
+
+    def _dial(self, group: PrefillGroup, ranks: Sequence[RankRecord]) -> None:
+        ours = self._description
+        theirs, units = ranks[0].topology, ours.layout.units
+        if topology_misfits(theirs, ours.topology, units):
+            # Pairing refuses it on both sides, and names every other misfit as well.
+            some = ranks[min(ours.topology.unique_rank, len(ranks) - 1)]
+            group.found([self._source(some)], [], partial(coverage_misfits, decode=ours))
             return
-        ranks = future.result().ranks
-        wanted = map_ranks(self._description.topology).prefill_ranks[0]
-        # A group of another size is refused by pairing, which names both sizes.
-        route = self._channel.dial(ranks[min(wanted, len(ranks) - 1)].address)
-        if source.asked(route):
-            with self._lock:
-                self._routes[route] = source
-            self._heartbeats.track(route, time.monotonic())
-            self._channel.post(route, PairRequest(self._description))
+        sharded = any(component.sharded for component in ours.state)
+        mapping = map_ranks(theirs, ours.topology, units, sharded_state=sharded)
+        senders, dummies = (
+            [self._source(ranks[rank]) for rank in wanted]
+            for wanted in (mapping.prefill_ranks, mapping.dummies)
+        )
+        group.found(senders, dummies, partial(coverage_misfits, decode=ours))
+
+    def _source(self, record: RankRecord) -> PrefillSource:
+        """Return the source of a rank; one that is not known is dialled and asked to pair."""
+        old = self._sources.get(Route(record.address.encode()))
+        if old is not None and not old.lost:
+            if old.identity.incarnation == record.incarnation:
+                return old
+            self._lost(old, _replaced(old, record.incarnation))
+        source = PrefillSource(record, self._channel.dial(record.address))
+        with self._lock:
+            self._sources[source.route] = source
+        self._heartbeats.track(source.route, time.monotonic())
+        self._channel.post(source.route, PairRequest(self._description))
+        return source
 
     def _admit(self, source: PrefillSource, description: PeerDescription) -> None:
         """Runs on a thread of its own: an earlier pairing with the same writer must be revoked first."""
         try:
-            if not self._revocations.finish(description.incarnation, source.deadline):
+            if not self._revocations.finish(description.incarnation, Deadline.after(self._timeouts.pairing)):
                 raise KVTransferError(
                     FailureCode.PEER_LOST,
                     f"{source} cannot pair again",
@@ -148,14 +189,15 @@ class Sources:
             self._engine.admit(description.endpoint)
         # An adapter may raise anything; the rooms that wait for the pairing must end.
         except Exception as error:
-            self._channel.call(partial(self._lost, source, _as_failure(FailureCode.ENGINE, error)))
+            self._channel.call(partial(self._lost, source, as_failure(FailureCode.ENGINE, error)))
         else:
             source.pair(description)
 
 
-def _as_failure(code: FailureCode, error: BaseException) -> KVTransferError:
-    if isinstance(error, KVTransferError):
-        return error
-    if isinstance(error, PDCoreError):
-        return KVTransferError(code, error.happened, error.there_is, error.to_do)
-    return KVTransferError(code, "pairing with prefill failed", repr(error), "look at both sides' logs")
+def _replaced(source: PrefillSource, by: Incarnation) -> KVTransferError:
+    return KVTransferError(
+        FailureCode.PEER_LOST,
+        f"lost {source}",
+        f"incarnation {by[:8]} runs there now",
+        "send the request again; the next one pairs with it",
+    )

@@ -1,18 +1,26 @@
 """Pure numpy: items of both sides in, a :class:`~pdcore.regions.WriteBatch` out.
 
-``runs`` merges neighbours, ``items`` plans KV pages, state slots and aux rows alike, ``split``
+``kv`` plans the pages of a request and ``state`` what is beside them, both with ``items`` (whole items,
+neighbours merged by ``runs``) or with ``pieces`` (of items that the two sides cut differently); ``split``
 cuts a batch to what an engine takes. Nothing here does I/O or loops over pages, layers or entries.
 """
 
+from pdcore.plan.indices import IndexArray, check_lists, index_array
 from pdcore.plan.items import ItemCopier
-from pdcore.plan.runs import IndexArray, Runs, index_array, merge_runs
+from pdcore.plan.kv import KVCopier
+from pdcore.plan.pieces import PieceCopier, Pieces
+from pdcore.plan.runs import Runs, merge_runs
 from pdcore.plan.split import join, slices, split_entries
 from pdcore.plan.state import plan_state
 
 __all__ = [
     "IndexArray",
     "ItemCopier",
+    "KVCopier",
+    "PieceCopier",
+    "Pieces",
     "Runs",
+    "check_lists",
     "index_array",
     "join",
     "merge_runs",

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pdcore.errors import PlanError
-from pdcore.plan.runs import IndexArray, merge_runs
+from pdcore.plan.indices import IndexArray, check_lists
+from pdcore.plan.runs import merge_runs
 from pdcore.regions import WriteBatch
 
 __all__ = ["ItemCopier"]
@@ -34,7 +34,7 @@ class ItemCopier:
         self._local_regions = np.array(local_regions, np.int64)
         self._remote_regions = np.array(remote_regions, np.int64)
         self._pair_index = np.arange(len(item_lens) + 1)
-        self._limits = (("local", local_items), ("remote", remote_items))
+        self._items = local_items, remote_items
 
     def __call__(self, local: IndexArray, remote: IndexArray) -> WriteBatch:
         """Return the batch that copies item ``local[i]`` of every buffer to ``remote[i]``.
@@ -42,20 +42,12 @@ class ItemCopier:
         Raises:
             PlanError: the lists differ in length, or an index is outside its side's buffers.
         """
+        check_lists(self._what, local, remote, *self._items)
         runs = merge_runs(local, remote)
         count = len(runs.counts)
-        if count == 0:
-            return WriteBatch.empty()
-        for (side, limit), indices in zip(self._limits, (local, remote), strict=True):
-            # As unsigned, a negative index is huge: one comparison holds both bounds.
-            if int(indices.view(np.uint64).max()) >= limit:
-                bad = indices[(indices < 0) | (indices >= limit)]
-                raise PlanError(
-                    f"{self._what} indices leave the {side} pool",
-                    f"{len(bad)} of {len(indices)}, the first is {int(bad[0])}; the pool holds {limit}",
-                    f"use indices from 0 to {limit - 1}",
-                )
         lens = self._item_lens
+        if count == 0 or len(lens) == 0:
+            return WriteBatch.empty()
         return WriteBatch(
             self._local_regions,
             self._remote_regions,

@@ -4,32 +4,12 @@ from __future__ import annotations
 
 import attrs
 import numpy as np
-import numpy.typing as npt
 
-from pdcore.errors import PlanError
+from pdcore.plan.indices import IndexArray
 
-__all__ = ["IndexArray", "Runs", "index_array", "merge_runs"]
-
-IndexArray = npt.NDArray[np.int64]
-"""Page, slot or item indices, one-dimensional int64."""
+__all__ = ["Runs", "merge_runs"]
 
 _FIRST = np.zeros(1, np.int64)
-
-
-def index_array(values: npt.ArrayLike, what: str) -> IndexArray:
-    """Return a private int64 copy of item indices.
-
-    Raises:
-        PlanError: the values are not a one-dimensional list of integers.
-    """
-    array = np.asarray(values)
-    if array.ndim != 1 or not (array.dtype.kind in "iu" or array.size == 0):
-        raise PlanError(
-            f"{what} are not a list of indices",
-            f"an array of shape {array.shape} and dtype {array.dtype}",
-            "hand in a one-dimensional sequence of integers",
-        )
-    return array.astype(np.int64)
 
 
 @attrs.frozen(eq=False)
@@ -42,18 +22,8 @@ class Runs:
 
 
 def merge_runs(local: IndexArray, remote: IndexArray) -> Runs:
-    """Merge the pairs ``local[i] -> remote[i]`` into runs, keeping their order.
-
-    Raises:
-        PlanError: the two lists differ in length.
-    """
+    """Merge the pairs ``local[i] -> remote[i]`` of two equally long lists into runs, in their order."""
     n = len(local)
-    if n != len(remote):
-        raise PlanError(
-            "the index lists of the two sides differ in length",
-            f"{n} local and {len(remote)} remote indices",
-            "hand in one remote index for every local one",
-        )
     if n <= 1:
         return Runs(local, remote, np.ones(n, np.int64))
     broken = (local[1:] - local[:-1] != 1) | (remote[1:] - remote[:-1] != 1)

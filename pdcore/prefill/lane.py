@@ -38,10 +38,15 @@ class Lane:
                 self._closed = True
                 self._jobs.put(None)
 
+    @property
+    def ended(self) -> bool:
+        """Whether the thread has ended."""
+        return not self._thread.is_alive()
+
     def join(self, deadline: Deadline) -> bool:
         """Wait for the end; return whether it came before the deadline."""
         self._thread.join(deadline.remaining())
-        return not self._thread.is_alive()
+        return self.ended
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:

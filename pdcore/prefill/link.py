@@ -13,13 +13,15 @@ import numpy as np
 from pdcore.backend import AuxTransport, PeerIdentity, StatePlan, StateRequest
 from pdcore.budget import EntryBudget
 from pdcore.engine import Peer, TransferEngine
-from pdcore.errors import IncompatiblePeerError, Misfit, PlanError
+from pdcore.errors import FailureCode, IncompatiblePeerError, KVTransferError, Misfit, PlanError
 from pdcore.model import Deadline, RoomId
-from pdcore.plan import IndexArray, ItemCopier, plan_state
+from pdcore.pairing import chosen_aux_transport
+from pdcore.plan import IndexArray, ItemCopier, KVCopier, plan_state
 from pdcore.pools import Pools, RegionTable
 from pdcore.prefill.delivery import Delivery, TransferKVChunk
 from pdcore.prefill.lane import Lane
 from pdcore.regions import WriteBatch
+from pdcore.topology import Topology, map_ranks, served_ranks
 from pdcore.wire import PeerDescription, RequestMetadata, Route
 
 __all__ = ["Destination", "Outbox", "PeerLink"]
@@ -57,19 +59,36 @@ class Outbox:
 
 
 class PeerLink:
-    """A decode rank that asked to be paired. ``connect`` runs on the first lane; then it is ready."""
+    """A decode rank that asked to be paired. ``connect`` runs on the first lane; then it is ready.
+
+    Of its group, ``served`` ranks ask this prefill rank for each room. To a ``dummy`` it sends nothing:
+    another rank sends the same. It sends the aux row if it ``carries_aux``.
+    """
 
     def __init__(
-        self, route: Route, description: PeerDescription, engine: TransferEngine, lanes: int
+        self,
+        route: Route,
+        ours: PeerDescription,
+        description: PeerDescription,
+        engine: TransferEngine,
+        lanes: int,
     ) -> None:
         self.route = route
         self.description = description
+        self.rank = description.topology.unique_rank
+        groups = ours.topology, description.topology, ours.layout.units
+        sharded = any(component.sharded for component in description.state)
+        mapping = map_ranks(*groups, sharded_state=sharded)
+        self.served = len(served_ranks(*groups, sharded_state=sharded))
+        self.dummy = ours.topology.unique_rank not in mapping.prefill_ranks
+        self.carries_aux = ours.topology.unique_rank == mapping.aux_rank
         self.identity = PeerIdentity(description.role, description.incarnation, description.address)
         self.budget = EntryBudget(engine.capabilities.max_outstanding_entries)
+        self.aux_transport = chosen_aux_transport(ours, description)
         self.lost = False
         self._engine = engine
         self._peer: Peer | None = None
-        self._kv: ItemCopier | None = None
+        self._kv: KVCopier | None = None
         self._aux: ItemCopier | None = None
         self._state: list[Callable[[IndexArray, IndexArray], WriteBatch]] = []
         name = description.incarnation[:8]
@@ -93,12 +112,12 @@ class PeerLink:
 
     def connect(
         self,
+        topology: Topology,
         pools: Pools,
-        aux_transport: AuxTransport,
         state_plan: Callable[[StateRequest], StatePlan | None],
         deadline: Deadline,
     ) -> None:
-        """Connect the engine and prepare the planners.
+        """Connect the engine and prepare the planners; ``topology`` is this prefill rank's.
 
         Raises:
             EngineError: the engine cannot reach the peer.
@@ -106,7 +125,7 @@ class PeerLink:
         """
         there = self.description
         table = RegionTable.of(there.layout, there.state, there.aux, there.aux_slots)
-        self._state = self._plan_state(pools, table, state_plan)
+        self._state = self._plan_state(topology, pools, table, state_plan)
         peer = self._engine.connect(there.endpoint, there.regions, deadline)
         found = tuple((r.name, r.length, r.item_len) for r in peer.regions)
         if found != table.expected:
@@ -116,13 +135,12 @@ class PeerLink:
                 "register the pools that the layout describes",
             )  # fmt: skip
             raise IncompatiblePeerError(str(self.identity), [misfit])
-        here, lens = pools.table, [b.item_len for b in pools.layout.buffers]
-        self._kv = ItemCopier(
-            "KV page", lens, here.kv, table.kv, pools.layout.num_pages, there.layout.num_pages
-        )
+        here = pools.table
+        self._kv = KVCopier(topology, there.topology, pools.layout, there.layout, here.kv, table.kv)
         if (
             pools.aux
-            and aux_transport is AuxTransport.ENGINE
+            and self.aux_transport is AuxTransport.ENGINE
+            and self.carries_aux
             and here.aux is not None
             and table.aux is not None
         ):
@@ -133,12 +151,24 @@ class PeerLink:
         self._peer = peer
 
     def _plan_state(
-        self, pools: Pools, table: RegionTable, state_plan: Callable[[StateRequest], StatePlan | None]
+        self,
+        topology: Topology,
+        pools: Pools,
+        table: RegionTable,
+        state_plan: Callable[[StateRequest], StatePlan | None],
     ) -> list[Callable[[IndexArray, IndexArray], WriteBatch]]:
         copiers, misfits = [], []
         rows = zip(pools.state, self.description.state, pools.table.state, table.state, strict=True)
         for pool, remote, local_regions, remote_regions in rows:
-            request = StateRequest(pool.component, remote, local_regions, remote_regions)
+            request = StateRequest(
+                pool.component,
+                remote,
+                local_regions,
+                remote_regions,
+                topology,
+                self.description.topology,
+                pools.layout.attention,
+            )
             plan = state_plan(request) or plan_state(request)
             if plan.copier is None:
                 kind = pool.component.kind
@@ -156,7 +186,7 @@ class PeerLink:
             PlanError: index lists differ in length or leave a pool.
         """
         assert self._kv is not None
-        batches = [self._kv(chunk.pages, wanted.pages[chunk.start : chunk.start + len(chunk.pages)])]
+        batches = [self._kv(chunk.pages, chunk.start, wanted.pages, wanted.decode_prefix_len)]
         if chunk.is_last:
             if len(chunk.state_indices) != len(self._state) or len(wanted.state_indices) != len(self._state):
                 raise PlanError(
@@ -182,6 +212,11 @@ class PeerLink:
         for outbox in self._outboxes:
             outbox.lane.close()
 
+    @property
+    def ended(self) -> bool:
+        """Whether all lanes have ended."""
+        return all(outbox.lane.ended for outbox in self._outboxes)
+
     def join(self, deadline: Deadline) -> bool:
         """Wait for the lanes; return whether all ended before the deadline."""
         return all(outbox.lane.join(deadline) for outbox in self._outboxes)
@@ -198,3 +233,18 @@ class Destination:
     link: PeerLink
     wanted: RequestMetadata
     deadline: Deadline
+
+    def disagreement(self, num_pages: int, aux_index: int | None, page_size: int) -> KVTransferError | None:
+        """Return how this request differs from what prefill's ``init`` announced, or None."""
+        wanted = self.wanted
+        held = wanted.decode_prefix_len // page_size
+        same_aux = (wanted.aux_index is None) == (aux_index is None)
+        if held >= 0 and len(wanted.pages) + held == num_pages and same_aux:
+            return None
+        return KVTransferError(
+            FailureCode.PLAN,
+            f"prefill and decode disagree about room {wanted.room}",
+            f"prefill announces {num_pages} pages and aux slot {aux_index}, decode holds {held} pages and "
+            f"wants {len(wanted.pages)}, and aux slot {wanted.aux_index} ({self.link.identity})",
+            "hand the same request to both sides: its pages, and an aux slot to both or to none",
+        )

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 
-from pdcore.backend import AuxTransport, StatePlan, StateRequest
+from pdcore.backend import StatePlan, StateRequest
 from pdcore.config import Config
 from pdcore.engine import TransferEngine
 from pdcore.errors import EngineError, FailureCode, IncompatiblePeerError, PDCoreError
@@ -23,7 +23,10 @@ _log = logging.getLogger("pdcore.prefill")
 
 
 class Links:
-    """The paired decode ranks by route. The lock guards ``_links``; the control thread adds to it."""
+    """The paired decode ranks by route, and those that were lost until their lanes have ended.
+
+    The lock guards ``_links``, which the control thread adds to, and ``_leaving``.
+    """
 
     def __init__(
         self,
@@ -31,7 +34,6 @@ class Links:
         pools: Pools,
         config: Config,
         description: PeerDescription,
-        aux_transport: AuxTransport,
         state_plan: Callable[[StateRequest], StatePlan | None],
         post: Callable[[Route, Message], None],
     ) -> None:
@@ -39,11 +41,11 @@ class Links:
         self._pools = pools
         self._config = config
         self._description = description
-        self._aux_transport = aux_transport
         self._state_plan = state_plan
         self._post = post
         self._lock = threading.Lock()
         self._links: dict[Route, PeerLink] = {}
+        self._leaving: list[PeerLink] = []
 
     def get(self, route: Route) -> PeerLink | None:
         """Return the link of a route."""
@@ -58,9 +60,16 @@ class Links:
         """Begin to pair with a decode rank, whose earlier link was ``old``; False if it does not fit."""
         misfits = pairing_misfits(self._description, there)
         if misfits:
+            _log.warning("%s", IncompatiblePeerError(there.address, misfits))
             self._post(route, PairReply(self._description, misfits))
             return False
-        link = PeerLink(route, there, self._engine, self._config.transfer.lanes_per_peer)
+        link = PeerLink(route, self._description, there, self._engine, self._config.transfer.lanes_per_peer)
+        if link.aux_transport is not self._description.aux_transports[0]:
+            _log.warning(
+                "aux rows go to %s over %s: it takes them no other way",
+                link.identity,
+                link.aux_transport.value,
+            )
         with self._lock:
             self._links[route] = link
         link.outbox(RoomId(0)).lane.put(partial(self._connect, link, old))
@@ -71,12 +80,14 @@ class Links:
         with self._lock:
             if self._links.get(link.route) is link:
                 del self._links[link.route]
+            self._leaving = [*(old for old in self._leaving if not old.ended), link]
         link.lost = True
         link.close()
 
     def close(self, deadline: Deadline) -> None:
-        """Let all lanes end and wait for them."""
-        links = self.all()
+        """Let all lanes end and wait for them, those of lost peers as well."""
+        with self._lock:
+            links = [*self._links.values(), *self._leaving]
         for link in links:
             link.close()
         for link in links:
@@ -96,7 +107,8 @@ class Links:
                     f"{limit:g} s passed",
                     "try again later",
                 )
-            link.connect(self._pools, self._aux_transport, self._state_plan, deadline)
+            topology = self._description.topology
+            link.connect(topology, self._pools, self._state_plan, deadline)
         # An adapter may raise anything; decode must learn that it is not paired, and why.
         except Exception as error:
             _log.warning("cannot pair with %s: %s", link.identity, error)

@@ -8,13 +8,14 @@ import time
 from functools import partial
 
 from pdcore.backend import AuxTransport
-from pdcore.bootstrap import BootstrapClient, RankRecord
-from pdcore.config import MAX_SECONDS, Config, TransferModel
+from pdcore.bootstrap import BootstrapClient, RankRecord, RoomsRecord
+from pdcore.config import MAX_SECONDS, Config
 from pdcore.errors import FailureCode, KVTransferError
 from pdcore.manager import Manager
 from pdcore.metadata import AuxDataCodec
-from pdcore.model import Deadline, KVPoll, Role, RoomId
+from pdcore.model import Deadline, Role, RoomId
 from pdcore.pools import Pools
+from pdcore.prefill import answers
 from pdcore.prefill.delivery import Delivery
 from pdcore.prefill.link import Destination, PeerLink
 from pdcore.prefill.links import Links
@@ -23,18 +24,16 @@ from pdcore.prefill.sender import KVSender
 from pdcore.prefill.transfer import Shipment
 from pdcore.quarantine import Quarantine
 from pdcore.selection import Backend
-from pdcore.topology import Topology, map_ranks
+from pdcore.topology import Topology
 from pdcore.wire import (
     Abort,
     AuxRow,
     Bye,
-    Failure,
     Heartbeat,
     Message,
     PairRequest,
     Released,
     RequestMetadata,
-    RoomStatus,
     Route,
 )
 
@@ -64,7 +63,6 @@ class PrefillManager(Manager):
     ) -> None:
         super().__init__(Role.PREFILL, backend, pools, topology, config or Config())
         self.quarantine = Quarantine()
-        self.inline = self.config.transfer.model is TransferModel.INLINE
         self.bootstrap = bootstrap
         self._lock = threading.Lock()
         self._senders: dict[RoomId, KVSender] = {}
@@ -82,7 +80,6 @@ class PrefillManager(Manager):
             pools,
             self.config,
             self.describe(self.address),
-            self.aux_route.transport,
             backend.state_plan,
             self.channel.post,
         )
@@ -104,13 +101,21 @@ class PrefillManager(Manager):
         """
         self._check_open()
         record = self.rooms.open(room, deadline or Deadline.after(self.config.timeouts.request))
-        sender = KVSender(self, record, map_ranks(self.topology).required_destinations)
+        sender = KVSender(self, record)
         with self._lock:
             self._senders[room] = sender
-        parked = self._parking.take(room)
-        if parked is not None:
+        for parked in self._parking.take(room):
             sender.accept(parked)
         return sender
+
+    def register_dp_rank(self, *rooms: RoomId) -> None:
+        """Tell the bootstrap service that this DP rank took some rooms; never waits.
+
+        One rank of the replica suffices. Decode finds them by ``init(DPChoice.QUERY)``.
+        """
+        self._check_open()
+        record = RoomsRecord(rooms, self.topology.dp_rank)
+        self._http.register_rooms(self.bootstrap, record, self.config.timeouts.bootstrap)
 
     # --- what senders ask ------------------------------------------------------------------
 
@@ -133,19 +138,18 @@ class PrefillManager(Manager):
             self.channel.post(destination.link.route, message)
 
     def conclusion(self, sender: KVSender, destination: Destination) -> list[Message]:
-        """Return what tells a destination that its room succeeded, aux first."""
+        """Return what tells a destination that its room succeeded, aux first; a dummy awaits nothing."""
         wanted, out = destination.wanted, list[Message]()
-        aux = sender.aux_index
-        if self._aux_codec and aux is not None and self.aux_route.transport is AuxTransport.TCP:
+        if destination.link.dummy:
+            return out
+        aux = sender.aux_index if destination.link.carries_aux else None
+        if self._aux_codec and aux is not None and destination.link.aux_transport is AuxTransport.TCP:
             out.append(AuxRow(wanted.room, wanted.generation, self._aux_codec.encode(aux)))
-        rank = self.topology.unique_rank
-        out.append(RoomStatus(wanted.room, wanted.generation, rank, KVPoll.SUCCESS, drained=True))
-        return out
+        return [*out, answers.succeeded(wanted, self.topology.unique_rank)]
 
     def failed(self, destination: Destination, failure: KVTransferError, *, drained: bool) -> Message:
         """Return what tells a destination that its room failed."""
-        wanted, rank = destination.wanted, self.topology.unique_rank
-        return RoomStatus(wanted.room, wanted.generation, rank, KVPoll.FAILED, drained, Failure.of(failure))
+        return answers.failed(destination.wanted, self.topology.unique_rank, failure, drained=drained)
 
     def forget(self, sender: KVSender) -> None:
         """Free the id of a room that was cleared; one that is not drained stays known until it is."""
@@ -157,7 +161,8 @@ class PrefillManager(Manager):
 
     def suspect(self, link: PeerLink, failure: KVTransferError) -> None:
         """An engine says that this peer is gone: fail all its rooms now."""
-        self.channel.call(partial(self._lose, link.route, failure.happened))
+        why = f"{failure.happened}: {failure.there_is}"
+        self.channel.call(partial(self._lose, link.route, why))
 
     # --- on the control thread -------------------------------------------------------------
 
@@ -185,7 +190,7 @@ class PrefillManager(Manager):
     def _on_metadata(self, route: Route, wanted: RequestMetadata) -> None:
         link = self._links.get(route)
         if link is None or not link.ready:
-            self.channel.post(route, self._not_paired(wanted))
+            self.channel.post(route, answers.not_paired(wanted, self.topology.unique_rank, self.address))
             return
         if not wanted.remaining > 0:
             self.channel.counts["stale"] += 1
@@ -193,14 +198,14 @@ class PrefillManager(Manager):
         destination = Destination(link, wanted, Deadline.after(min(wanted.remaining, MAX_SECONDS)))
         with self._lock:
             sender = self._senders.get(wanted.room)
-            evicted = None if sender else self._parking.put(destination)
-        if evicted is not None:
-            self.tell(evicted[0], self.failed(evicted[0], evicted[1], drained=True))
+            evicted = [] if sender else self._parking.put(destination)
+        for other, failure in evicted:
+            self.tell(other, self.failed(other, failure, drained=True))
         if sender is None or sender.accept(destination):
             return
-        failure = sender.failure()
-        if failure is not None and not sender.promised_to(route, wanted.generation):
-            self.tell(destination, self.failed(destination, failure, drained=True))
+        ended = sender.failure()
+        if ended is not None and not sender.promised_to(route, wanted.generation):
+            self.tell(destination, self.failed(destination, ended, drained=True))
         else:
             self.channel.counts["stale"] += 1
 
@@ -264,16 +269,6 @@ class PrefillManager(Manager):
         if self._draining:
             with self._lock:
                 self._draining = [s for s in self._draining if not s.drained]
-
-    def _not_paired(self, wanted: RequestMetadata) -> RoomStatus:
-        failure = Failure(
-            FailureCode.PEER_LOST,
-            f"prefill {self.address} is not paired with who asked for room {wanted.room}",
-            "it lost its peer, or was started anew",
-            "send the request again; the next one pairs anew",
-        )
-        rank = self.topology.unique_rank
-        return RoomStatus(wanted.room, wanted.generation, rank, KVPoll.FAILED, True, failure)
 
     # --- at the end ------------------------------------------------------------------------
 

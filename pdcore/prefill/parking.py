@@ -15,44 +15,58 @@ __all__ = ["Parking"]
 CAPACITY = 65_536
 
 
+Evicted = tuple[Destination, KVTransferError]
+"""A request that had to give way, and what to tell it."""
+
+
 class Parking:
-    """At most ``CAPACITY`` requests by room. The lock guards ``_parked``."""
+    """At most ``CAPACITY`` rooms, with one request of each decode rank. The lock guards ``_parked``."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._parked: OrderedDict[RoomId, Destination] = OrderedDict()
+        self._parked: OrderedDict[RoomId, tuple[Destination, ...]] = OrderedDict()
 
-    def put(self, destination: Destination) -> tuple[Destination, KVTransferError] | None:
-        """Park a request; return one that had to give way, with the reason to tell it."""
+    def put(self, destination: Destination) -> list[Evicted]:
+        """Park a request; return those that had to give way."""
         room = destination.wanted.room
         with self._lock:
-            old = self._parked.pop(room, None)
-            self._parked[room] = destination
-            if old is not None:
-                return old, KVTransferError(
-                    FailureCode.ABORTED,
-                    f"room {room} was asked for again before prefill opened it",
-                    f"{old.link.identity} asked first, then {destination.link.identity}",
-                    "use one room id per request",
-                )
-            if len(self._parked) <= CAPACITY:
-                return None
-            return self._parked.popitem(last=False)[1], KVTransferError(
-                FailureCode.ABORTED,
-                "prefill holds too many requests that it opened no room for",
-                f"{CAPACITY} requests",
-                "send every request to both sides",
-            )
+            before = self._parked.pop(room, ())
+            again = [d for d in before if d.link.rank == destination.link.rank]
+            self._parked[room] = (*(d for d in before if d not in again), destination)
+            oldest = self._parked.popitem(last=False)[1] if len(self._parked) > CAPACITY else ()
+        return [(d, _asked_again(d, destination)) for d in again] + [(d, _too_many()) for d in oldest]
 
-    def take(self, room: RoomId) -> Destination | None:
-        """Take the request that waits for a room."""
+    def take(self, room: RoomId) -> tuple[Destination, ...]:
+        """Take the requests that wait for a room."""
         with self._lock:
-            return self._parked.pop(room, None)
+            return self._parked.pop(room, ())
 
     def drop(self, gone: Callable[[Destination], bool]) -> None:
         """Drop the requests that a test picks."""
         if not self._parked:
             return
         with self._lock:
-            for room in [room for room, d in self._parked.items() if gone(d)]:
-                del self._parked[room]
+            for room, parked in list(self._parked.items()):
+                kept = tuple(d for d in parked if not gone(d))
+                if not kept:
+                    del self._parked[room]
+                elif len(kept) < len(parked):
+                    self._parked[room] = kept
+
+
+def _asked_again(first: Destination, then: Destination) -> KVTransferError:
+    return KVTransferError(
+        FailureCode.ABORTED,
+        f"room {first.wanted.room} was asked for again before prefill opened it",
+        f"{first.link.identity} asked first, then {then.link.identity}",
+        "use one room id per request",
+    )
+
+
+def _too_many() -> KVTransferError:
+    return KVTransferError(
+        FailureCode.ABORTED,
+        "prefill holds too many requests that it opened no room for",
+        f"{CAPACITY} requests",
+        "send every request to both sides",
+    )

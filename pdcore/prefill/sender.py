@@ -53,17 +53,17 @@ class SenderHost(Protocol):
 class KVSender(RoomHandle):
     """Sends the KV cache of one room. Made by ``PrefillManager.sender``; one scheduler thread calls it.
 
-    The lock guards ``_destinations``, ``_held``, ``_unfinished`` and ``_in_flight``.
+    The lock guards ``_destinations``, ``_complete``, ``_held``, ``_unfinished`` and ``_in_flight``.
     """
 
     side = "prefill"
 
-    def __init__(self, host: SenderHost, record: Room, required_destinations: int) -> None:
+    def __init__(self, host: SenderHost, record: Room) -> None:
         super().__init__(host.rooms, record)
         self._host = host
-        self._required = required_destinations
         self._lock = threading.Lock()
         self._destinations: list[Destination] = []
+        self._complete = False
         self._held: list[TransferKVChunk] = []
         self._unfinished = 0
         self._in_flight = 0
@@ -95,8 +95,8 @@ class KVSender(RoomHandle):
             )
         self._host.pools.check_aux_slot(self.room, aux_index)
         self._num_pages, self._aux_index = num_pages, aux_index
-        if self._destinations:
-            self._check_destination(self._destinations[-1])
+        for destination in self._destinations:
+            self._check_destination(destination)
 
     def send(self, pages: npt.ArrayLike, state_indices: Sequence[npt.ArrayLike] | None = None) -> None:
         """Send the next pages of this request, in its logical order; a chunked prefill calls it often.
@@ -117,7 +117,7 @@ class KVSender(RoomHandle):
             self._sent += len(chunk.pages)
             self._last_sent = chunk.is_last
             self._unfinished += 1
-            if len(self._destinations) < self._required:
+            if not self._complete:
                 self._held.append(chunk)
                 return
         self._dispatch(chunk, from_send=True)
@@ -169,20 +169,26 @@ class KVSender(RoomHandle):
         return any(d.link.route == route and d.wanted.generation == generation for d in self._destinations)
 
     def accept(self, destination: Destination) -> bool:
-        """Take a destination; return False if the room is past BOOTSTRAPPING (a stale message)."""
+        """Take a destination; return False if the room is past BOOTSTRAPPING (a stale message).
+
+        The room waits for all the decode ranks that ask this prefill rank.
+        """
+        link = destination.link
         with self._lock:
-            missing = self._required - len(self._destinations)
-            if self.record.status is not KVPoll.BOOTSTRAPPING or missing == 0:
+            twice = any(d.link.rank == link.rank for d in self._destinations)
+            if self.record.status is not KVPoll.BOOTSTRAPPING or self._complete or twice:
                 return False
             # A new list, so that who reads it without the lock sees the old or the new one whole.
             self._destinations = [*self._destinations, destination]
-            if missing > 1:
+            self._complete = len(self._destinations) >= link.served
+            if not self._complete:
                 return True
             held, self._held = self._held, []
             self._met_at = time.monotonic()
-        self._host.rooms.tighten(self.record, destination.deadline)
+        for known in self._destinations:
+            self._host.rooms.tighten(self.record, known.deadline)
         self._host.rooms.move(self.record, KVPoll.WAITING_FOR_INPUT)
-        if self._num_pages >= 0 and not self._check_destination(destination):
+        if self._num_pages >= 0 and not all(map(self._check_destination, self._destinations)):
             return True
         for chunk in held:
             self._dispatch(chunk, from_send=False)
@@ -233,9 +239,11 @@ class KVSender(RoomHandle):
             self._host.rooms.move(self.record, KVPoll.TRANSFERRING)
         record = self.record
         with self._lock:
-            destinations = list(self._destinations)
+            destinations = [d for d in self._destinations if not d.link.dummy]
             self._unfinished += len(destinations) - 1
             self._in_flight += len(destinations)
+        if not destinations:
+            self._settle()
         for d in destinations:
             plan = partial(d.link.plan, chunk, d.wanted)
             on_end = partial(self._on_end, d.link)
@@ -260,6 +268,11 @@ class KVSender(RoomHandle):
         with self._lock:
             self._in_flight -= 1
             self._unfinished -= 1
+        self._settle()
+
+    def _settle(self) -> None:
+        """End the room if nothing of it is left to do."""
+        with self._lock:
             drained = self._in_flight == 0
             complete = self._unfinished == 0 and self._last_sent
             destinations = list(self._destinations)
@@ -278,17 +291,8 @@ class KVSender(RoomHandle):
             self._host.tell(destination, message)
 
     def _check_destination(self, destination: Destination) -> bool:
-        there = len(destination.wanted.pages)
-        aux = destination.wanted.aux_index
-        if there == self._num_pages and (aux is None) == (self._aux_index is None):
-            return True
-        self.give_up(
-            KVTransferError(
-                FailureCode.PLAN,
-                f"prefill and decode disagree about room {self.room}",
-                f"prefill announces {self._num_pages} pages and aux slot {self._aux_index}, "
-                f"decode wants {there} pages and aux slot {aux} ({destination.link.identity})",
-                "hand the same number of pages to both sides, and an aux slot to both or to none",
-            )
-        )
-        return False
+        page_size = self._host.pools.layout.page_size
+        failure = destination.disagreement(self._num_pages, self._aux_index, page_size)
+        if failure is not None:
+            self.give_up(failure)
+        return failure is None

@@ -38,7 +38,7 @@ class Channel:
     """Owns the sockets and the thread ``pdcore-<name>-control``.
 
     ``on_message`` and ``on_tick`` run on that thread: they must neither block nor plan. ``counts``
-    holds how many messages were malformed or undeliverable.
+    holds how many messages were malformed or undeliverable, ``sent`` how many were sent.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class Channel:
         max_message_bytes: int,
     ) -> None:
         self.counts: Counter[str] = Counter()
+        self.sent = 0
         self._identity = incarnation.encode()
         self._on_message, self._on_tick, self._tick = on_message, on_tick, tick
         self._max_bytes = max_message_bytes
@@ -201,6 +202,8 @@ class Channel:
                 self._router.send_multipart([route, *frames], zmq.NOBLOCK, copy=False)
             else:
                 self.counts["undeliverable"] += 1
+                return
+            self.sent += 1
         except (zmq.ZMQError, WireError) as error:
             self._count("undeliverable", route, error)
 

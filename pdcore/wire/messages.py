@@ -56,6 +56,7 @@ class PeerDescription:
     """All that a peer must know before the first transfer.
 
     ``endpoint`` and ``regions`` are the engine's; ``protocol`` is the one it was started with.
+    ``aux_transports`` are the ways that aux rows may travel, the preferred one first.
     """
 
     role: Role
@@ -69,7 +70,7 @@ class PeerDescription:
     state: tuple[StateComponent, ...]
     aux: AuxSchema | None
     aux_slots: int
-    aux_transport: AuxTransport
+    aux_transports: tuple[AuxTransport, ...]
     endpoint: bytes
     regions: bytes
 

@@ -1,0 +1,35 @@
+"""Which prefill DP rank took a room: told by prefill, asked by decode, forgotten after a while."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from pdcore.model import Clock, RoomId
+
+__all__ = ["RoomRanks"]
+
+ROOM_SECONDS = 600.0
+"""A room that decode has not asked for by then is forgotten."""
+MAX_ROOMS = 1_000_000
+
+
+class RoomRanks:
+    """DP ranks by room, the oldest first. Owned by the service's loop."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._ranks: OrderedDict[RoomId, tuple[int, float]] = OrderedDict()
+
+    def register(self, rooms: tuple[RoomId, ...], dp_rank: int) -> None:
+        """Note who took these rooms; the last word counts."""
+        now = self._clock()
+        for room in rooms:
+            self._ranks.pop(room, None)
+            self._ranks[room] = (dp_rank, now + ROOM_SECONDS)
+        while self._ranks and (len(self._ranks) > MAX_ROOMS or next(iter(self._ranks.values()))[1] < now):
+            self._ranks.popitem(last=False)
+
+    def of(self, room: RoomId) -> int | None:
+        """Return the DP rank that took a room, if that is known."""
+        found = self._ranks.get(room)
+        return found[0] if found is not None and found[1] >= self._clock() else None

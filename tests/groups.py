@@ -1,0 +1,180 @@
+"""Whole groups of prefill and decode ranks in one process, and what decode must hold in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+from pair import SCHEMA, SLOTS, config, soon
+
+from pdcore import (
+    BootstrapServer,
+    DecodeManager,
+    KVLayout,
+    KVPoll,
+    KVReceiver,
+    KVSender,
+    MetadataBuffers,
+    Pools,
+    PrefillManager,
+    RoomId,
+    StateComponent,
+    Topology,
+    select,
+)
+from pdcore.topology import DPChoice
+
+PAGE_SIZE, PAGES, HEAD_DIM, LATENT = 4, 48, 8, 24
+
+Group = list[Topology]
+
+
+def ranks(*, tp: int = 1, pp: int = 1, cp: int = 1, dp_size: int = 1, dp_rank: int = 0) -> Group:
+    """All ranks of one DP replica."""
+    return list(Topology(tp_size=tp, pp_size=pp, cp_size=cp, dp_size=dp_size, dp_rank=dp_rank).replica())
+
+
+@attrs.frozen
+class Model:
+    """A model's KV cache: its layers, and its KV heads (0: one latent per token)."""
+
+    layers: int = 4
+    kv_heads: int = 4
+
+    def layout(self, rank: Topology) -> KVLayout:
+        """Return what a rank holds of it."""
+        per_stage = max(1, self.layers // rank.pp_size)
+        layers = range(rank.pp_rank * per_stage, (rank.pp_rank + 1) * per_stage)
+        if not self.kv_heads:
+            return KVLayout.latent(layers=layers, latent_dim=LATENT, page_size=PAGE_SIZE, num_pages=PAGES)
+        return KVLayout.heads(
+            layers=layers,
+            kv_heads=max(1, self.kv_heads // rank.tp_size),
+            head_dim=HEAD_DIM,
+            page_size=PAGE_SIZE,
+            num_pages=PAGES,
+            total_kv_heads=self.kv_heads,
+        )
+
+    def heads(self, rank: Topology) -> list[int]:
+        """Return the KV heads that a rank holds; a latent counts as one."""
+        if not self.kv_heads:
+            return [0]
+        if rank.tp_size > self.kv_heads:
+            return [rank.tp_rank * self.kv_heads // rank.tp_size]
+        held = self.kv_heads // rank.tp_size
+        return list(range(rank.tp_rank * held, (rank.tp_rank + 1) * held))
+
+
+def logical(layer: int, part: str, token: int, head: int, width: int) -> npt.NDArray[np.uint8]:
+    """The bytes of one head of one token of one layer, the same wherever they lie."""
+    seed = np.array([layer, ord(part[0]), token, head], np.uint64)
+    return np.random.default_rng(seed.tolist()).integers(1, 256, width, np.uint8)
+
+
+def page_of(model: Model, rank: Topology, layout: KVLayout, buffer: int, page: int) -> npt.NDArray[np.uint8]:
+    """The bytes that page ``page`` of the request has on a rank."""
+    described, heads = layout.buffers[buffer], model.heads(rank)
+    width = described.item_len // PAGE_SIZE // len(heads)
+    tokens = range(page * PAGE_SIZE, (page + 1) * PAGE_SIZE)
+    return np.concatenate(
+        [logical(described.layer, described.part, token, head, width) for token in tokens for head in heads]
+    )
+
+
+@attrs.define
+class Groups:
+    """Both groups, paired on first use. Manager ``i`` is that of rank ``i``."""
+
+    model: Model
+    bootstrap: str
+    prefill: list[PrefillManager]
+    decode: list[DecodeManager]
+
+    def open(
+        self, room: int, *, dp_rank: int = 0, choice: int | DPChoice = 0
+    ) -> tuple[list[KVSender], list[KVReceiver]]:
+        """Open a room on all ranks of a prefill replica and on all decode ranks, which choose it so."""
+        chosen = [m for m in self.prefill if m.topology.dp_rank == dp_rank]
+        senders = [manager.sender(RoomId(room)) for manager in chosen]
+        receivers = [manager.receiver(self.bootstrap, RoomId(room)) for manager in self.decode]
+        for receiver in receivers:
+            receiver.init(choice)
+        return senders, receivers
+
+    def write(self, manager: PrefillManager, pages: Sequence[int]) -> None:
+        """Fill a prefill rank's pages with the request's content."""
+        layout = manager.pools.layout
+        for buffer, array in enumerate(manager.pools.arrays):
+            for number, page in enumerate(pages):
+                array[page] = page_of(self.model, manager.topology, layout, buffer, number)
+
+    def wipe(self) -> None:
+        """Zero all pages of the decode ranks."""
+        for manager in self.decode:
+            for array in manager.pools.arrays:
+                array.fill(0)
+
+    def check(self, manager: DecodeManager, pages: Sequence[int], held: int = 0) -> None:
+        """Check each byte of a decode rank: the pages after ``held`` arrived, nothing else was touched."""
+        layout, topology = manager.pools.layout, manager.topology
+        for buffer, array in enumerate(manager.pools.arrays):
+            expected = np.zeros_like(array)
+            for number, page in enumerate(pages):
+                expected[page] = page_of(self.model, topology, layout, buffer, held + number)
+            assert np.array_equal(array, expected), layout.buffers[buffer].name
+
+
+def ended(handles: Sequence[KVSender | KVReceiver]) -> None:
+    """Wait until all have succeeded, and clear them."""
+    for handle in handles:
+        assert handle.wait(soon()) is KVPoll.SUCCESS, handle.failure()
+        assert handle.release_safe()
+    for handle in handles:
+        handle.clear()
+
+
+@contextmanager
+def groups(
+    model: Model,
+    prefill: Group,
+    decode: Group,
+    *,
+    backend: str = "local",
+    state: Callable[[Topology], Sequence[StateComponent]] = lambda _: (),
+) -> Iterator[Groups]:
+    """Start all ranks of both groups."""
+    cfg, chosen = config(), select(backend)
+    with ExitStack() as stack:
+        address = stack.enter_context(BootstrapServer()).address
+        senders = [
+            stack.enter_context(PrefillManager(chosen, pools(model, r, state(r)), r, address, cfg))
+            for r in prefill
+        ]
+        both = Groups(model, address, senders, [])
+        both.decode = stack.enter_context(extra_decode(both, decode, backend=backend, state=state))
+        yield both
+
+
+@contextmanager
+def extra_decode(
+    both: Groups,
+    decode: Group,
+    *,
+    backend: str = "local",
+    state: Callable[[Topology], Sequence[StateComponent]] = lambda _: (),
+) -> Iterator[list[DecodeManager]]:
+    """Start the ranks of a decode group, for the model and the bootstrap service of ``both``."""
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(DecodeManager(select(backend), pools(both.model, r, state(r)), r, config()))
+            for r in decode
+        ]
+
+
+def pools(model: Model, rank: Topology, state: Sequence[StateComponent]) -> Pools:
+    """Return a rank's memory."""
+    return Pools.allocate(model.layout(rank), aux=MetadataBuffers(SCHEMA, SLOTS), state=state)
