@@ -8,13 +8,25 @@ PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
 ALL    := pdcore plugins tests
 DISTS  := plugins/pd-mooncake plugins/pd-nixl plugins/pd-mori
 
-.PHONY: demo test check bench wheels clean
+MORI     := .venv-mori
+PY310    ?= $(shell for python in python3.10 $$HOME/.pyenv/versions/3.10*/bin/python; do \
+  $$python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 10))' 2>/dev/null && echo $$python && break; done)
+NO_PY310 := no Python 3.10 was found. Install one (apt-get install python3.10-venv, or pyenv install 3.10), or name it with PY310=
+
+.PHONY: demo test test-mori check bench wheels clean
 
 demo: $(VENV)/.installed
 	$(BIN)/pdcore demo $(ARGS)
 
+# With ARGS, the tests that they pick; without, all of them, MORI-IO's first.
 test: $(VENV)/.developed
+ifndef ARGS
+	@if [ '$(PY310)' ]; then $(MAKE) --no-print-directory test-mori; else echo 'make test-mori not run: $(NO_PY310)'; fi
+endif
 	$(BIN)/python -m pytest $(ARGS)
+
+test-mori: $(MORI)/.emulated
+	$(MORI)/run -m pytest $(MORI_TESTS) $(ARGS)
 
 check: $(VENV)/.developed
 	$(BIN)/ruff check $(ALL)
@@ -29,13 +41,20 @@ wheels: $(VENV)/.installed
 	$(PIP) wheel --no-deps --wheel-dir dist . $(DISTS)
 
 clean:
-	rm -rf $(VENV) dist
+	rm -rf $(VENV) $(MORI) dist
 
-# A python3 without ensurepip (Debian without python3-venv) still has pip: that one fills the venv.
+# A Python without ensurepip (Debian without python3-venv) still has pip: that one fills the venv.
+venv = $(1) -m venv $(2) 2>/dev/null || { \
+  $(1) -m venv --clear --without-pip $(2) && $(1) -m pip --quiet --python $(2)/bin/python install pip; }
+
+# The engines' wheels link system libraries that they don't carry.
+loads = $(1) -c 'import ctypes, sys; [ctypes.CDLL(name) for name in sys.argv[1:]]' $(2)
+need  = { $(1); } >/dev/null 2>&1 \
+  || { apt-get -qq update && apt-get -qq install -y --no-install-recommends $(2); } \
+  || { echo 'as root: apt-get install $(2)'; exit 1; }
+
 $(BIN)/python:
-	$(PYTHON) -m venv $(VENV) 2>/dev/null || { \
-	  $(PYTHON) -m venv --clear --without-pip $(VENV) && \
-	  $(PYTHON) -m pip --quiet --python $(BIN)/python install pip; }
+	$(call venv,$(PYTHON),$(VENV))
 
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	$(PIP) install --upgrade 'pip>=25.1'
@@ -48,11 +67,31 @@ $(VENV)/.developed: $(VENV)/.installed $(VENV)/.libraries $(DISTS:%=%/pyproject.
 	$(PIP) install --no-deps 'nixl-cu12>=1.5,<2'
 	touch $@
 
-# The engines' wheels link system libraries that they don't carry.
 LIBRARIES := libibverbs1 ibverbs-providers libnuma1 libcurl4
 
 $(VENV)/.libraries: | $(BIN)/python
-	$(BIN)/python -c "import ctypes; [ctypes.CDLL(n) for n in ('libibverbs.so.1', 'libnuma.so.1', 'libcurl.so.4')]" \
-	  2>/dev/null || { apt-get -qq update && apt-get -qq install -y --no-install-recommends $(LIBRARIES); } \
-	  || { echo 'as root: apt-get install $(LIBRARIES)'; exit 1; }
+	$(call need,$(call loads,$(BIN)/python,libibverbs.so.1 libnuma.so.1 libcurl.so.4),$(LIBRARIES))
+	touch $@
+
+# The real MORI-IO on emulated hardware, see tests/mori_on_cpu/README.md. Its wheel is for Python 3.10.
+MORI_TESTS     := tests/real_mori
+MORI_PIP       := $(MORI)/bin/python -m pip --quiet --disable-pip-version-check
+MORI_SONAMES   := libpci.so.3 libnuma.so.1 libdrm.so.2 libdrm_amdgpu.so.1
+MORI_LIBRARIES := libpci3 libnuma1 libdrm2 libdrm-amdgpu1 libibverbs-dev libc6-dev gcc binutils
+
+$(MORI)/bin/python:
+	$(call venv,$(or $(PY310),$(error $(NO_PY310))),$(MORI))
+
+$(MORI)/.libraries: | $(MORI)/bin/python
+	$(call need,$(call loads,$(MORI)/bin/python,$(MORI_SONAMES)) \
+	  && gcc -fsyntax-only -include infiniband/verbs.h -x c /dev/null && nm --version,$(MORI_LIBRARIES))
+	touch $@
+
+$(MORI)/.installed: pyproject.toml plugins/pd-mori/pyproject.toml | $(MORI)/.libraries
+	$(MORI_PIP) install --upgrade 'pip>=25.1'
+	$(MORI_PIP) install --group test --editable . --editable plugins/pd-mori amd_mori==1.2.4
+	touch $@
+
+$(MORI)/.emulated: $(MORI)/.installed $(wildcard tests/mori_on_cpu/*.[ch] tests/mori_on_cpu/*.py)
+	$(MORI)/bin/python tests/mori_on_cpu/build.py
 	touch $@

@@ -1,0 +1,16 @@
+"""The names of the Python package; ``TransferStatus`` is not among them, as in the real one."""
+
+from .descriptors import EngineDesc as EngineDesc
+from .descriptors import MemoryDesc as MemoryDesc
+from .engine import IOEngine as IOEngine
+from .values import BackendType as BackendType
+from .values import FabricBackendConfig as FabricBackendConfig
+from .values import IOEngineConfig as IOEngineConfig
+from .values import MemoryLocationType as MemoryLocationType
+from .values import PeerFailureEvent as PeerFailureEvent
+from .values import PeerFailureReason as PeerFailureReason
+from .values import PollCqMode as PollCqMode
+from .values import RdmaBackendConfig as RdmaBackendConfig
+from .values import StatusCode as StatusCode
+from .values import XgmiBackendConfig as XgmiBackendConfig
+from .values import set_log_level as set_log_level

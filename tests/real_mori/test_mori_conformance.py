@@ -1,0 +1,14 @@
+"""The conformance suite on the real MORI-IO over an emulated NIC; its rooms run in both transfer models."""
+
+from __future__ import annotations
+
+import pytest
+
+from pdcore.testing import BackendConformance, Target
+
+
+class TestMori(BackendConformance):
+    @pytest.fixture
+    def target(self) -> Target:
+        # The emulated NIC of this process has 512 queue pairs for all tests together.
+        return Target("mori", {"qp_per_transfer": 2})
