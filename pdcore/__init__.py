@@ -29,24 +29,17 @@ if TYPE_CHECKING:
         TransportMismatchError,
         VariantConflictError,
     )
-    from pdcore.layout import (
-        Attention,
-        AuxField,
-        AuxSchema,
-        KVBuffer,
-        KVLayout,
-        StateBuffer,
-        StateComponent,
-    )
+    from pdcore.layout import Attention, KVBuffer, KVLayout, StateBuffer, StateComponent
     from pdcore.metadata import AuxDataCodec, MetadataBuffers
     from pdcore.metrics import RequestMetrics
     from pdcore.model import CPU, Deadline, Device, DeviceKind, KVPoll, Role, RoomId
     from pdcore.pools import Pools, StatePool
     from pdcore.prefill import KVSender, PrefillManager, TransferKVChunk
     from pdcore.regions import Region
+    from pdcore.schema import AuxField, AuxSchema
     from pdcore.selection import Backend, select
     from pdcore.settings import load_config
-    from pdcore.topology import Topology
+    from pdcore.topology import CPSenders, DPChoice, Topology
 
 __version__ = "0.1.0"
 
@@ -69,24 +62,17 @@ _HOMES = {
         "TransportMismatchError",
         "VariantConflictError",
     ),
-    "layout": (
-        "Attention",
-        "AuxField",
-        "AuxSchema",
-        "KVBuffer",
-        "KVLayout",
-        "StateBuffer",
-        "StateComponent",
-    ),
+    "layout": ("Attention", "KVBuffer", "KVLayout", "StateBuffer", "StateComponent"),
     "metadata": ("AuxDataCodec", "MetadataBuffers"),
     "metrics": ("RequestMetrics",),
     "model": ("CPU", "Deadline", "Device", "DeviceKind", "KVPoll", "Role", "RoomId"),
     "pools": ("Pools", "StatePool"),
     "prefill": ("KVSender", "PrefillManager", "TransferKVChunk"),
     "regions": ("Region",),
+    "schema": ("AuxField", "AuxSchema"),
     "selection": ("Backend", "select"),
     "settings": ("load_config",),
-    "topology": ("Topology",),
+    "topology": ("CPSenders", "DPChoice", "Topology"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -99,9 +85,11 @@ __all__ = [
     "Backend",
     "BootstrapError",
     "BootstrapServer",
+    "CPSenders",
     "Config",
     "ConfigError",
     "ControlConfig",
+    "DPChoice",
     "Deadline",
     "DecodeManager",
     "Device",

@@ -1,4 +1,4 @@
-"""What is where in memory: KV pages, per-request state, auxiliary fields. Pure descriptions."""
+"""What is where in memory: KV pages and per-request state. Pure descriptions."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ import numpy.typing as npt
 
 from pdcore.errors import LayoutError
 
-__all__ = ["Attention", "AuxField", "AuxSchema", "KVBuffer", "KVLayout", "StateBuffer", "StateComponent"]
-
-AUX_ALIGNMENT = 64
-"""Aux rows and fields start at multiples of this many bytes (the least RDMA-friendly size)."""
+__all__ = ["Attention", "KVBuffer", "KVLayout", "StateBuffer", "StateComponent", "repeated"]
 
 DTYPE_BYTES = {
     "float32": 4,
@@ -30,16 +27,9 @@ DTYPE_BYTES = {
 """KV element types by their torch name, with their size in bytes."""
 
 
-def _repeated(names: Sequence[str]) -> list[str]:
+def repeated(names: Sequence[str]) -> list[str]:
+    """Return the names that occur more than once."""
     return sorted(name for name, count in Counter(names).items() if count > 1)
-
-
-AUX_DTYPES = (
-    "bool",
-    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
-    *("float16", "float32", "float64"),
-)
-"""What numpy stores by value; the fields of an aux row have one of these."""
 
 
 class Attention(Enum):
@@ -86,7 +76,7 @@ class KVLayout:
             *(f"{k}={v}" for k, v in (("page_size", self.page_size), ("num_pages", self.num_pages)) if v < 1),
             *([] if self.dtype in DTYPE_BYTES else [f"dtype={self.dtype!r}"]),
             *(f"{b.name}.item_len={b.item_len}" for b in self.buffers if b.item_len < 1),
-            *(f"{n} twice" for n in _repeated(names)),
+            *(f"{n} twice" for n in repeated(names)),
             *([] if self.buffers else ["no buffers"]),
             *([f"total_kv_heads={self.total_kv_heads}"] if self.units < 1 else []),
         ]
@@ -222,7 +212,7 @@ class StateComponent:
     buffers: tuple[StateBuffer, ...]
 
     def __attrs_post_init__(self) -> None:
-        if twice := _repeated([b.name for b in self.buffers]):
+        if twice := repeated([b.name for b in self.buffers]):
             raise LayoutError(
                 f"the state component {self.kind!r} names {', '.join(map(repr, twice))} twice",
                 f"buffers {', '.join(b.name for b in self.buffers)}",
@@ -233,61 +223,3 @@ class StateComponent:
     def sharded(self) -> bool:
         """Whether the TP ranks share out a buffer of it."""
         return any(b.slice_dim is not None for b in self.buffers)
-
-
-@attrs.frozen
-class AuxField:
-    """A named auxiliary field: numpy dtype name and shape per request; ``writer_rank`` fills it."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...] = ()
-    writer_rank: int = 0
-
-    def __attrs_post_init__(self) -> None:
-        if self.dtype not in AUX_DTYPES or any(n < 1 for n in self.shape):
-            raise LayoutError(
-                f"the aux field {self.name!r} cannot lie in memory",
-                f"dtype {self.dtype!r}, shape {self.shape}",
-                f"use lengths of at least 1 and a dtype of {', '.join(AUX_DTYPES)}",
-            )
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of one value, before padding."""
-        return np.dtype(self.dtype).itemsize * math.prod(self.shape)
-
-
-@attrs.frozen
-class AuxSchema:
-    """The fields of one aux row, in order, after a header that holds the slot's room.
-
-    Every field starts at a multiple of 64 bytes; the header is the first 64 bytes, of which
-    the first 8 are the room (int64, -1 for an empty slot).
-    """
-
-    fields: tuple[AuxField, ...] = ()
-
-    def __attrs_post_init__(self) -> None:
-        names = [f.name for f in self.fields]
-        if twice := _repeated(names):
-            raise LayoutError(
-                f"the aux schema names {', '.join(map(repr, twice))} twice",
-                f"fields {', '.join(names)}",
-                "give each field its own name",
-            )
-
-    def offsets(self) -> dict[str, int]:
-        """Return the byte offset of each field within a row."""
-        out: dict[str, int] = {}
-        at = AUX_ALIGNMENT
-        for field in self.fields:
-            out[field.name] = at
-            at += -(-field.nbytes // AUX_ALIGNMENT) * AUX_ALIGNMENT
-        return out
-
-    @property
-    def row_len(self) -> int:
-        """Bytes of one row, header included."""
-        padded = (-(-f.nbytes // AUX_ALIGNMENT) * AUX_ALIGNMENT for f in self.fields)
-        return AUX_ALIGNMENT + sum(padded)

@@ -180,13 +180,14 @@ class Manager(ABC):
             raise ConfigError([problem])
         if wanted != "auto":
             route = AuxRoute(AuxTransport(wanted), CPU if wanted == "tcp" else route.device)
-        if route.device != CPU and self.pools.aux is not None:
+        lies_on = self.pools.aux.region.device if self.pools.aux is not None else route.device
+        if lies_on != route.device:
             raise LayoutError(
-                "the aux buffers are not where the backend needs them",
-                f"they lie on the cpu, the backend asks for {route.device}",
-                "set transfer.aux = 'tcp', which takes host memory",
+                "the aux buffers are not where they are needed",
+                f"they lie on {lies_on}; aux over {route.transport.value} takes them on {route.device}",
+                f"make them with MetadataBuffers(device={route.device!r}), or set transfer.aux",
             )
-        fallback = wanted == "auto" and route.transport is AuxTransport.ENGINE
+        fallback = wanted == "auto" and route.transport is AuxTransport.ENGINE and lies_on == CPU
         return (route.transport, AuxTransport.TCP) if fallback else (route.transport,)
 
     def _check_model(self) -> None:

@@ -6,15 +6,17 @@ noticed by the reader, and the value of one request can never pass for another's
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 
 from pdcore.errors import FailureCode, KVTransferError, LayoutError, RoomError, WireError
-from pdcore.layout import AuxSchema
-from pdcore.model import RoomId
+from pdcore.model import CPU, Device, RoomId
 from pdcore.regions import Region
+from pdcore.rows import Bytes, rows_in, rows_on
+from pdcore.schema import AuxSchema
 
 __all__ = ["AUX_REGION", "AuxDataCodec", "MetadataBuffers"]
 
@@ -24,32 +26,30 @@ EMPTY = -1
 
 
 class MetadataBuffers:
-    """``slots`` aux rows in host memory, shape ``(slots, schema.row_len)`` uint8.
+    """``slots`` aux rows of ``schema.row_len`` bytes: new ones on ``device``, or those in ``memory``.
 
+    ``memory`` is a numpy array or torch tensor of the caller's, shape ``(slots, schema.row_len)``, uint8.
     Callers hand out slots; a slot belongs to one request at a time. Rows of different slots may
-    be read and written from different threads.
+    be read and written from different threads. A row on a device is copied to and fro.
+
+    Raises:
+        LayoutError: no slots, or the rows cannot lie there.
     """
 
-    def __init__(self, schema: AuxSchema, slots: int) -> None:
+    def __init__(
+        self, schema: AuxSchema, slots: int, *, device: Device = CPU, memory: object | None = None
+    ) -> None:
         if slots < 1:
             raise LayoutError("there are no aux slots", f"slots={slots}", "use at least one slot")
         self.schema = schema
         self.slots = slots
-        self.rows: npt.NDArray[np.uint8] = np.zeros((slots, schema.row_len), np.uint8)
-        self._rooms = self.rows[:, :8].view(np.int64)[:, 0]
-        self._rooms[:] = EMPTY
+        row_len = schema.row_len
+        self.rows = rows_on(device, slots, row_len) if memory is None else rows_in(memory, slots, row_len)
+        self.region: Region = self.rows.region(AUX_REGION)
         offsets = schema.offsets()
-        self._views: dict[str, npt.NDArray[np.generic]] = {
-            f.name: self.rows[:, offsets[f.name] : offsets[f.name] + f.nbytes]
-            .view(f.dtype)
-            .reshape(slots, *f.shape)
-            for f in schema.fields
-        }
-
-    @property
-    def region(self) -> Region:
-        """The engine region of all rows."""
-        return Region.of(AUX_REGION, self.rows)
+        self._fields = {f.name: (offsets[f.name], np.dtype(f.dtype), f.shape) for f in schema.fields}
+        for slot in range(slots):
+            self.empty(slot)
 
     def set(self, slot: int, room: RoomId, values: Mapping[str, npt.ArrayLike]) -> None:
         """Write fields of a slot and give it to ``room``.
@@ -61,12 +61,15 @@ class MetadataBuffers:
             RoomError: the slot or a field does not exist, or a value does not fit its field.
         """
         self._check(slot)
-        fitting = {name: self._fitting(name, value) for name, value in values.items()}
-        if self._rooms[slot] != room:
-            self.rows[slot] = 0
-        for name, array in fitting.items():
-            self._views[name][slot] = array
-        self._rooms[slot] = room
+        row = self.rows.read(slot)
+        if _room_of(row) != room:
+            row[:] = 0
+        for name, value in values.items():
+            array = self._fitting(name, value)
+            offset = self._fields[name][0]
+            row[offset : offset + array.nbytes] = array.reshape(-1).view(np.uint8)
+        row[:8] = _room_bytes(room)
+        self.rows.write(slot, row)
 
     def get(self, slot: int, room: RoomId) -> dict[str, npt.NDArray[np.generic]]:
         """Return copies of all fields of a slot.
@@ -74,13 +77,18 @@ class MetadataBuffers:
         Raises:
             KVTransferError: code AUX, the slot holds another room's data.
         """
-        self.check_room(slot, room)
-        return {name: view[slot].copy() for name, view in self._views.items()}
+        self._check(slot)
+        row = self.rows.read(slot)
+        _check_room(slot, room, _room_of(row))
+        return {
+            name: row[offset : offset + dtype.itemsize * math.prod(shape)].view(dtype).reshape(shape)
+            for name, (offset, dtype, shape) in self._fields.items()
+        }
 
     def empty(self, slot: int) -> None:
         """Mark a slot as holding nobody's data, before a row for it may arrive."""
         self._check(slot)
-        self._rooms[slot] = EMPTY
+        self.rows.write(slot, _room_bytes(EMPTY))
 
     def check_room(self, slot: int, room: RoomId) -> None:
         """Check that the slot holds this room's data.
@@ -89,32 +97,24 @@ class MetadataBuffers:
             KVTransferError: code AUX, it holds another room's, or nobody's.
         """
         self._check(slot)
-        found = int(self._rooms[slot])
-        if found != room:
-            holder = "nobody's data" if found == EMPTY else f"the data of room {found}"
-            raise KVTransferError(
-                FailureCode.AUX,
-                f"aux slot {slot} does not hold the data of room {room}",
-                f"it holds {holder}",
-                "set() the aux fields for this room before the last send(), and don't share slots",
-            )
+        _check_room(slot, room, _room_of(self.rows.read(slot)))
 
     def _fitting(self, name: str, value: npt.ArrayLike) -> npt.NDArray[np.generic]:
-        view = self._views.get(name)
-        if view is None:
+        if name not in self._fields:
             raise RoomError(
                 f"there is no aux field {name!r}",
-                f"fields: {', '.join(self._views) or 'none'}",
+                f"fields: {', '.join(self._fields) or 'none'}",
                 "name a field of the schema",
             )
+        _, dtype, shape = self._fields[name]
         array = np.asarray(value)
-        if array.shape != view.shape[1:] or not _fits(array, view.dtype):
+        if array.shape != shape or not _fits(array, dtype):
             raise RoomError(
                 f"a value does not fit the aux field {name!r}",
-                f"{array.dtype}{array.shape}, the field is {view.dtype}{view.shape[1:]}",
+                f"{array.dtype}{array.shape}, the field is {dtype}{shape}",
                 "hand in a value of the field's shape, kind and range",
             )
-        return array
+        return np.ascontiguousarray(array, dtype)
 
     def _check(self, slot: int) -> None:
         if not 0 <= slot < self.slots:
@@ -130,6 +130,25 @@ def _fits(array: npt.NDArray[np.generic], field: np.dtype[np.generic]) -> bool:
     return np.can_cast(array.dtype, field, "same_kind")
 
 
+def _room_bytes(room: int) -> Bytes:
+    return np.array([room], np.int64).view(np.uint8)
+
+
+def _room_of(row: Bytes) -> int:
+    return int(row[:8].view(np.int64)[0])
+
+
+def _check_room(slot: int, room: RoomId, found: int) -> None:
+    if found != room:
+        holder = "nobody's data" if found == EMPTY else f"the data of room {found}"
+        raise KVTransferError(
+            FailureCode.AUX,
+            f"aux slot {slot} does not hold the data of room {room}",
+            f"it holds {holder}",
+            "set() the aux fields for this room before the last send(), and don't share slots",
+        )
+
+
 class AuxDataCodec:
     """Rows to bytes and back, for aux over TCP."""
 
@@ -138,7 +157,7 @@ class AuxDataCodec:
 
     def encode(self, slot: int) -> bytes:
         """Return the bytes of a slot's row, room included."""
-        return bytes(self._buffers.rows[slot].data)
+        return self._buffers.rows.read(slot).tobytes()
 
     def decode(self, slot: int, row: bytes) -> None:
         """Write a received row into a slot.
@@ -153,4 +172,4 @@ class AuxDataCodec:
                 f"{len(row)} bytes, the schema has {expected}",
                 "use the same AuxSchema on both sides",
             )
-        self._buffers.rows[slot] = np.frombuffer(row, np.uint8)
+        self._buffers.rows.write(slot, np.frombuffer(row, np.uint8).copy())

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from pdcore.backend import AuxTransport
 from pdcore.errors import Misfit
-from pdcore.layout import AuxSchema, StateComponent
+from pdcore.layout import StateComponent
+from pdcore.schema import AuxSchema
 from pdcore.topology import Share, held_units, kv_share, state_share, topology_misfits
 from pdcore.wire import PeerDescription
 

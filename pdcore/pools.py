@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from pdcore.errors import LayoutError, PlanError, RoomError
-from pdcore.layout import AuxSchema, KVLayout, StateComponent
+from pdcore.layout import KVLayout, StateComponent
 from pdcore.metadata import AUX_REGION, MetadataBuffers
 from pdcore.model import RoomId
 from pdcore.plan import IndexArray, index_array
 from pdcore.regions import Region
+from pdcore.schema import AuxSchema
 
 __all__ = ["Pools", "RegionTable", "StatePool"]
 

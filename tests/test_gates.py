@@ -24,10 +24,10 @@ PLUGINS = sorted((ROOT / "plugins").iterdir())
 SOURCES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "plugins").rglob("*.py")])
 
 FLOW = """
-errors model config structuring settings layout topology regions outcome budget engine backend trial installation
-hookspecs discovery plugins environment engine_start assessment selection plan wire bootstrap
-liveness status quarantine metadata pools metrics pairing handle manager prefill decode echo local
-testing demo bench cli
+errors model config structuring settings layout schema topology regions outcome budget engine backend
+trial installation hookspecs discovery plugins environment engine_start assessment selection plan wire
+bootstrap liveness status quarantine rows metadata pools metrics pairing handle manager prefill decode
+echo local testing demo bench cli
 """
 """The flow: config, discover, select, engine, register, bootstrap, plan, send, status."""
 ORDER = FLOW.split()

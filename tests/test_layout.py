@@ -7,16 +7,8 @@ import numpy as np
 import pytest
 
 from pdcore.errors import LayoutError
-from pdcore.layout import (
-    DTYPE_BYTES,
-    Attention,
-    AuxField,
-    AuxSchema,
-    KVBuffer,
-    KVLayout,
-    StateBuffer,
-    StateComponent,
-)
+from pdcore.layout import DTYPE_BYTES, Attention, KVBuffer, KVLayout, StateBuffer, StateComponent
+from pdcore.schema import AuxField, AuxSchema
 
 
 @pytest.fixture

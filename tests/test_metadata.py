@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+import torch
 
-from pdcore.errors import FailureCode, KVTransferError, LayoutError, RoomError, WireError
-from pdcore.layout import AUX_DTYPES, AuxField, AuxSchema
+from pdcore.errors import FailureCode, KVTransferError, LayoutError, RegistrationError, RoomError, WireError
 from pdcore.metadata import AUX_REGION, AuxDataCodec, MetadataBuffers
-from pdcore.model import RoomId
+from pdcore.model import CPU, Device, DeviceKind, RoomId
+from pdcore.schema import AUX_DTYPES, AuxField, AuxSchema
 
 SCHEMA = AuxSchema(
     (
@@ -29,9 +33,23 @@ VALUES: dict[str, Any] = {
 ROOM, OTHER = RoomId(2**62), RoomId(9)
 
 
-@pytest.fixture
-def buffers() -> MetadataBuffers:
-    return MetadataBuffers(SCHEMA, 4)
+SHAPE = (4, SCHEMA.row_len)
+PLACES: dict[str, Callable[[], object]] = {
+    "new rows": lambda: None,
+    "numpy": lambda: np.full(SHAPE, 7, np.uint8),
+    "torch": lambda: torch.full(SHAPE, 7, dtype=torch.uint8),
+}
+
+
+@pytest.fixture(params=PLACES)
+def buffers(request: pytest.FixtureRequest) -> MetadataBuffers:
+    return MetadataBuffers(SCHEMA, 4, memory=PLACES[str(request.param)]())
+
+
+def all_rows(buffers: MetadataBuffers) -> npt.NDArray[np.uint8]:
+    """What lies in the region, whoever holds it."""
+    raw = ctypes.string_at(buffers.region.address, buffers.region.length)
+    return np.frombuffer(raw, np.uint8).reshape(SHAPE)
 
 
 def same(got: dict[str, Any], expected: dict[str, Any]) -> bool:
@@ -54,7 +72,7 @@ def test_what_was_got_is_a_copy(buffers: MetadataBuffers) -> None:
 
 def test_fields_lie_where_the_schema_says(buffers: MetadataBuffers) -> None:
     buffers.set(1, ROOM, VALUES)
-    row, offsets = buffers.rows[1].tobytes(), SCHEMA.offsets()
+    row, offsets = all_rows(buffers)[1].tobytes(), SCHEMA.offsets()
     assert len(row) == SCHEMA.row_len
     assert row[:8] == int(ROOM).to_bytes(8, "little")
     for field in SCHEMA.fields:
@@ -65,13 +83,13 @@ def test_fields_lie_where_the_schema_says(buffers: MetadataBuffers) -> None:
 def test_the_region_is_all_rows(buffers: MetadataBuffers) -> None:
     region = buffers.region
     assert (region.name, region.length) == (AUX_REGION, 4 * SCHEMA.row_len)
-    assert region.address == buffers.rows.ctypes.data
+    assert region.device == CPU
 
 
 def test_a_slot_touches_no_other(buffers: MetadataBuffers) -> None:
-    before = buffers.rows.copy()
+    before = all_rows(buffers)
     buffers.set(1, ROOM, VALUES)
-    assert np.array_equal(buffers.rows[[0, 2, 3]], before[[0, 2, 3]])
+    assert np.array_equal(all_rows(buffers)[[0, 2, 3]], before[[0, 2, 3]])
 
 
 def test_fields_that_are_not_named_keep_what_this_room_set(buffers: MetadataBuffers) -> None:
@@ -214,3 +232,64 @@ def test_a_row_of_another_length_is_refused_and_changes_nothing(
     assert caught.value.there_is == f"{SCHEMA.row_len + change} bytes, the schema has {SCHEMA.row_len}"
     assert caught.value.to_do == "use the same AuxSchema on both sides"
     assert same(buffers.get(0, ROOM), VALUES)
+
+
+# Where the rows lie
+
+
+def test_the_callers_memory_holds_the_rows() -> None:
+    memory = torch.zeros(SHAPE, dtype=torch.uint8)
+    buffers = MetadataBuffers(SCHEMA, 4, memory=memory)
+    assert buffers.region.address == memory.data_ptr()
+    buffers.set(2, ROOM, VALUES)
+    assert memory[2].numpy()[:8].view(np.int64)[0] == ROOM
+    assert not np.any(memory[1].numpy()[8:])
+
+
+@pytest.mark.parametrize(
+    ("memory", "there_is"),
+    [
+        (np.zeros((4, 64), np.uint8), "a ndarray of shape (4, 64), uint8"),
+        (np.zeros(SHAPE, np.int8), f"a ndarray of shape {SHAPE}, int8"),
+        (torch.zeros(SHAPE, dtype=torch.int64), f"a Tensor of shape {SHAPE}, torch.int64"),
+        (bytearray(8), "a bytearray of shape (), without a dtype"),
+    ],
+)
+def test_memory_that_cannot_hold_the_rows_is_refused(memory: object, there_is: str) -> None:
+    with pytest.raises(LayoutError, match="cannot hold the aux rows") as caught:
+        MetadataBuffers(SCHEMA, 4, memory=memory)
+    assert caught.value.there_is == there_is
+    assert caught.value.to_do == f"hand in a uint8 numpy array or torch tensor of shape {SHAPE}"
+
+
+def test_memory_that_is_not_contiguous_is_refused() -> None:
+    with pytest.raises(RegistrationError, match="contiguous"):
+        MetadataBuffers(SCHEMA, 4, memory=np.zeros((4, 2 * SCHEMA.row_len), np.uint8)[:, ::2])
+
+
+def test_a_device_that_is_not_there_is_named() -> None:
+    with pytest.raises(LayoutError, match="cannot lie on cuda:7") as caught:
+        MetadataBuffers(SCHEMA, 4, device=Device(DeviceKind.CUDA, 7))
+    assert caught.value.to_do == "install torch for that device, or keep them in host memory"
+
+
+def test_the_standard_schema_has_what_engines_hand_over() -> None:
+    assert [f.name for f in AuxSchema.standard().fields] == [
+        "output_ids",
+        "cached_tokens",
+        "output_token_logprobs_val",
+        "output_token_logprobs_idx",
+    ]
+    schema = AuxSchema.standard(
+        tokens=2, top_logprobs=5, speculative_top_k=3, hidden_size=7, hidden_dtype="uint16"
+    )
+    shapes = {f.name: (f.dtype, f.shape) for f in schema.fields}
+    assert shapes["output_top_logprobs_idx"] == ("int32", (2, 5))
+    assert shapes["output_topk_index"] == ("int64", (2, 3))
+    assert shapes["output_hidden_states"] == ("uint16", (7,))
+    assert all(offset % 64 == 0 for offset in schema.offsets().values())
+    buffers = MetadataBuffers(schema, 1)
+    buffers.set(0, ROOM, {"output_ids": [5, 6], "output_topk_p": np.ones((2, 3), np.float32)})
+    got = buffers.get(0, ROOM)
+    assert got["output_ids"].tolist() == [5, 6]
+    assert got["output_topk_p"].sum() == 6

@@ -9,9 +9,10 @@ from wire_samples import DESCRIPTION
 
 from pdcore.backend import AuxTransport
 from pdcore.errors import IncompatiblePeerError
-from pdcore.layout import AuxField, AuxSchema, KVBuffer, KVLayout, StateBuffer, StateComponent
+from pdcore.layout import KVBuffer, KVLayout, StateBuffer, StateComponent
 from pdcore.model import Incarnation, Role
 from pdcore.pairing import chosen_aux_transport, coverage_misfits, pairing_misfits
+from pdcore.schema import AuxField, AuxSchema
 from pdcore.topology import Topology
 from pdcore.wire import PeerDescription
 

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 
 from pdcore.errors import LayoutError, PlanError, RoomError
-from pdcore.layout import AuxField, AuxSchema, KVLayout, StateBuffer, StateComponent
+from pdcore.layout import KVLayout, StateBuffer, StateComponent
 from pdcore.metadata import MetadataBuffers
 from pdcore.model import RoomId
 from pdcore.plan import IndexArray
 from pdcore.pools import Pools, RegionTable
 from pdcore.regions import Region
+from pdcore.schema import AuxField, AuxSchema
 
 LAYOUT = KVLayout.heads(layers=[3, 4], kv_heads=2, head_dim=4, page_size=8, num_pages=10)
 MAMBA = StateComponent("mamba", 4, (StateBuffer("conv", 6), StateBuffer("ssm", 10)))

@@ -7,8 +7,9 @@ import numpy as np
 
 from pdcore.backend import AuxTransport
 from pdcore.errors import FailureCode, Misfit
-from pdcore.layout import AuxField, AuxSchema, KVLayout, StateBuffer, StateComponent
+from pdcore.layout import KVLayout, StateBuffer, StateComponent
 from pdcore.model import Generation, Incarnation, KVPoll, Role, RoomId
+from pdcore.schema import AuxField, AuxSchema
 from pdcore.topology import Topology
 from pdcore.wire import (
     Abort,

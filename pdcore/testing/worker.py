@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pdcore.config import Config, LivenessConfig, Timeouts, TransferConfig, TransferModel
-from pdcore.layout import AuxField, AuxSchema, KVLayout
+from pdcore.layout import KVLayout
 from pdcore.metadata import MetadataBuffers
 from pdcore.pools import Pools
+from pdcore.schema import AuxField, AuxSchema
 
 __all__ = ["FAR_POOL_SEED", "NEAR_POOL_SEED", "NUM_PAGES", "make_config", "make_pools"]
 

@@ -10,9 +10,10 @@ import attrs
 
 from pdcore.backend import AuxTransport
 from pdcore.errors import FailureCode, KVTransferError, Misfit
-from pdcore.layout import AuxSchema, KVLayout, StateComponent
+from pdcore.layout import KVLayout, StateComponent
 from pdcore.model import Generation, Incarnation, KVPoll, Role, RoomId
 from pdcore.plan import IndexArray
+from pdcore.schema import AuxSchema
 from pdcore.topology import Topology
 
 __all__ = [

@@ -1,0 +1,106 @@
+"""Where aux rows lie: in host memory as numpy has it, or in a torch tensor on any device."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pdcore.errors import LayoutError
+from pdcore.model import CPU, Device
+from pdcore.regions import Region
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Bytes", "Rows", "rows_in", "rows_on"]
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class Rows(Protocol):
+    """Rows of bytes by slot. Rows of different slots may be used from different threads."""
+
+    def read(self, slot: int) -> Bytes:
+        """Return a copy of a row."""
+
+    def write(self, slot: int, head: Bytes) -> None:
+        """Replace the first bytes of a row."""
+
+    def region(self, name: str) -> Region:
+        """Return the engine region of all rows."""
+
+
+class _HostRows:
+    def __init__(self, memory: Bytes) -> None:
+        self._memory = memory
+
+    def read(self, slot: int) -> Bytes:
+        row: Bytes = self._memory[slot].copy()
+        return row
+
+    def write(self, slot: int, head: Bytes) -> None:
+        self._memory[slot, : len(head)] = head
+
+    def region(self, name: str) -> Region:
+        return Region.of(name, self._memory)
+
+
+class _TensorRows:
+    """A torch tensor. Reading and writing wait for the device, and leave its other work alone."""
+
+    def __init__(self, memory: torch.Tensor) -> None:
+        self._memory = memory
+
+    def read(self, slot: int) -> Bytes:
+        row: Bytes = self._memory[slot].cpu().numpy().copy()
+        return row
+
+    def write(self, slot: int, head: Bytes) -> None:
+        import torch
+
+        self._memory[slot, : len(head)].copy_(torch.from_numpy(head))
+
+    def region(self, name: str) -> Region:
+        return Region.of(name, self._memory)
+
+
+def rows_on(device: Device, slots: int, row_len: int) -> Rows:
+    """Return new rows, all zero: of numpy in host memory, of torch on a device.
+
+    Raises:
+        LayoutError: torch is missing, or has no such device.
+    """
+    if device == CPU:
+        return _HostRows(np.zeros((slots, row_len), np.uint8))
+    try:
+        import torch
+
+        return _TensorRows(torch.zeros((slots, row_len), dtype=torch.uint8, device=str(device)))
+    # torch raises several classes for a device that is not there.
+    except (ImportError, RuntimeError, AssertionError) as error:
+        raise LayoutError(
+            f"the aux buffers cannot lie on {device}",
+            f"{type(error).__name__}: {str(error).splitlines()[0]}",
+            "install torch for that device, or keep them in host memory",
+        ) from error
+
+
+def rows_in(memory: object, slots: int, row_len: int) -> Rows:
+    """Return rows over a numpy array or torch tensor of shape ``(slots, row_len)``, uint8, contiguous.
+
+    Raises:
+        LayoutError: it is of another shape, dtype or type.
+    """
+    shape, dtype = tuple(getattr(memory, "shape", ())), str(getattr(memory, "dtype", ""))
+    if shape == (slots, row_len) and dtype in ("uint8", "torch.uint8"):
+        Region.of("aux", memory)  # refuses what is not contiguous or cannot be written to
+        if isinstance(memory, np.ndarray):
+            return _HostRows(memory)
+        return _TensorRows(memory)  # type: ignore[arg-type]  # Region.of takes nothing else
+    raise LayoutError(
+        "this memory cannot hold the aux rows",
+        f"a {type(memory).__name__} of shape {shape}, {dtype or 'without a dtype'}",
+        f"hand in a uint8 numpy array or torch tensor of shape {(slots, row_len)}",
+    )
