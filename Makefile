@@ -18,12 +18,15 @@ NO_PY310 := no Python 3.10 was found. Install one (apt-get install python3.10-ve
 demo: $(VENV)/.installed
 	$(BIN)/pdcore demo $(ARGS)
 
+# Two workers: most tests wait for other processes. Those of one file stay together.
+WORKERS := -n 2 --dist loadfile
+
 # With ARGS, the tests that they pick; without, all of them, MORI-IO's first.
 test: $(VENV)/.developed
 ifndef ARGS
 	@if [ '$(PY310)' ]; then $(MAKE) --no-print-directory test-mori; else echo 'make test-mori not run: $(NO_PY310)'; fi
 endif
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
 test-mori: $(MORI)/.emulated
 	$(MORI)/run -m pytest $(MORI_TESTS) $(ARGS)

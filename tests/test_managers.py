@@ -37,6 +37,8 @@ from pdcore import (
     TransferModel,
     select,
 )
+from pdcore.model import Incarnation
+from pdcore.wire import Heartbeat
 
 MODELS = list(TransferModel)
 AuxName = Literal["engine", "tcp"]
@@ -495,6 +497,40 @@ def test_a_lost_peer_pairs_again_with_its_next_request() -> None:
             pair.decode.finished(Deadline.after(0.01))
         fill(pair.prefill.pools, 2)
         pair.move(2, [3, 4], [5, 6])
+
+
+def test_a_request_to_a_prefill_that_forgot_its_peer_fails_at_once_and_the_next_one_pairs() -> None:
+    with paired(config(interval=30.0)) as pair:  # too rare to tell
+        pair.move(1, [1], [1])
+        route = pair.prefill._links.all()[0].route
+        pair.prefill.channel.call(lambda: pair.prefill._lose(route, "a test"))
+        _, receiver = pair.open(2)
+        receiver.send_metadata([5])
+        assert receiver.wait(soon()) is KVPoll.FAILED
+        failure = receiver.failure()
+        assert failure is not None
+        assert "is not paired with who asked for room 2" in failure.happened
+        while pair.decode._sources.routes():
+            pair.decode.finished(Deadline.after(0.01))
+        pair.move(3, [3], [5])
+
+
+def test_a_heartbeat_of_another_process_at_a_peers_address_loses_the_old_one_at_once() -> None:
+    with paired(config(interval=30.0)) as pair:
+        pair.move(1, [1], [1])
+        _, receiver = pair.open(2)
+        receiver.send_metadata([5])
+        (source,) = (pair.decode._sources.of(route) for route in pair.decode._sources.routes())
+        assert source is not None
+        beat = Heartbeat(Incarnation("b" * 32))
+        pair.decode.channel.call(lambda: pair.decode._on_message(source.route, beat))
+        assert receiver.wait(soon()) is KVPoll.FAILED
+        failure = receiver.failure()
+        assert failure is not None
+        assert failure.code is FailureCode.PEER_LOST
+        assert failure.there_is == "incarnation bbbbbbbb runs there now"
+        assert pair.decode.channel.counts["stale"] == 1
+        pair.move(3, [3], [5])
 
 
 def test_heartbeats_reach_the_hook_on_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:

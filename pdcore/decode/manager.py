@@ -12,7 +12,7 @@ from pdcore.bootstrap import ReplicaQuery
 from pdcore.config import Config
 from pdcore.decode.group import PrefillGroup
 from pdcore.decode.receiver import KVReceiver
-from pdcore.decode.source import PrefillSource
+from pdcore.decode.source import PrefillSource, replaced
 from pdcore.decode.sources import Sources
 from pdcore.errors import FailureCode, KVTransferError, PDCoreError
 from pdcore.manager import Manager
@@ -114,9 +114,7 @@ class DecodeManager(Manager):
         elif isinstance(message, AuxRow):
             self._on_aux(source, message)
         elif isinstance(message, Heartbeat):
-            self.heartbeats.heard(route, time.monotonic())
-            if source.ready:
-                self.backend.heartbeat_success(source.identity)
+            self._on_heartbeat(source, message)
         elif isinstance(message, Released):
             receiver = self._known(source, message.room, message.generation)
             if receiver is not None:
@@ -129,6 +127,15 @@ class DecodeManager(Manager):
             self._lose(route, message.reason)
         else:
             self.channel.counts["unexpected"] += 1
+
+    def _on_heartbeat(self, source: PrefillSource, message: Heartbeat) -> None:
+        if message.incarnation != source.identity.incarnation:
+            self.channel.counts["stale"] += 1
+            self._lose_source(source, replaced(source, message.incarnation))
+            return
+        self.heartbeats.heard(source.route, time.monotonic())
+        if source.ready:
+            self.backend.heartbeat_success(source.identity)
 
     def _known(self, source: PrefillSource, room: RoomId, generation: Generation) -> KVReceiver | None:
         receiver = self._receivers.get(room)

@@ -8,11 +8,11 @@ from typing import Protocol
 
 from pdcore.backend import PeerIdentity
 from pdcore.bootstrap.record import RankRecord
-from pdcore.errors import KVTransferError
-from pdcore.model import Role
+from pdcore.errors import FailureCode, KVTransferError
+from pdcore.model import Incarnation, Role
 from pdcore.wire import PeerDescription, Route
 
-__all__ = ["PrefillSource", "SourceState", "Subscriber"]
+__all__ = ["PrefillSource", "SourceState", "Subscriber", "replaced"]
 
 
 class SourceState(Enum):
@@ -94,3 +94,13 @@ class PrefillSource:
         for waiting in told:
             waiting.fail(failure)
         return True
+
+
+def replaced(source: PrefillSource, by: Incarnation) -> KVTransferError:
+    """Return the failure of a prefill rank at whose address another process runs now."""
+    return KVTransferError(
+        FailureCode.PEER_LOST,
+        f"lost {source}",
+        f"incarnation {by[:8]} runs there now",
+        "send the request again; the next one pairs with it",
+    )

@@ -13,11 +13,11 @@ from pdcore.bootstrap.record import RankGroup, RankRecord
 from pdcore.config import Timeouts
 from pdcore.decode.group import PrefillGroup, as_failure
 from pdcore.decode.revocation import Revocations
-from pdcore.decode.source import PrefillSource
+from pdcore.decode.source import PrefillSource, replaced
 from pdcore.engine import TransferEngine
 from pdcore.errors import FailureCode, IncompatiblePeerError, KVTransferError
 from pdcore.liveness import Heartbeats
-from pdcore.model import Deadline, Incarnation
+from pdcore.model import Deadline
 from pdcore.pairing import coverage_misfits, pairing_misfits
 from pdcore.topology import DPChoice, dp_rank_of, map_ranks, topology_misfits
 from pdcore.wire import Channel, PairReply, PairRequest, PeerDescription, Route
@@ -168,7 +168,7 @@ class Sources:
         if old is not None and not old.lost:
             if old.identity.incarnation == record.incarnation:
                 return old
-            self._lost(old, _replaced(old, record.incarnation))
+            self._lost(old, replaced(old, record.incarnation))
         source = PrefillSource(record, self._channel.dial(record.address))
         with self._lock:
             self._sources[source.route] = source
@@ -192,12 +192,3 @@ class Sources:
             self._channel.call(partial(self._lost, source, as_failure(FailureCode.ENGINE, error)))
         else:
             source.pair(description)
-
-
-def _replaced(source: PrefillSource, by: Incarnation) -> KVTransferError:
-    return KVTransferError(
-        FailureCode.PEER_LOST,
-        f"lost {source}",
-        f"incarnation {by[:8]} runs there now",
-        "send the request again; the next one pairs with it",
-    )

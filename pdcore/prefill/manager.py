@@ -172,10 +172,7 @@ class PrefillManager(Manager):
         elif isinstance(message, Heartbeat):
             link = self._links.get(route)
             if link is None:
-                # It doesn't know that it was lost; told so, it pairs again with its next request.
-                self.channel.post(
-                    route, Bye(self.incarnation, "it had lost this decode worker", drained=False)
-                )
+                self._disown(route)
             elif self.heartbeats.heard(route, time.monotonic()):
                 self.backend.heartbeat_success(link.identity)
         elif isinstance(message, Abort):
@@ -191,6 +188,8 @@ class PrefillManager(Manager):
         link = self._links.get(route)
         if link is None or not link.ready:
             self.channel.post(route, answers.not_paired(wanted, self.topology.unique_rank, self.address))
+            if link is None:
+                self._disown(route)
             return
         if not wanted.remaining > 0:
             self.channel.counts["stale"] += 1
@@ -208,6 +207,10 @@ class PrefillManager(Manager):
             self.tell(destination, self.failed(destination, ended, drained=True))
         else:
             self.channel.counts["stale"] += 1
+
+    def _disown(self, route: Route) -> None:
+        """Tell a decode rank that it is not paired, so that its next request pairs anew."""
+        self.channel.post(route, Bye(self.incarnation, "it doesn't know this decode worker", drained=False))
 
     def _on_abort(self, route: Route, abort: Abort) -> None:
         self._parking.drop(
