@@ -28,7 +28,7 @@ for name in libraries:
         missing.append(name)
 try:
     flags = [name for name, value in vars(importlib.import_module(module)).items() if value is True]
-except ImportError as failure:
+except (ImportError, OSError) as failure:
     error = str(failure)
 print(json.dumps([flags, missing, error]))
 """
@@ -71,7 +71,10 @@ class Installation:
 
 
 def look_at(
-    module: str, distributions: str, libraries: tuple[str, ...] = (), hidden: tuple[str, ...] = ()
+    module: str,
+    distributions: str | tuple[str, ...],
+    libraries: tuple[str, ...] = (),
+    hidden: tuple[str, ...] = (),
 ) -> Installation:
     """Import a module in a process of its own, once per process; takes some tenths of a second.
 

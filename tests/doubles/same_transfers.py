@@ -79,7 +79,7 @@ def check_memory_registered_before_the_backend_is_invisible(mori: ModuleType) ->
     engine = io.IOEngine(f"engine-{uuid.uuid4()}", io.IOEngineConfig("127.0.0.1", 0))
     memory = ctypes.create_string_buffer(SIZE)
     early = engine.register_memory(ctypes.addressof(memory), SIZE, -1, io.MemoryLocationType.CPU)
-    engine.create_backend(io.BackendType.RDMA)
+    engine.create_backend(io.BackendType.RDMA, io.RdmaBackendConfig(enable_notification=False))
     here.knows(engine.get_engine_desc())
     key = engine.get_engine_desc().key
     with pytest.raises(RuntimeError) as raised:

@@ -10,5 +10,4 @@ from pdcore.testing import BackendConformance, Target
 class TestMori(BackendConformance):
     @pytest.fixture
     def target(self) -> Target:
-        # The emulated NIC of this process has 512 queue pairs for all tests together.
-        return Target("mori", {"qp_per_transfer": 2})
+        return Target("mori")

@@ -105,7 +105,7 @@ near.memory = near.engine.register_memory(address, {size}, -1, MemoryLocationTyp
 with far_end() as far:
     near.write(far, [0], [0], [{size}])
 """
-    done = run(body)
+    done = run(body, MORI_GLOBAL_LOG_LEVEL="error")
     assert done.returncode == -6, done.stderr
     assert "ibv_reg_mr and dmabuf registration both failed" in done.stdout
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from mori_cases import MoriCases, Start
+from mori_cases import MoriCases
+from mori_engines import Start
 from pd_mori.config import MoriOptions
 from pd_mori.library import Library, load
 

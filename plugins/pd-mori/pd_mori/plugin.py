@@ -1,41 +1,130 @@
-"""The hooks of the MORI-IO backend. Its engine is not implemented in this version."""
+"""The hooks of the MORI-IO backend."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pdcore.backend import BackendSpec, InitEngineRequest, Readiness, Variant
-from pdcore.engine import EngineCapabilities, TransferEngine
-from pdcore.errors import EngineError
+from pd_mori.address import check_host
+from pd_mori.build import look, probe, try_engine
+from pd_mori.config import VARIABLES, MoriOptions, Protocol, contradictions
+from pd_mori.engine import CAPABILITIES, MoriEngine
+from pd_mori.library import load
+from pdcore.backend import (
+    AuxRequest,
+    AuxRoute,
+    AuxTransport,
+    BackendSpec,
+    InitEngineRequest,
+    ProtocolChoice,
+    ProtocolRequest,
+    ProtocolVerdict,
+    Variant,
+)
+from pdcore.config import TransferModel
+from pdcore.engine import Certainty, EffectiveTransport, TransferEngine
 from pdcore.hookspecs import RequiredHooks, hookimpl
+from pdcore.model import new_incarnation
 
-REASON = "the MORI-IO engine is not implemented in pd-mori 0.1.0"
-FIX = "select 'local' (CPU memory, one host), or install a later pd-mori"
+NO_TCP = "MORI's TCP is a name in its enum without an implementation"
+NO_GPU = "HIP has no GPU here, and XGMI moves GPU memory only"
+DEVICES_FIX = "look at the machine's RDMA devices and AMD GPUs: ls /sys/class/infiniband; rocm-smi"
+HOW = {
+    Protocol.RDMA: "the engine's only backend is RDMA, and it was created",
+    Protocol.XGMI: "the engine's only backend is XGMI, which is created whether GPUs reach each other or not",
+}
 
 
-def probe() -> Readiness:
-    """Refuse: there is no engine in this version."""
-    return Readiness.no(REASON, FIX)
+def facts() -> Mapping[str, str]:
+    """Tell what is installed, which devices there are, and whether MORI can use them."""
+    found = look()
+    told = {
+        "wheel": ", ".join(found.distributions) or "none (amd_mori, for Python 3.10 and 3.12)",
+        "libraries missing": ", ".join(found.missing) or "none",
+        "RDMA devices": ", ".join(sorted(path.name for path in Path("/sys/class/infiniband").glob("*")))
+        or "none",
+        **{name: value for name, value in sorted(os.environ.items()) if name.startswith("MORI_")},
+    }
+    if found.error:
+        return told
+    machine = try_engine(MoriOptions(), os.environ, xgmi=False)
+    return {**told, "an RDMA engine": machine.refusal or "can be created", "GPUs": str(machine.gpus)}
 
 
 @hookimpl
 def pd_backend() -> BackendSpec:
     """Declare the backend and its variants."""
+    unused = dict.fromkeys((*VARIABLES, "ib_device", "aux_rdma"), "only RDMA uses it")
     return BackendSpec(
         name="mori",
-        summary="MORI-IO (not implemented in this version)",
+        summary="MORI-IO, over RDMA or XGMI",
         runs_on="AMD GPUs with RDMA devices",
-        protocols=("rdma", "xgmi"),
-        capabilities=EngineCapabilities(),
-        variants=(Variant("mori_xgmi", protocol="xgmi"),),
+        protocols=tuple(protocol.value for protocol in Protocol),
+        capabilities=CAPABILITIES,
+        variants=(
+            Variant("mori_xgmi", Protocol.XGMI.value, forbidden_options=unused),
+            Variant("mori_tcp", Protocol.TCP.value),
+        ),
+        options=MoriOptions,
         probe=probe,
+        facts=facts,
+        transfer_model=TransferModel.INLINE,
     )
 
 
 @hookimpl
+def pd_choose_protocol(request: ProtocolRequest) -> ProtocolChoice:
+    """The name is the protocol; an engine of it must have been created, in another process."""
+    wanted = Protocol(request.variant.protocol) if request.variant else Protocol.RDMA
+    refused, fix = _objection(wanted, _options(request.options), request.environment)
+    verdicts = [ProtocolVerdict(wanted.value, not refused, refused or "an engine of it can be created")]
+    if request.variant is None:
+        verdicts += [
+            ProtocolVerdict(variant.protocol, False, f"only by its name, {variant.name}")
+            for variant in request.spec.variants
+        ]
+    return ProtocolChoice(None if refused else wanted.value, tuple(verdicts), fix)
+
+
+@hookimpl
 def pd_init_engine(request: InitEngineRequest) -> TransferEngine:
-    """Refuse, as the probe does."""
-    raise EngineError(REASON, f"protocol {request.protocol!r} was asked for", FIX)
+    """Load the library and start an engine, after looking at what MORI would end the process for."""
+    options, protocol = _options(request.options), Protocol(request.protocol)
+    xgmi = protocol is Protocol.XGMI
+    check_host(request.host)
+    gpus = try_engine(options, os.environ, xgmi=xgmi).gpus
+    library = load(options)
+    native = library.engine(new_incarnation(), request.host, options, xgmi=xgmi)
+    certainty = Certainty.INFERRED if xgmi else Certainty.VERIFIED
+    transport = EffectiveTransport(protocol.value, certainty, HOW[protocol])
+    # XGMI moves no host memory, where aux rows lie.
+    return MoriEngine(library, native, transport, gpus=gpus > 0, aux=not xgmi)
+
+
+@hookimpl
+def pd_aux_transport(request: AuxRequest) -> AuxRoute:
+    """Send aux rows over TCP; through the engine if the option says so and it reaches host memory."""
+    engine = _options(request.options).aux_rdma and request.protocol == Protocol.RDMA.value
+    return AuxRoute(AuxTransport.ENGINE if engine else AuxTransport.TCP)
+
+
+def _objection(protocol: Protocol, options: MoriOptions, environ: Mapping[str, str]) -> tuple[str, str]:
+    """Return why a protocol cannot be used here and what to do; two empty texts if it can."""
+    if protocol is Protocol.TCP:
+        return NO_TCP, "select mori, or another backend for TCP: mooncake_tcp, nixl_tcp"
+    if told := contradictions(options, environ):
+        return "; ".join(told.values()), f"unset {' '.join(told)}, or take it out of the options"
+    machine = try_engine(options, environ, xgmi=protocol is Protocol.XGMI)
+    if protocol is Protocol.XGMI and not machine.refusal and not machine.gpus:
+        return NO_GPU, "select mori, or run where rocm-smi shows a GPU"
+    return machine.refusal, DEVICES_FIX if machine.refusal else ""
+
+
+def _options(options: object) -> MoriOptions:
+    assert isinstance(options, MoriOptions)
+    return options
 
 
 if TYPE_CHECKING:
