@@ -13,13 +13,24 @@ PY310    ?= $(shell for python in python3.10 $$HOME/.pyenv/versions/3.10*/bin/py
   $$python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 10))' 2>/dev/null && echo $$python && break; done)
 NO_PY310 := no Python 3.10 was found. Install one (apt-get install python3.10-venv, or pyenv install 3.10), or name it with PY310=
 
-.PHONY: demo test test-mori check bench wheels clean
+.PHONY: demo groups test test-mori chaos check bench wheels clean
 
 demo: $(VENV)/.installed
 	$(BIN)/pdcore demo $(ARGS)
 
 # Two workers: most tests wait for other processes. Those of one file stay together.
 WORKERS := -n 2 --dist loadfile
+
+# Unequal groups of ranks, each case over each engine.
+ENGINES := local mooncake_tcp nixl
+
+groups: $(VENV)/.developed
+	@for engine in $(ENGINES); do while read -r case; do \
+	  echo "$$engine $$case"; \
+	  out=$$($(BIN)/pdcore demo --backend $$engine --requests 4 --longest 390 --concurrency 2 --memory 1 \
+	    $$case $(ARGS) 2>&1 </dev/null) || { echo "$$out"; exit 1; }; \
+	  echo "$$out" | grep ^verified; \
+	done <tests/group_cases.txt; done
 
 # With ARGS, the tests that they pick; without, all of them, MORI-IO's first.
 test: $(VENV)/.developed
@@ -35,6 +46,10 @@ check: $(VENV)/.developed
 	$(BIN)/ruff check $(ALL)
 	$(BIN)/ruff format --check $(ALL)
 	$(BIN)/mypy $(ALL)
+
+# Kills, stops and restarts workers while requests flow:  make chaos ARGS="--seconds 60 --seed 7"
+chaos: $(VENV)/.developed
+	$(BIN)/python -m pdcore.testing.chaos $(ARGS)
 
 bench: $(VENV)/.installed
 	$(BIN)/pdcore bench $(ARGS)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pdcore.config import Config, ControlConfig, LivenessConfig, Timeouts, TransferConfig, TransferModel
     from pdcore.decode import DecodeManager, KVReceiver
     from pdcore.errors import (
+        AuthenticationError,
         BootstrapError,
         ConfigError,
         EngineError,
@@ -48,6 +49,7 @@ _HOMES = {
     "config": ("Config", "ControlConfig", "LivenessConfig", "Timeouts", "TransferConfig", "TransferModel"),
     "decode": ("DecodeManager", "KVReceiver"),
     "errors": (
+        "AuthenticationError",
         "BootstrapError",
         "ConfigError",
         "EngineError",
@@ -79,6 +81,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "CPU",
     "Attention",
+    "AuthenticationError",
     "AuxDataCodec",
     "AuxField",
     "AuxSchema",

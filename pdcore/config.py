@@ -12,6 +12,8 @@ from typing import Literal, TypeVar
 import attrs
 
 from pdcore.errors import ConfigError, ConfigProblem
+from pdcore.secret import AuthKey
+from pdcore.secret import auth_key as to_auth_key
 
 __all__ = [
     "Config",
@@ -67,13 +69,15 @@ class TransferConfig:
 
     ``model``: None is the one that the backend declares. ``lanes_per_peer`` counts worker threads per
     destination (workers model). ``aux`` says how aux rows travel: as the backend says (auto), through the
-    engine, or over TCP. ``prefix_reuse`` lets decode ask for only what it lacks.
+    engine, or over TCP. ``prefix_reuse`` lets decode ask for only what it lacks. ``verify``: decode compares
+    digests of what was sent and what arrived, of a sample or of all pages, before a room succeeds.
     """
 
     model: TransferModel | None = None
     lanes_per_peer: int = attrs.field(default=1, validator=_within(1, 64))
     aux: Literal["auto", "engine", "tcp"] = "auto"
     prefix_reuse: bool = True
+    verify: Literal["off", "sample", "all"] = "off"
 
 
 @attrs.frozen
@@ -122,7 +126,8 @@ class Config:
 
     ``backend`` is a selectable name; ``backend_options`` are structured by that backend's own options
     class when it is selected. ``require_transport`` turns an engine that really runs on another
-    transport into an error. ``host`` is the address that peers reach this machine by.
+    transport into an error. ``host`` is the address that peers reach this machine by. ``auth_key`` is the
+    secret that all who may speak on the control plane share; None leaves it open.
 
     Raises:
         ConfigError: a value lies outside its range, or sub-timeouts do not nest.
@@ -132,6 +137,7 @@ class Config:
     backend_options: Mapping[str, object] = attrs.field(factory=dict, hash=False)
     require_transport: str | None = None
     host: str = attrs.field(default="127.0.0.1", validator=_not_empty)
+    auth_key: AuthKey | None = attrs.field(default=None, converter=to_auth_key)
     control: ControlConfig = attrs.field(factory=ControlConfig)
     transfer: TransferConfig = attrs.field(factory=TransferConfig)
     timeouts: Timeouts = attrs.field(factory=Timeouts)

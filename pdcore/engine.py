@@ -24,14 +24,7 @@ from pdcore.model import Deadline, DeviceKind
 from pdcore.outcome import Finished, Quiescence, Transfer, TransferState
 from pdcore.regions import OffsetArray, Region, RegionInfo, WriteBatch
 
-__all__ = [
-    "Certainty",
-    "EffectiveTransport",
-    "EngineCapabilities",
-    "Peer",
-    "RawWrite",
-    "TransferEngine",
-]
+__all__ = ["Certainty", "EffectiveTransport", "EngineCapabilities", "Peer", "RawWrite", "TransferEngine"]
 
 EXPORT_VERSION = 1
 
@@ -95,6 +88,10 @@ class _Export:
     version: int
     regions: tuple[RegionInfo, ...]
     native: bytes
+
+
+# Made at import: msgspec 0.22 crashes when two threads are the first to decode a type (lanes that connect).
+_read_export = msgspec.msgpack.Decoder(_Export).decode
 
 
 class TransferEngine(ABC):
@@ -269,7 +266,7 @@ class TransferEngine(ABC):
 
 def _decode_export(body: bytes) -> _Export:
     try:
-        export = msgspec.msgpack.decode(body, type=_Export)
+        export = _read_export(body)
     except msgspec.DecodeError as error:
         there = str(error)
     else:

@@ -8,6 +8,7 @@ from enum import Enum
 import attrs
 
 __all__ = [
+    "AuthenticationError",
     "BootstrapError",
     "ConfigError",
     "ConfigProblem",
@@ -19,6 +20,7 @@ __all__ = [
     "KVTransferError",
     "LayoutError",
     "Misfit",
+    "MissingExtraError",
     "PDCoreError",
     "PlanError",
     "PluginError",
@@ -145,12 +147,20 @@ class PlanError(PDCoreError):
     """A copy plan would leave a region, or its index lists do not match."""
 
 
+class MissingExtraError(PDCoreError):
+    """An optional part of pdcore was imported, and the library that it needs is not installed."""
+
+
 class WireError(PDCoreError):
     """A control message is malformed, oversized, or of a version this pdcore does not speak."""
 
 
 class BootstrapError(PDCoreError):
     """The bootstrap service could not be started, reached, or does not know a rank."""
+
+
+class AuthenticationError(PDCoreError):
+    """The other side requires a key, has none, or has another one; or a code is wrong."""
 
 
 class RoomError(PDCoreError):
@@ -192,9 +202,11 @@ class FailureCode(Enum):
     DEADLINE = "deadline"
     ENGINE = "engine"
     INCOMPATIBLE = "incompatible"
+    INTEGRITY = "integrity"
     PEER_LOST = "peer_lost"
     PLAN = "plan"
     SHUTDOWN = "shutdown"
+    UNAUTHENTICATED = "unauthenticated"
 
 
 class KVTransferError(PDCoreError):

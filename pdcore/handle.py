@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from pdcore.errors import FailureCode, KVTransferError
+from pdcore.events import Events, RoomEnded, RoomOpened
 from pdcore.metrics import RequestMetrics
 from pdcore.model import Deadline, KVPoll, RoomId
 from pdcore.status import Room, RoomTable
@@ -17,9 +19,12 @@ class RoomHandle(ABC):
 
     side: str
 
-    def __init__(self, rooms: RoomTable, record: Room) -> None:
+    def __init__(self, rooms: RoomTable, record: Room, events: Events) -> None:
         self.record = record
+        self.events = events
         self._rooms = rooms
+        if events.on:
+            events.emit(RoomOpened(events.node, record.room, record.generation))
 
     @property
     def room(self) -> RoomId:
@@ -70,6 +75,27 @@ class RoomHandle(ABC):
     @abstractmethod
     def metric(self) -> RequestMetrics:
         """Return the figures of this request so far."""
+
+    def _end(
+        self,
+        status: KVPoll,
+        failure: KVTransferError | None = None,
+        tell: Callable[[], None] | None = None,
+    ) -> bool:
+        """End the room, have the other side told, then who listens, then wake who waits.
+
+        False if it had ended before.
+        """
+
+        def tell_both() -> None:
+            if tell is not None:
+                tell()
+            record = self.record
+            self.events.emit(
+                RoomEnded(self.events.node, record.room, record.generation, failure, self.metric())
+            )
+
+        return self._rooms.move(self.record, status, failure, tell=tell_both if self.events.on else tell)
 
     @abstractmethod
     def _forget(self) -> None:

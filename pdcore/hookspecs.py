@@ -6,7 +6,8 @@ must not import its engine library at the top: import it inside ``probe`` and ``
 
 Two hooks are required (:class:`RequiredHooks`), the others have defaults: returning None, or not
 implementing a hook, means "use the default". Hooks run when a manager starts or pairs, never on the
-transfer path. To have mypy check a module against the contract, end it with::
+transfer path, but for ``pd_event``, which costs nothing where nobody implements it. To have mypy check
+a module against the contract, end it with::
 
     if TYPE_CHECKING:
         import pd_example.plugin as this
@@ -34,6 +35,7 @@ from pdcore.backend import (
     StateRequest,
 )
 from pdcore.engine import TransferEngine
+from pdcore.events import Event
 
 __all__ = ["BACKEND_GROUP", "OBSERVER_GROUP", "PROJECT", "BackendHooks", "RequiredHooks", "hookimpl"]
 
@@ -104,4 +106,13 @@ class BackendHooks(RequiredHooks, Protocol):
     @hookspec
     def pd_heartbeat_success(self, peer: PeerIdentity) -> None:
         """A peer answered a heartbeat: clear or re-probe what is kept about it. Default: nothing."""
+        ...
+
+    @hookspec
+    def pd_event(self, event: Event) -> None:
+        """Something happened in a manager (:mod:`pdcore.events`). Default: nothing.
+
+        Called on the thread where it happens, also on the transfer path: be quick, and ready for several
+        threads. Made for observers; a manager's ``subscribe`` serves programs.
+        """
         ...

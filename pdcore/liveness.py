@@ -22,6 +22,7 @@ class Heartbeats(Generic[Key]):
     interval: float
     max_failures: int
     _heard: dict[Key, float] = attrs.field(factory=dict, init=False)
+    _missed: dict[Key, int] = attrs.field(factory=dict, init=False)
     _next_beat: float = attrs.field(default=0.0, init=False)
 
     def track(self, key: Key, now: float) -> None:
@@ -31,6 +32,7 @@ class Heartbeats(Generic[Key]):
     def forget(self, key: Key) -> None:
         """Stop expecting them."""
         self._heard.pop(key, None)
+        self._missed.pop(key, None)
 
     def heard(self, key: Key, now: float) -> bool:
         """Note a heartbeat; return whether the peer is tracked."""
@@ -38,6 +40,16 @@ class Heartbeats(Generic[Key]):
             return False
         self._heard[key] = now
         return True
+
+    def missed(self, now: float) -> list[tuple[Key, int]]:
+        """Return who missed another heartbeat since this was asked last, and how many in a row by now.
+
+        One that is half an interval late is missed.
+        """
+        counts = {key: int((now - last) / self.interval - 0.5) for key, last in self._heard.items()}
+        more = [(key, count) for key, count in counts.items() if count > self._missed.get(key, 0)]
+        self._missed = counts
+        return more
 
     def silent(self, now: float) -> list[Key]:
         """Return the peers that missed ``max_failures`` heartbeats in a row."""

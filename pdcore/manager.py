@@ -6,20 +6,31 @@ import logging
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TypeVar
 
 from pdcore import __version__
-from pdcore.backend import AuxRoute, AuxTransport
+from pdcore.backend import AuxRoute, AuxTransport, PeerIdentity
 from pdcore.config import Config, TransferModel
-from pdcore.errors import ConfigError, ConfigProblem, FailureCode, KVTransferError, LayoutError, RoomError
+from pdcore.digest import require_host_memory
+from pdcore.errors import (
+    AuthenticationError,
+    ConfigError,
+    ConfigProblem,
+    FailureCode,
+    KVTransferError,
+    LayoutError,
+    RoomError,
+)
+from pdcore.events import EngineStarted, Events, HeartbeatMissed, Node, Stage, Subscriber, stage
 from pdcore.liveness import Heartbeats
 from pdcore.model import CPU, Deadline, Role, RoomId, new_incarnation
 from pdcore.pools import Pools
 from pdcore.selection import Backend
 from pdcore.status import RoomTable
 from pdcore.topology import Topology
-from pdcore.wire import Bye, Channel, Heartbeat, Message, PeerDescription, Route
+from pdcore.wire import Bye, Channel, Heartbeat, Message, PeerDescription, Route, say_if_open
 
 __all__ = ["Manager"]
 
@@ -41,7 +52,13 @@ class Manager(ABC):
     """
 
     def __init__(
-        self, role: Role, backend: Backend, pools: Pools, topology: Topology, config: Config
+        self,
+        role: Role,
+        backend: Backend,
+        pools: Pools,
+        topology: Topology,
+        config: Config,
+        subscribers: Sequence[Subscriber] = (),
     ) -> None:
         self.role = role
         self.backend = backend
@@ -49,6 +66,8 @@ class Manager(ABC):
         self.topology = topology
         self.config = config
         self.incarnation = new_incarnation()
+        node = Node(role, backend.name, self.incarnation)
+        self.events = Events(node, [*backend.subscribers(), *subscribers])
         self.rooms = RoomTable()
         self.heartbeats: Heartbeats[Route] = Heartbeats(
             config.liveness.interval, config.liveness.max_failures
@@ -56,20 +75,26 @@ class Manager(ABC):
         self._closing = threading.Lock()
         self._closed = False
         self.inline = (config.transfer.model or backend.spec.transfer_model) is TransferModel.INLINE
-        self.engine = backend.start_engine(
-            role=role,
-            incarnation=self.incarnation,
-            host=config.host,
-            deadline=Deadline.after(config.timeouts.engine_start),
-            require_transport=config.require_transport,
-        )
+        with stage(self.events, Stage.ENGINE_START):
+            self.engine = backend.start_engine(
+                role=role,
+                incarnation=self.incarnation,
+                host=config.host,
+                deadline=Deadline.after(config.timeouts.engine_start),
+                require_transport=config.require_transport,
+            )
+        if self.events.on:
+            self.events.emit(EngineStarted(node, self.engine.effective_transport))
         try:
             self.aux_transports = self._choose_aux_transports()
             self._check_model()
-            self._regions = self.engine.register(pools.regions)
+            require_host_memory(config.transfer.verify, pools.regions)
+            with stage(self.events, Stage.REGISTER_MEMORY):
+                self._regions = self.engine.register(pools.regions)
         except BaseException:
             self.engine.close()
             raise
+        say_if_open(config.auth_key, config.host)
         self.channel = self._open_channel()
 
     def __enter__(self: Self) -> Self:
@@ -79,6 +104,14 @@ class Manager(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
+        """Tell somebody of all events from now on; call what is returned to end that.
+
+        The manager's start is over by then: who wants to hear of it as well is handed in as one of
+        the ``subscribers`` when the manager is made.
+        """
+        return self.events.subscribe(subscriber)
 
     def finished(self, deadline: Deadline) -> list[RoomId]:
         """Wait for rooms that ended since the last call; [] at the deadline.
@@ -107,6 +140,7 @@ class Manager(ABC):
             aux_transports=self.aux_transports,
             endpoint=self.engine.endpoint(),
             regions=self._regions,
+            verify=self.config.transfer.verify,
         )
 
     def close(self) -> None:
@@ -124,7 +158,8 @@ class Manager(ABC):
         try:
             self._end_rooms(deadline)
             # What nobody could prove drained ends with the engine.
-            self.engine.close()
+            with stage(self.events, Stage.CLOSE):
+                self.engine.close()
             drained = self.engine.capabilities.silent_after_close
             self._all_drained(tell=drained)
         finally:
@@ -134,20 +169,18 @@ class Manager(ABC):
             self.channel.close(deadline)
             self.rooms.shut()
 
-    def _open_channel(self) -> Channel:
-        """Return the control channel, not started; fault injection returns another kind."""
-        return Channel(
+    def _open_channel(self, make: Callable[..., Channel] = Channel) -> Channel:
+        """Return the control channel, not started; fault injection makes another kind."""
+        return make(
             self.role.value,
             self.incarnation,
             on_message=self._on_message,
             on_tick=self._on_tick,
-            tick=self._tick,
+            tick=min(TICK, self.config.liveness.interval / 2),
             max_message_bytes=self.config.control.max_message_bytes,
+            auth_key=self.config.auth_key,
+            on_refused=self._on_refused,
         )
-
-    @property
-    def _tick(self) -> float:
-        return min(TICK, self.config.liveness.interval / 2)
 
     def _discard(self) -> None:
         """Undo a construction that failed before anything ran."""
@@ -206,6 +239,8 @@ class Manager(ABC):
         now = time.monotonic()
         for route in self.heartbeats.beat_due(now):
             self.channel.post(route, Heartbeat(self.incarnation))
+        if self.events.on:
+            self._report_missed(now)
         for route in self.heartbeats.silent(now):
             seconds = self.config.liveness.interval * self.config.liveness.max_failures
             self._lose(
@@ -214,9 +249,20 @@ class Manager(ABC):
             )
         self._expire()
 
+    def _report_missed(self, now: float) -> None:
+        missed = self.heartbeats.missed(now)
+        peers = self._peers() if missed else {}
+        for route, in_a_row in missed:
+            if route in peers:
+                self.events.emit(HeartbeatMissed(self.events.node, peers[route], in_a_row))
+
     @abstractmethod
     def _on_message(self, route: Route, message: Message) -> None:
         """Handle one message of a peer."""
+
+    def _on_refused(self, route: Route, error: AuthenticationError) -> None:
+        """A peer that this side dialled will have nothing to do with it."""
+        self._lose(route, f"{error.happened}: {error.there_is}")
 
     @abstractmethod
     def _expire(self) -> None:
@@ -229,8 +275,8 @@ class Manager(ABC):
     # --- at the end ------------------------------------------------------------------------
 
     @abstractmethod
-    def _peers(self) -> list[Route]:
-        """Return the routes of all paired peers."""
+    def _peers(self) -> Mapping[Route, PeerIdentity]:
+        """Return all peers by route."""
 
     @abstractmethod
     def _end_rooms(self, deadline: Deadline) -> None:

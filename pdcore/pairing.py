@@ -29,6 +29,7 @@ def pairing_misfits(prefill: PeerDescription, decode: PeerDescription) -> tuple[
             "run one 0.x series everywhere",
         ),
         ("backend", prefill.backend, decode.backend, "select the same backend on both sides"),
+        ("transfer.verify", prefill.verify, decode.verify, "set transfer.verify alike on both sides"),
         ("protocol", prefill.protocol, decode.protocol, "select the same backend variant on both sides"),
     )
     return (

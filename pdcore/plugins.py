@@ -29,6 +29,7 @@ from pdcore.backend import (
 from pdcore.discovery import Candidate
 from pdcore.engine import TransferEngine
 from pdcore.errors import ContractError, PDCoreError, PluginError
+from pdcore.events import Event
 from pdcore.hookspecs import PROJECT, BackendHooks, RequiredHooks, hookimpl
 from pdcore.structuring import nearest
 
@@ -57,6 +58,7 @@ class BackendPlugin:
         for observer in observers:
             manager.register(observer)
         self._hooks = manager.hook
+        self.hears_events = hasattr(module, "pd_event") or any(o.hears_events for o in observers)
 
     def backend(self) -> BackendSpec:
         """Return what the backend declares about itself."""
@@ -86,6 +88,10 @@ class BackendPlugin:
     def heartbeat_success(self, peer: PeerIdentity) -> None:
         """Tell that a peer answered."""
         self._call("pd_heartbeat_success", peer=peer)
+
+    def event(self, event: Event) -> None:
+        """Hand an event on."""
+        self._call("pd_event", event=event)
 
     def broken(self, happened: str, there_is: str) -> ContractError:
         """Return the error that says how this backend broke the contract."""
@@ -121,6 +127,7 @@ class Observer:
         manager = _manager()
         manager.register(module, candidate.name)
         self._hooks = manager.hook
+        self.hears_events = hasattr(module, "pd_event")
 
     @hookimpl(tryfirst=True)
     def pd_backend(self) -> None:
@@ -151,6 +158,11 @@ class Observer:
     def pd_heartbeat_success(self, peer: PeerIdentity) -> None:
         """Pass it on."""
         self._tell("pd_heartbeat_success", peer=peer)
+
+    @hookimpl(tryfirst=True)
+    def pd_event(self, event: Event) -> None:
+        """Pass it on."""
+        self._tell("pd_event", event=event)
 
     def _tell(self, hook: str, **arguments: object) -> None:
         try:

@@ -15,11 +15,12 @@ _log = logging.getLogger("pdcore.quarantine")
 
 
 class Quarantine:
-    """Holds transfers until the engine proves them drained. The lock guards ``_held``."""
+    """Holds transfers until the engine proves them drained. The lock guards ``_held`` and ``_closed``."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._held: list[_Entry] = []
+        self._closed = False
 
     def __len__(self) -> int:
         return len(self._held)
@@ -29,12 +30,13 @@ class Quarantine:
 
         Returns whether it was called.
         """
-        if transfer.quiescence is Quiescence.DRAINED:
-            drained()
-            return True
-        with self._lock:
-            self._held.append((transfer, drained))
-        return False
+        if transfer.quiescence is not Quiescence.DRAINED:
+            with self._lock:
+                if not self._closed:
+                    self._held.append((transfer, drained))
+                    return False
+        drained()
+        return True
 
     def sweep(self) -> None:
         """Look at every held transfer and let the drained ones go."""
@@ -43,8 +45,9 @@ class Quarantine:
         self._release(entry for entry in held if _is_drained(entry[0]))
 
     def release_all(self) -> None:
-        """Let all go: the engine was closed, so that no byte can move any more."""
+        """Let all go, now and later: the engine was closed, so that no byte can move any more."""
         with self._lock:
+            self._closed = True
             held = tuple(self._held)
         self._release(held)
 

@@ -32,6 +32,7 @@ from pdcore.errors import (
     SelectionRow,
     VariantConflictError,
 )
+from pdcore.events import Subscriber
 from pdcore.model import Deadline, DeviceKind, Incarnation, Role
 from pdcore.plugins import BackendPlugin, Observer, load_observer
 from pdcore.settings import Origin
@@ -108,6 +109,10 @@ class Backend:
     def heartbeat_success(self, peer: PeerIdentity) -> None:
         """Tell backend and observers that a peer answered."""
         self._plugin.heartbeat_success(peer)
+
+    def subscribers(self) -> tuple[Subscriber, ...]:
+        """Return who among backend and observers wants the managers' events."""
+        return (self._plugin.event,) if self._plugin.hears_events else ()
 
 
 def select(

@@ -112,10 +112,6 @@ class RoomTable:
             if deadline.at < record.deadline.at:
                 record.deadline = deadline
 
-    def fail(self, record: Room, failure: KVTransferError) -> bool:
-        """End a room as FAILED; return False if it had ended before."""
-        return self.move(record, KVPoll.FAILED, failure)
-
     def clear(self, record: Room) -> None:
         """Forget a room; its id may be opened again."""
         with self._changed:

@@ -13,6 +13,7 @@ from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, Iterabl
 from cattrs.gen import make_dict_structure_fn, override
 
 from pdcore.errors import ConfigError, ConfigProblem
+from pdcore.secret import AuthKey, auth_key
 
 __all__ = ["Text", "nearest", "structure_options", "try_structure"]
 
@@ -182,6 +183,15 @@ def _str(value: object, _: object) -> str:
     raise ValueError(f"must be text, is {value!r}")
 
 
+def _auth_key(value: object, _: object) -> AuthKey | None:
+    if not isinstance(value, (AuthKey, str)):
+        raise ValueError(f"must be text, is of type {type(value).__name__}")  # the value is not to be shown
+    try:
+        return auth_key(value)
+    except ConfigError as error:
+        raise ValueError(error.problems[0].reason) from None
+
+
 def _enum(value: object, kind: type[Enum]) -> Enum:
     for member in kind:
         if (
@@ -209,6 +219,7 @@ def _make_converter() -> cattrs.Converter:
     converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=True)
     for kind, hook in ((int, _int), (float, _float), (bool, _bool), (str, _str)):
         converter.register_structure_hook(kind, hook)
+    converter.register_structure_hook(AuthKey, _auth_key)
     converter.register_structure_hook_func(lambda t: t is object, lambda value, _: value)
     converter.register_structure_hook_func(_is_literal, _literal)
     converter.register_structure_hook_func(lambda t: isinstance(t, type) and issubclass(t, Enum), _enum)

@@ -12,6 +12,7 @@ from pair import SCHEMA, SLOTS, config, soon
 
 from pdcore import (
     BootstrapServer,
+    Config,
     DecodeManager,
     KVLayout,
     KVPoll,
@@ -145,9 +146,10 @@ def groups(
     *,
     backend: str = "local",
     state: Callable[[Topology], Sequence[StateComponent]] = lambda _: (),
+    cfg: Config | None = None,
 ) -> Iterator[Groups]:
     """Start all ranks of both groups."""
-    cfg, chosen = config(), select(backend)
+    cfg, chosen = cfg or config(), select(backend)
     with ExitStack() as stack:
         address = stack.enter_context(BootstrapServer()).address
         senders = [
@@ -155,7 +157,7 @@ def groups(
             for r in prefill
         ]
         both = Groups(model, address, senders, [])
-        both.decode = stack.enter_context(extra_decode(both, decode, backend=backend, state=state))
+        both.decode = stack.enter_context(extra_decode(both, decode, backend=backend, state=state, cfg=cfg))
         yield both
 
 
@@ -166,11 +168,14 @@ def extra_decode(
     *,
     backend: str = "local",
     state: Callable[[Topology], Sequence[StateComponent]] = lambda _: (),
+    cfg: Config | None = None,
 ) -> Iterator[list[DecodeManager]]:
     """Start the ranks of a decode group, for the model and the bootstrap service of ``both``."""
     with ExitStack() as stack:
         yield [
-            stack.enter_context(DecodeManager(select(backend), pools(both.model, r, state(r)), r, config()))
+            stack.enter_context(
+                DecodeManager(select(backend), pools(both.model, r, state(r)), r, cfg or config())
+            )
             for r in decode
         ]
 

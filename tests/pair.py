@@ -32,6 +32,7 @@ from pdcore import (
     TransferModel,
     select,
 )
+from pdcore.events import Subscriber
 
 SCHEMA = AuxSchema((AuxField("first_token", "int64"), AuxField("logprobs", "float32", (8,))))
 SLOTS = 16
@@ -128,15 +129,18 @@ def paired(
     source: Pools | None = None,
     target: Pools | None = None,
     backend: str = "local",
+    subscribers: Sequence[Subscriber] = (),
 ) -> Iterator[Pair]:
-    """Start both sides; prefill's memory is random."""
+    """Start both sides; prefill's memory is random. The subscribers hear both."""
     cfg = cfg or config()
     threaded = backend == "local" and cfg.transfer.model is TransferModel.INLINE
     chosen = select(backend, {"copy_threads": 1} if threaded else {})
     memory = source or pools()
     fill(memory, 1)
     with ExitStack() as stack:
-        bootstrap = stack.enter_context(BootstrapServer())
-        prefill = stack.enter_context(PrefillManager(chosen, memory, Topology(), bootstrap.address, cfg))
-        decode = stack.enter_context(DecodeManager(chosen, target or pools(), Topology(), cfg))
+        bootstrap = stack.enter_context(BootstrapServer(auth_key=cfg.auth_key))
+        prefill = stack.enter_context(
+            PrefillManager(chosen, memory, Topology(), bootstrap.address, cfg, subscribers)
+        )
+        decode = stack.enter_context(DecodeManager(chosen, target or pools(), Topology(), cfg, subscribers))
         yield Pair(bootstrap, prefill, decode)

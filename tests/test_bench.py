@@ -5,6 +5,7 @@ import json
 import attrs
 import numpy as np
 
+from pdcore.bench.beside import Beside
 from pdcore.bench.cases import Effort, Large, Planning, Tiny, plan_by_loop
 from pdcore.bench.load import pages_of
 from pdcore.bench.messages import Load
@@ -26,6 +27,7 @@ REPORT = BenchReport(
         Tiny(2000, 1, 2500.0, p50=0.0004, p99=0.001, cpu_prefill=2e-4, cpu_decode=1e-4, raw=2e-5),
         Tiny(10000, 64, 3900.0, p50=0.015, p99=0.03, cpu_prefill=2e-4, cpu_decode=1e-4, raw=2e-5),
     ),
+    beside=Beside(alone=4000.0, beside=3800.0, ratio=0.95),
     planning=Planning(262144, numpy=0.0025, loop=0.05, ratio=20.0, validation=0.001),
 )
 
@@ -40,6 +42,8 @@ def test_every_case_runs_between_two_processes() -> None:
     assert [c.entries for c in report.large[::2]] == [64, 64, 64]
     assert report.large[-1].entries > 3000
     assert [(t.in_flight, t.requests) for t in report.tiny] == [(1, 20), (64, 200)]
+    assert report.beside.alone > 0
+    assert report.beside.beside > 0
     assert report.planning.entries > 260_000
     assert len(heard) == 2 + len(Effort().page_sizes)
 
@@ -52,11 +56,13 @@ def test_the_report_says_which_targets_were_missed() -> None:
     assert [(t.name, t.reached) for t in REPORT.targets] == [
         ("large contiguous, rate over raw", True),
         ("planning, times faster than a loop", True),
+        ("requests beside a stopped peer, rate over alone", True),
         ("tiny requests per second, 64 in flight", False),
         ("tiny requests one by one, p50 in ms", True),
     ]
     lines = REPORT.lines()
     assert "contiguous, page size 16  512       64     10.74        10.32  0.960" in lines
+    assert "64 in flight beside a stopped peer: 3,800 requests/s, alone 4,000, ratio 0.950" in lines
     assert "64                    3,900  15.000  30.000         200        100      20" in lines
     assert "MISSED   tiny requests per second, 64 in flight: 3900, to be at least 4000" in lines
 

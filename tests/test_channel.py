@@ -13,6 +13,7 @@ from wire_samples import LIFE, METADATA
 from pdcore.errors import BootstrapError, WireError
 from pdcore.model import Deadline, Generation, Incarnation, RoomId, new_incarnation
 from pdcore.wire import AuxRow, Channel, Codec, Heartbeat, Message, Released, RequestMetadata, Route
+from pdcore.wire.stamp import Stamps
 
 NEVER = 3600.0
 SMALL = 64 * 1024
@@ -87,9 +88,14 @@ class Stranger:
         self._socket.setsockopt(zmq.IDENTITY, name)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.connect(f"tcp://{address}")
+        self._stamps = Stamps[str](new_incarnation())
 
     def say(self, *frames: bytes) -> None:
-        self._socket.send_multipart(frames)
+        self._socket.send_multipart([self._stamps.next(), *frames])
+
+    def repeat(self, stamp: bytes, message: Message) -> None:
+        """Say a message with any stamp."""
+        self._socket.send_multipart([stamp, *map(bytes, Codec.encode(message))])
 
     def close(self) -> None:
         self._socket.close()
@@ -205,13 +211,32 @@ def test_a_malformed_message_is_counted_and_logged_with_its_sender(
     assert "to do: " in record.getMessage()
 
 
+def test_what_comes_twice_or_late_is_dropped_until_the_sender_is_another_life(
+    prefill: End, stranger: Stranger
+) -> None:
+    first, second = Stamps[str](LIFE), Stamps[str](new_incarnation())
+    one, two = first.next(), first.next()
+    for number, stamp in enumerate((two, one, two, first.next(), second.next(), second.next())):
+        stranger.repeat(stamp, released(number))
+    assert [prefill.next() for _ in range(4)] == [released(n) for n in (0, 3, 4, 5)]
+    assert prefill.channel.counts == {"repeated": 2}
+
+
+def test_a_message_without_a_stamp_is_malformed(prefill: End, stranger: Stranger) -> None:
+    stranger.repeat(b"short", released(1))
+    stranger.say(*map(bytes, Codec.encode(released(2))))
+    assert prefill.next() == released(2)
+    assert prefill.channel.counts == {"malformed": 1}
+
+
 def test_a_message_without_any_frame_is_malformed(prefill: End) -> None:
     context = zmq.Context()
     request = context.socket(zmq.DEALER)
     request.setsockopt(zmq.LINGER, 0)
     request.connect(f"tcp://{prefill.address}")
     request.send(b"")
-    request.send_multipart([bytes(frame) for frame in Codec.encode(Heartbeat(LIFE))])
+    frames = [bytes(frame) for frame in Codec.encode(Heartbeat(LIFE))]
+    request.send_multipart([Stamps[str](LIFE).next(), *frames])
     assert prefill.next() == Heartbeat(LIFE)
     assert prefill.channel.counts == {"malformed": 1}
     request.close()

@@ -11,8 +11,10 @@ import msgspec
 import pytest
 
 from pdcore.demo import Gone, Worker
+from pdcore.demo.fleet import WorkerError
+from pdcore.demo.groups import Groups, group_of
 from pdcore.demo.messages import Failed, Fatal, Ready, Received, Sent, Stopped, WorkerSettings
-from pdcore.demo.router import WorkerError, run_demo
+from pdcore.demo.router import run_demo
 from pdcore.demo.workload import from_distribution
 from pdcore.model import Deadline, Role, RoomId
 
@@ -88,6 +90,7 @@ def test_a_request_that_no_pool_can_hold_is_refused_before_anything_starts(tmp_p
         ["--option", "novalue"],
         ["--memory", "-1"],
         ["--transfer-model", "telepathy"],
+        ["--prefix", "2"],
     ],
     ids=" ".join,
 )
@@ -128,8 +131,8 @@ def test_decode_judges_by_its_own_seed_and_not_by_what_was_sent() -> None:
         event = decode.read(Deadline.after(60))
     assert isinstance(event, Received)
     assert event.digest != event.expected_digest
-    assert "buffer layer.0.k (layer 0), page 0 (pool page " in event.mismatch
-    assert "168 pages differ" in event.mismatch
+    assert event.mismatch.startswith("layer 0 k, token 0, head 0, dimension 0: 0x")
+    assert "168 items differ" in event.mismatch
     assert "aux field logprobs" in event.mismatch
 
 
@@ -144,7 +147,8 @@ def test_a_worker_serves_a_room_once_and_ends_in_order() -> None:
         events = [decode.read(Deadline.after(60)), decode.read(Deadline.after(60))]
         (failed,) = [e for e in events if isinstance(e, Failed)]
         assert failed.error == "this worker has served the room before; use a new room"
-        *_, stopped, gone = decode.stop(Deadline.after(60))
+        decode.ask_to_stop()
+        *_, stopped, gone = decode.finish(Deadline.after(60))
         assert isinstance(stopped, Stopped)
         assert gone == Gone(decode.pid, "exit status 0")
 
@@ -167,18 +171,26 @@ def test_a_worker_that_cannot_start_says_why() -> None:
         assert worker.read(Deadline.after(60)) == Gone(worker.pid, "exit status 1")
 
 
+TWO_RANKS = Groups(group_of("tp=2"), group_of("tp=2"))
+
+
+@pytest.mark.parametrize("groups", [Groups(), TWO_RANKS], ids=str)
 @pytest.mark.parametrize("victim", list(Role))
-def test_a_worker_killed_in_the_middle_fails_the_run_without_hanging(victim: Role) -> None:
+def test_a_worker_killed_in_the_middle_fails_the_run_without_hanging(victim: Role, groups: Groups) -> None:
+    killed: list[int] = []
+
     def kill_victim(_ended: int) -> None:
         for pid in children():
-            if f"pdcore.demo.{victim.value}" in Path(f"/proc/{pid}/cmdline").read_text():
+            if not killed and f"pdcore.demo.{victim.value}" in Path(f"/proc/{pid}/cmdline").read_text():
                 os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
 
     short = msgspec.structs.replace(SMALL, deadline=5)
-    report = run_demo(short, from_distribution(20, seed=0, longest=500), 4, kill_victim)
+    report = run_demo(short, from_distribution(20, seed=0, longest=500), 4, kill_victim, groups)
     assert not report.good
     assert len(report.requests) + len({f.room for f in report.failures}) == 20
-    assert any(f.error == f"the {victim.value} worker is gone: killed by SIGKILL" for f in report.failures)
+    title = f"{victim.value} rank 0" if groups is TWO_RANKS else victim.value
+    assert any(f.error == f"the {title} worker is gone: killed by SIGKILL" for f in report.failures)
     assert children() == []
 
 

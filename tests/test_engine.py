@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import zlib
 from collections.abc import Iterator, Sequence
 
@@ -324,3 +326,35 @@ def test_endpoints_are_unique_per_incarnation(real: LocalEngine) -> None:
     other = LocalEngine(LocalOptions())
     assert real.endpoint() != other.endpoint()
     other.close()
+
+
+FIRST_READERS = """
+import importlib, sys, threading
+import msgspec
+from pdcore import engine, model, regions
+
+sys.setswitchinterval(1e-6)
+for _ in range(20):
+    for module in (model, regions, engine):
+        importlib.reload(module)
+    infos = tuple(regions.RegionInfo(str(n), 8, model.CPU, 8) for n in range(20))
+    body = msgspec.msgpack.encode(engine._Export(engine.EXPORT_VERSION, infos, b""))
+    start = threading.Barrier(8)
+
+    def read():
+        start.wait()
+        engine._decode_export(body)
+
+    threads = [threading.Thread(target=read) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+"""
+
+
+def test_the_first_exports_may_be_read_by_several_threads_at_once() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_READERS], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")

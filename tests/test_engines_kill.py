@@ -13,8 +13,9 @@ import pytest
 from pdcore.bootstrap import BootstrapServer
 from pdcore.demo.child import Gone
 from pdcore.demo.content import aux_values
+from pdcore.demo.memory import Memory
 from pdcore.demo.messages import Event, Failed, Ready, Received, Sent, WorkerSettings
-from pdcore.demo.serving import Memory, chosen_backend, configuration
+from pdcore.demo.serving import chosen_backend, configuration
 from pdcore.demo.worker import Worker
 from pdcore.errors import FailureCode
 from pdcore.model import Deadline, KVPoll, Role, RoomId

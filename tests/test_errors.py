@@ -7,6 +7,7 @@ import pytest
 
 import pdcore.errors as errors_module
 from pdcore.errors import (
+    AuthenticationError,
     BootstrapError,
     ConfigError,
     ConfigProblem,
@@ -18,6 +19,7 @@ from pdcore.errors import (
     KVTransferError,
     LayoutError,
     Misfit,
+    MissingExtraError,
     PDCoreError,
     PlanError,
     PluginError,
@@ -40,8 +42,10 @@ PLAIN = (
     RegistrationError,
     EngineClosedError,
     LayoutError,
+    MissingExtraError,
     PlanError,
     WireError,
+    AuthenticationError,
     BootstrapError,
     RoomError,
 )

@@ -24,10 +24,10 @@ PLUGINS = sorted((ROOT / "plugins").iterdir())
 SOURCES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "plugins").rglob("*.py")])
 
 FLOW = """
-errors model config structuring settings layout schema topology regions outcome budget engine backend
-trial installation hookspecs discovery plugins environment engine_start assessment selection plan wire
-bootstrap liveness status quarantine rows metadata pools metrics pairing handle manager prefill decode
-echo local testing demo bench cli
+errors model secret config structuring settings layout schema topology regions outcome budget engine
+backend metrics events trial installation hookspecs discovery plugins environment engine_start assessment
+selection plan wire bootstrap liveness status quarantine rows metadata pools digest pairing handle
+manager prefill decode telemetry echo local demo testing bench cli
 """
 """The flow: config, discover, select, engine, register, bootstrap, plan, send, status."""
 ORDER = FLOW.split()
@@ -135,7 +135,7 @@ def test_everything_public_has_a_docstring() -> None:
 def test_every_hook_is_documented_and_tested() -> None:
     hooks = [name for name in dir(BackendHooks) if name.startswith("pd_")]
     tests = "".join(p.read_text() for p in (ROOT / "tests").rglob("*.py") if p != Path(__file__))
-    assert len(hooks) == 6
+    assert len(hooks) == 7
     for hook in hooks:
         assert inspect.getdoc(getattr(BackendHooks, hook))
         assert hook in tests

@@ -66,3 +66,20 @@ def test_late_ticks_do_not_pile_heartbeats_up() -> None:
     beats.beat_due(100.0)
     assert beats.beat_due(150.0) == ["a"]
     assert beats.beat_due(150.1) == []
+
+
+def test_each_missed_heartbeat_is_named_once_until_the_peer_is_heard_again() -> None:
+    beats: Heartbeats[str] = Heartbeats(interval=2.0, max_failures=3)
+    beats.track("a", 0.0)
+    beats.track("b", 0.0)
+    assert beats.missed(2.9) == []  # less than half an interval late
+    beats.heard("b", 3.0)
+    assert beats.missed(3.1) == [("a", 1)]
+    beats.heard("b", 4.0)
+    assert beats.missed(4.9) == []
+    assert beats.missed(7.1) == [("a", 3), ("b", 1)]
+    beats.heard("a", 7.2)
+    beats.forget("b")
+    assert beats.missed(9.0) == []
+    beats.track("b", 9.0)
+    assert beats.missed(12.1) == [("a", 1), ("b", 1)]

@@ -65,8 +65,8 @@ def test_the_table_keeps_to_the_rules(table: RoomTable, current: KVPoll, new: KV
 
 def test_the_failure_of_a_room_is_the_first_one(table: RoomTable) -> None:
     (record,) = opened(table, 1)
-    assert table.fail(record, FAILURE)
-    assert not table.fail(record, KVTransferError(FailureCode.ABORTED, "late", "x", "y"))
+    assert table.move(record, KVPoll.FAILED, FAILURE)
+    assert not table.move(record, KVPoll.FAILED, KVTransferError(FailureCode.ABORTED, "late", "x", "y"))
     assert record.failure is FAILURE
     assert record.status is KVPoll.FAILED
 
@@ -74,7 +74,7 @@ def test_the_failure_of_a_room_is_the_first_one(table: RoomTable) -> None:
 def test_a_room_that_succeeded_cannot_fail_any_more(table: RoomTable) -> None:
     (record,) = opened(table, 1)
     table.move(record, KVPoll.SUCCESS)
-    assert not table.fail(record, FAILURE)
+    assert not table.move(record, KVPoll.FAILED, FAILURE)
     assert (record.status, record.failure) == (KVPoll.SUCCESS, None)
 
 
@@ -137,7 +137,7 @@ def test_numpys_integers_are_room_ids(table: RoomTable) -> None:
 
 def test_a_cleared_room_opens_again_as_a_new_generation(table: RoomTable) -> None:
     (old,) = opened(table, 5)
-    table.fail(old, FAILURE)
+    table.move(old, KVPoll.FAILED, FAILURE)
     table.clear(old)
     (new,) = opened(table, 5)
     assert new.generation == old.generation + 1
@@ -170,7 +170,7 @@ def test_clearing_twice_is_fine(table: RoomTable) -> None:
 def test_finished_returns_every_ended_room_once_in_order(table: RoomTable) -> None:
     first, second, third = opened(table, 1, 2, 3)
     table.move(second, KVPoll.SUCCESS)
-    table.fail(first, FAILURE)
+    table.move(first, KVPoll.FAILED, FAILURE)
     assert table.finished(soon()) == [2, 1]
     table.move(third, KVPoll.SUCCESS)
     assert table.finished(soon()) == [3]
@@ -250,7 +250,7 @@ def test_wait_returns_the_end_of_its_room(table: RoomTable) -> None:
     one, other = opened(table, 1, 2)
     thread, results = in_thread(lambda: table.wait(one, soon()))
     table.move(other, KVPoll.SUCCESS)
-    table.fail(one, FAILURE)
+    table.move(one, KVPoll.FAILED, FAILURE)
     thread.join(30)
     assert results == [KVPoll.FAILED]
     assert table.wait(other, soon()) is KVPoll.SUCCESS
@@ -271,7 +271,7 @@ def test_shutting_the_table_ends_every_wait_now_and_later(table: RoomTable) -> N
     finished.join(30)
     waiting.join(30)
     assert (rooms, status) == ([[]], [KVPoll.BOOTSTRAPPING])
-    table.fail(record, FAILURE)
+    table.move(record, KVPoll.FAILED, FAILURE)
     assert table.finished(soon()) == [1]
     assert table.finished(soon()) == []
 
@@ -291,7 +291,7 @@ def test_rooms_expire_on_their_own_clock(table: RoomTable) -> None:
     assert table.expired() == [early]
     clock.now += 45
     assert table.expired() == [early, late]
-    table.fail(early, early.missed())
+    table.move(early, KVPoll.FAILED, early.missed())
     table.clear(late)
     assert table.expired() == []
 

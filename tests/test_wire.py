@@ -95,6 +95,8 @@ def test_there_is_a_sample_of_every_kind_and_kinds_keep_their_numbers() -> None:
         7: "Released",
         8: "Heartbeat",
         9: "Bye",
+        10: "Digests",
+        11: "Verdict",
     }
     assert set(SAMPLES) == {cls.__name__ for cls in MESSAGE_KINDS.values()}
 
@@ -128,6 +130,14 @@ def test_optional_parts_may_be_missing() -> None:
     assert decoded(*Codec.encode(status)) == status
     reply = PairReply(DESCRIPTION)
     assert decoded(*Codec.encode(reply)) == reply
+
+
+def test_metadata_of_a_peer_that_knows_no_trace_is_read() -> None:
+    older = Codec.encode(METADATA)
+    header, body = bytes(older[0])[: HEADER.size], msgspec.msgpack.decode(bytes(older[0])[HEADER.size :])
+    del body["trace"]
+    read = decoded(header + msgspec.msgpack.encode(body), *older[1:])
+    assert as_data(read) == as_data(attrs.evolve(METADATA, trace=None))
 
 
 def test_a_failure_becomes_the_same_error_on_the_other_side() -> None:

@@ -13,10 +13,13 @@ from pdcore.demo.workload import (
     WorkloadError,
     from_distribution,
     from_trace,
+    page_limit,
     pages_needed,
     refuse_too_long,
+    with_prefix,
 )
 from pdcore.model import RoomId
+from pdcore.topology import Topology
 
 
 def trace_file(path: Path, *lines: str) -> Path:
@@ -104,12 +107,50 @@ def test_a_pool_holds_the_longest_request_and_average_ones_beside_it() -> None:
 def test_a_request_longer_than_a_pool_is_refused_with_the_memory_it_would_take() -> None:
     page_bytes = MODELS["llama-3-8b"].layout(16, 1).page_bytes
     requests = (Request(RoomId(0), 10), Request(RoomId(7), 26_888), Request(RoomId(8), 9))
-    refuse_too_long(requests, 16, 1681, page_bytes)
+    refuse_too_long(requests, 16, 1681, 2 * page_bytes)
     with pytest.raises(WorkloadError) as caught:
-        refuse_too_long(requests, 16, 1680, page_bytes)
+        refuse_too_long(requests, 16, 1680, 2 * page_bytes)
     assert caught.value.happened == "request 7 of 26888 tokens is longer than a pool"
-    assert caught.value.there_is == "1680 pages of 16 tokens on each side, which hold 26880 tokens"
+    assert caught.value.there_is == "1680 pages of 16 tokens on each rank, which hold 26880 tokens"
     assert "--memory 6.6" in caught.value.to_do
+
+
+def test_slots_are_taken_off_the_memory_before_pages() -> None:
+    assert page_limit(1000, page_bytes=10, slot_bytes=100, slots=4) == 60
+    with pytest.raises(WorkloadError) as caught:
+        page_limit(2**30, page_bytes=2**20, slot_bytes=2**27, slots=8)
+    assert caught.value.there_is == (
+        "1.00 GiB for all of them; 8 requests in flight keep state of 128.0 MiB each"
+    )
+    assert caught.value.to_do == "use --memory 1.1, or a smaller --concurrency"
+
+
+def test_a_prefix_is_whole_pages_of_each_request() -> None:
+    requests = [Request(RoomId(i), tokens) for i, tokens in enumerate((100, 17, 1))]
+    assert [r.held for r in with_prefix(requests, 0.5, 16)] == [3, 1, 0]
+    assert [r.held for r in with_prefix(requests, 1, 16)] == [7, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("model", "slot_bytes"),
+    [
+        ("gpt2", 0),
+        ("jamba-v0.1", 28 * (8192 * 3 * 2 + 8192 * 16 * 4)),
+        ("qwen3-next-80b", 36 * (8192 * 3 * 2 + 32 * 128 * 128 * 4)),
+    ],
+)
+def test_a_request_of_a_hybrid_model_has_a_slot_which_tp_ranks_share_out(model: str, slot_bytes: int) -> None:
+    shape = MODELS[model]
+    assert shape.slot_bytes(16, Topology()) == slot_bytes
+    for replica in (Topology(tp_size=4), Topology(pp_size=2), Topology(tp_size=2, pp_size=2)):
+        assert sum(shape.slot_bytes(16, rank) for rank in replica.replica()) == slot_bytes
+
+
+def test_a_sliding_window_keeps_the_last_pages_that_it_can_touch() -> None:
+    (window,) = MODELS["gemma-3-4b"].state
+    assert [window.items(pages, 16) for pages in (1, 65, 66, 1000)] == [1, 65, 65, 65]
+    assert MODELS["gemma-3-4b"].layout(16, 1).page_bytes == 16 * 5 * 2 * 4 * 256 * 2
+    assert len(window.layers) == 29
 
 
 @pytest.mark.parametrize(
@@ -122,6 +163,8 @@ def test_a_request_longer_than_a_pool_is_refused_with_the_memory_it_would_take()
         ("mistral-7b", 131_072),
         ("deepseek-v3", 70_272),
         ("gpt2", 36_864),
+        ("jamba-v0.1", 16_384),
+        ("qwen3-next-80b", 24_576),
     ],
 )
 def test_a_token_of_each_model_takes_its_published_number_of_bytes(model: str, token_bytes: int) -> None:

@@ -15,6 +15,7 @@ from pdcore.wire import (
     Abort,
     AuxRow,
     Bye,
+    Digests,
     Failure,
     Heartbeat,
     Message,
@@ -24,6 +25,7 @@ from pdcore.wire import (
     Released,
     RequestMetadata,
     RoomStatus,
+    Verdict,
 )
 
 __all__ = ["DESCRIPTION", "FAILURE", "LIFE", "METADATA", "SAMPLES"]
@@ -47,6 +49,7 @@ DESCRIPTION = PeerDescription(
     aux_transports=(AuxTransport.ENGINE, AuxTransport.TCP),
     endpoint=b"\x00endpoint\xff",
     regions=b"\x01regions\xfe",
+    verify="sample",
 )
 
 METADATA = RequestMetadata(
@@ -57,6 +60,7 @@ METADATA = RequestMetadata(
     state_indices=(np.array([9], np.int64), np.array([], np.int64)),
     decode_prefix_len=48,
     remaining=12.5,
+    trace="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
 )
 
 _SAMPLES: tuple[Message, ...] = (
@@ -73,5 +77,9 @@ _SAMPLES: tuple[Message, ...] = (
     Released(ROOM, NTH),
     Heartbeat(LIFE),
     Bye(LIFE, "it shut down in order", drained=True),
+    Digests(
+        ROOM, NTH, 3, 1, 0, *(np.array(n, np.int64) for n in ([0, 2], [64, 0], [64, 2**40], [0, 2**32 - 1]))
+    ),
+    Verdict(ROOM, NTH, 1, 0, FAILURE),
 )
 SAMPLES: dict[str, Message] = {type(message).__name__: message for message in _SAMPLES}

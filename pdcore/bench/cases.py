@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from pdcore.bench.beside import HELD, Beside, measure_beside
 from pdcore.bench.load import BenchError
 from pdcore.bench.messages import Load
 from pdcore.bench.near import Pair, paired, plan_of
@@ -118,9 +119,9 @@ def _turns(pair: Pair, name: str, load: Load) -> Large:
     )
 
 
-def measure_tiny(settings: WorkerSettings, effort: Effort) -> tuple[Tiny, Tiny]:
-    """Measure tiny requests, one after the other and 64 in flight."""
-    with paired(_shaped(settings, 1, 4 * IN_FLIGHT, IN_FLIGHT)) as pair:
+def measure_tiny(settings: WorkerSettings, effort: Effort) -> tuple[Tiny, Tiny, Beside]:
+    """Measure tiny requests: one after the other, 64 in flight, and 64 beside a peer that is stopped."""
+    with paired(_shaped(settings, 1, 4 * IN_FLIGHT, IN_FLIGHT + HELD)) as pair:
         sequential, flying = (
             _middle(pair, Load(first_room, requests, in_flight, 1, True), effort.tiny_rounds)
             for first_room, requests, in_flight in (
@@ -128,7 +129,8 @@ def measure_tiny(settings: WorkerSettings, effort: Effort) -> tuple[Tiny, Tiny]:
                 (10_000_001, effort.tiny, IN_FLIGHT),
             )
         )
-        return sequential, flying
+        load = Load(20_000_001, effort.tiny, IN_FLIGHT, 1, True)
+        return sequential, flying, measure_beside(pair, load, effort.tiny_rounds)
 
 
 def _middle(pair: Pair, load: Load, rounds: int) -> Tiny:

@@ -81,7 +81,7 @@ def serve_load(load: Load, side: Side, pages: list[npt.NDArray[np.int64]], secon
                 f"no request of {len(flying)} in flight ended within {seconds:g} s",
                 "look at what the far side logged",
             )
-        for room in ended:
+        for room in filter(flying.__contains__, ended):  # others are another load's
             handle, slot, start = flying.pop(room)
             if handle.poll() is not KVPoll.SUCCESS:
                 raise handle.failure() or BenchError("a request failed", f"room {room}", "look at the log")

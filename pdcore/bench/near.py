@@ -27,7 +27,7 @@ from pdcore.prefill import PrefillManager
 from pdcore.regions import WriteBatch
 from pdcore.topology import Topology
 
-__all__ = ["Pair", "paired", "plan_of"]
+__all__ = ["Pair", "another", "expect", "paired", "plan_of"]
 
 START_SECONDS = 90.0
 STOP_SECONDS = 20.0
@@ -80,7 +80,7 @@ class Pair:
 
     def far_served(self) -> Loaded:
         """Return what the far side measured, once it has served its load."""
-        return _expect(self.far, Loaded, self.settings.deadline)
+        return expect(self.far, Loaded, self.settings.deadline)
 
     def raw(self, load: Load) -> RawWrite:
         """Return the raw write of the first slot's pages: the same bytes as one request, without aux."""
@@ -112,17 +112,33 @@ def paired(settings: WorkerSettings) -> Iterator[Pair]:
         )
         stack.callback(engine.close)
         engine.register(pools.regions)
-        bootstrap = stack.enter_context(BootstrapServer())
+        bootstrap = stack.enter_context(BootstrapServer(auth_key=config.auth_key))
         manager = stack.enter_context(PrefillManager(backend, pools, Topology(), bootstrap.address, config))
         far.send(Join(engine.endpoint(), bootstrap.address))
-        export = _expect(far, Export, START_SECONDS)
+        export = expect(far, Export, START_SECONDS)
         peer = engine.connect(export.endpoint, export.regions, Deadline.after(START_SECONDS))
         yield Pair(settings, manager, pools, aux, engine, peer, far)
         far.send(Stop())
         far.finish(Deadline.after(STOP_SECONDS))
 
 
-def _expect(far: Child[Event], kind: type[EventT], seconds: float) -> EventT:
+@contextlib.contextmanager
+def another(pair: Pair) -> Iterator[Child[Event]]:
+    """Start a second far side beside the first; it serves loads as the first does."""
+    with Child("pdcore.bench.far", pair.settings, decode_event) as far:
+        far.send(Join(pair.engine.endpoint(), pair.manager.bootstrap))
+        expect(far, Export, START_SECONDS)
+        yield far
+        far.send(Stop())
+        far.finish(Deadline.after(STOP_SECONDS))
+
+
+def expect(far: Child[Event], kind: type[EventT], seconds: float) -> EventT:
+    """Return the next event of a far side.
+
+    Raises:
+        BenchError: it is of another kind, or there is none.
+    """
     event = far.read(Deadline.after(seconds))
     if isinstance(event, kind):
         return event

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import attrs
 
+from pdcore.bench.beside import Beside
 from pdcore.bench.cases import Large, Planning, Tiny
 
 __all__ = ["BenchReport", "Target"]
@@ -42,6 +43,7 @@ class BenchReport:
     backend: str
     large: tuple[Large, ...]
     tiny: tuple[Tiny, Tiny]
+    beside: Beside
     planning: Planning
 
     @property
@@ -52,6 +54,7 @@ class BenchReport:
         ratios = (
             Target("large contiguous, rate over raw", min(contiguous), 0.9, True),
             Target("planning, times faster than a loop", self.planning.ratio, 15, True),
+            Target("requests beside a stopped peer, rate over alone", self.beside.ratio, 0.8, True),
         )
         if sequential.raw > CHEAP:
             return ratios
@@ -102,6 +105,7 @@ class BenchReport:
                 tiny,
             ),
             "(prefill, decode: CPU time per request; raw: the engine's write alone)",
+            f"{self.tiny[1].in_flight} in flight beside a stopped peer: {self.beside}",
             "",
             f"planning {plan.entries:,} entries: {plan.numpy * 1e3:.2f} ms, by a loop "
             f"{plan.loop * 1e3:.1f} ms ({plan.ratio:.1f} times); validation {plan.validation * 1e3:.2f} ms",

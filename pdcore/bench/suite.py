@@ -26,4 +26,5 @@ def run_bench(settings: WorkerSettings, effort: Effort, tell: Callable[[str], No
         tell(f"large transfers, page size {page_size}")
         large += measure_large(settings, page_size, effort)
     tell("tiny requests")
-    return BenchReport(settings.backend, tuple(large), measure_tiny(settings, effort), planning)
+    sequential, flying, beside = measure_tiny(settings, effort)
+    return BenchReport(settings.backend, tuple(large), (sequential, flying), beside, planning)

@@ -5,29 +5,35 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import logging
+from urllib.parse import urlencode
 
 import aiohttp
 import msgspec
 
+from pdcore.bootstrap.courier import Courier, refused
 from pdcore.bootstrap.loop import LoopThread
-from pdcore.bootstrap.record import RankGroup, RankRecord, Refusal, ReplicaQuery, RoomsRecord
-from pdcore.errors import BootstrapError, LayoutError
+from pdcore.bootstrap.record import RankGroup, RankRecord, ReplicaQuery, RoomsRecord
+from pdcore.errors import BootstrapError, LayoutError, PDCoreError
 from pdcore.model import Deadline, Incarnation
+from pdcore.secret import AuthKey
 
 __all__ = ["BootstrapClient"]
 
 _RETRY = 0.2
+_WITHDRAW = 60.0
 _NO_ANSWER = "no answer within the deadline"
 _UNREACHED = (aiohttp.ClientError, OSError, asyncio.TimeoutError)
+# Made at import: msgspec 0.22 crashes when two threads (clients) are the first to decode a type.
+_read_group = msgspec.json.Decoder(RankGroup).decode
 _log = logging.getLogger("pdcore.bootstrap")
 
 
 class BootstrapClient:
     """Registers prefill ranks and resolves them. Owns the thread ``pdcore-<name>-http``."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, auth_key: AuthKey | None = None) -> None:
         self._loop = LoopThread(f"{name}-http")
-        self._session: aiohttp.ClientSession | None = None  # the loop's own, like _closed
+        self._courier = Courier(auth_key)  # the loop's own
         self._closed = False
         self._renewal: concurrent.futures.Future[None] | None = None
 
@@ -36,6 +42,7 @@ class BootstrapClient:
 
         Raises:
             BootstrapError: the service refused, or could not be reached in time.
+            AuthenticationError: it requires a key, has none, or has another.
         """
         try:
             # The coroutine keeps the deadline itself; waiting longer only guards against a stuck loop.
@@ -59,7 +66,7 @@ class BootstrapClient:
     ) -> concurrent.futures.Future[RankGroup]:
         """Start looking up all ranks of a DP replica; the service waits for what is missing.
 
-        The future raises BootstrapError.
+        The future raises BootstrapError or AuthenticationError.
         """
         return self._loop.submit(self._resolve(address, query, deadline))
 
@@ -67,13 +74,14 @@ class BootstrapClient:
         """Take a registration back; failing to is logged, the lease ends it then."""
         try:
             self._loop.call(self._withdraw(address, incarnation), deadline)
-        except _UNREACHED as error:
+        except (PDCoreError, *_UNREACHED) as error:
             _log.info("could not withdraw from the bootstrap service at %s: %s", address, error)
 
     def close(self, deadline: Deadline) -> None:
         """End all requests and the thread; idempotent."""
         if not self._closed:
-            self._loop.call(self._end(), deadline)
+            self._closed = True
+            self._loop.call(self._courier.close(), deadline)
         self._loop.close(deadline)
 
     async def _register(self, address: str, record: RankRecord, deadline: Deadline) -> None:
@@ -88,20 +96,20 @@ class BootstrapClient:
     async def _renew(self, address: str, record: RankRecord) -> None:
         try:
             await self._put(address, "ranks", record, record.lease)
-        except (BootstrapError, *_UNREACHED) as error:
+        except (PDCoreError, *_UNREACHED) as error:
             _log.warning("could not renew the lease at the bootstrap service %s: %s", address, error)
 
     async def _register_rooms(self, address: str, record: RoomsRecord, seconds: float) -> None:
         try:
             await self._put(address, "rooms", record, seconds)
-        except (BootstrapError, *_UNREACHED) as error:
+        except (PDCoreError, *_UNREACHED) as error:
             _log.warning("could not register rooms at the bootstrap service %s: %s", address, error)
 
     async def _put(self, address: str, what: str, record: RankRecord | RoomsRecord, seconds: float) -> None:
-        url, body, limit = f"http://{address}/v1/{what}", msgspec.json.encode(record), _limit(seconds)
-        async with self._http().put(url, data=body, timeout=limit) as response:
-            if response.status != 204:
-                raise _refused(address, response.status, await response.read())
+        body = msgspec.json.encode(record)
+        status, answer = await self._courier.ask("PUT", address, f"/v1/{what}", body, _within(seconds))
+        if status != 204:
+            raise refused(address, status, answer)
 
     async def _resolve(self, address: str, query: ReplicaQuery, deadline: Deadline) -> RankGroup:
         trouble = _NO_ANSWER
@@ -114,51 +122,23 @@ class BootstrapClient:
         raise _unreachable(address, trouble)
 
     async def _ask(self, address: str, query: ReplicaQuery, seconds: float) -> RankGroup:
-        parameters = {**query.parameters, "wait": f"{seconds:.3f}"}
+        asked = urlencode({**query.parameters, "wait": f"{seconds:.3f}"})
         # The service answers when its own wait ends; the client's clock only guards against silence.
-        url, limit = f"http://{address}/v1/ranks", _limit(seconds + 1)
-        async with self._http().get(url, params=parameters, timeout=limit) as response:
-            body = await response.read()
-            if response.status != 200:
-                raise _refused(address, response.status, body)
-            try:
-                return msgspec.json.decode(body, type=RankGroup)
-            except (msgspec.DecodeError, LayoutError) as error:
-                raise _refused(address, response.status, body) from error
+        limit = _within(seconds + 1)
+        status, body = await self._courier.ask("GET", address, f"/v1/ranks?{asked}", b"", limit)
+        if status != 200:
+            raise refused(address, status, body)
+        try:
+            return _read_group(body)
+        except (msgspec.DecodeError, LayoutError) as error:
+            raise refused(address, status, body) from error
 
     async def _withdraw(self, address: str, incarnation: Incarnation) -> None:
-        async with self._http().delete(f"http://{address}/v1/ranks/{incarnation}"):
-            pass
-
-    async def _end(self) -> None:
-        self._closed = True
-        if self._session is not None:
-            await self._session.close()
-
-    def _http(self) -> aiohttp.ClientSession:
-        if self._closed:
-            raise aiohttp.ClientConnectionError("this client is closed")
-        if self._session is None:
-            self._session = aiohttp.ClientSession()
-        return self._session
+        await self._courier.ask("DELETE", address, f"/v1/ranks/{incarnation}", b"", _within(_WITHDRAW))
 
 
-def _limit(seconds: float) -> aiohttp.ClientTimeout:
-    return aiohttp.ClientTimeout(total=max(seconds, 0.001))
-
-
-def _refused(address: str, status: int, body: bytes) -> BootstrapError:
-    try:
-        refusal = msgspec.json.decode(body, type=Refusal)
-    except msgspec.DecodeError:
-        refusal = Refusal(
-            "the bootstrap service answered strangely",
-            f"HTTP {status}, {body[:80]!r}",
-            "check that the address is a pdcore bootstrap service",
-        )
-    return BootstrapError(
-        f"{refusal.happened} (bootstrap service {address})", refusal.there_is, refusal.to_do
-    )
+def _within(seconds: float) -> Deadline:
+    return Deadline.after(max(seconds, 0.001))
 
 
 def _unreachable(address: str, trouble: str) -> BootstrapError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from collections import Counter
 from types import TracebackType
 from typing import TypeVar
 
@@ -12,11 +13,15 @@ import attrs
 import msgspec
 from aiohttp import web
 
+from pdcore.bootstrap.auth import CHALLENGE_PATH
+from pdcore.bootstrap.doorkeeper import Doorkeeper, refuse
 from pdcore.bootstrap.loop import LoopThread
-from pdcore.bootstrap.record import RankGroup, RankRecord, Refusal, ReplicaQuery, RoomsRecord
+from pdcore.bootstrap.record import RankGroup, RankRecord, ReplicaQuery, RoomsRecord
 from pdcore.bootstrap.rooms import RoomRanks
 from pdcore.errors import BootstrapError
 from pdcore.model import Clock, Deadline, Incarnation, RoomId
+from pdcore.secret import AuthKey
+from pdcore.secret import auth_key as to_auth_key
 from pdcore.topology import DPChoice, dp_rank_of
 
 __all__ = ["BootstrapServer"]
@@ -40,10 +45,19 @@ class _Entry:
 class BootstrapServer:
     """Serves on ``host:port`` (0: any free port) from the thread ``pdcore-bootstrap-server``.
 
-    A context manager. ``address`` is known once it has started. All state belongs to its loop.
+    A context manager. ``address`` is known once it has started. With an ``auth_key`` it serves only who
+    has it; ``counts`` says how many requests were turned away. All state belongs to its loop.
     """
 
-    def __init__(self, host: str = "127.0.0.1", port: int = 0, *, clock: Clock = time.monotonic) -> None:
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        auth_key: AuthKey | str | None = None,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._door = Doorkeeper(to_auth_key(auth_key), clock)
         self._host, self._port, self._clock = host, port, clock
         self._ranks: dict[tuple[int, int], _Entry] = {}
         self._rooms = RoomRanks(clock)
@@ -61,6 +75,11 @@ class BootstrapServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How many requests were ``unauthenticated``."""
+        return self._door.counts
 
     def start(self) -> None:
         """Bind and serve.
@@ -97,7 +116,8 @@ class BootstrapServer:
 
     async def _serve(self) -> int:
         self._registered = asyncio.Condition()
-        app = web.Application(client_max_size=MAX_BODY_BYTES)
+        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[self._door.middleware])
+        app.router.add_get(CHALLENGE_PATH, self._door.challenge)
         app.router.add_put("/v1/ranks", self._put)
         app.router.add_get("/v1/ranks", self._get)
         app.router.add_put("/v1/rooms", self._put_rooms)
@@ -114,14 +134,14 @@ class BootstrapServer:
         if isinstance(record, web.Response):
             return record
         if not 0 < record.lease <= 3600:
-            return _refuse(400, "a lease is out of range", f"{record.lease} s", "use 0 < lease <= 3600 s")
+            return refuse(400, "a lease is out of range", f"{record.lease} s", "use 0 < lease <= 3600 s")
         key = (record.topology.dp_rank, record.topology.unique_rank)
         if key not in self._ranks and len(self._ranks) >= MAX_RANKS:
-            return _refuse(507, "too many ranks are registered", f"{MAX_RANKS}", "restart the service")
+            return refuse(507, "too many ranks are registered", f"{MAX_RANKS}", "restart the service")
         old = self._ranks.get(key)
         replaced = old.replaced if old else ()
         if record.incarnation in replaced:
-            return _refuse(
+            return refuse(
                 409,
                 f"incarnation {record.incarnation[:8]} was replaced by a newer one of the same rank",
                 f"{old.record.address if old else ''} is registered now",
@@ -153,19 +173,19 @@ class BootstrapServer:
             query = ReplicaQuery(choice, RoomId(int(asked.get("room", "0"))))
         except ValueError as error:
             to_do = "send dp_rank=INT&wait=SECONDS, or room=INT&choice=by_room|query&wait=SECONDS"
-            return _refuse(400, "a rank query is malformed", str(error), to_do)
+            return refuse(400, "a rank query is malformed", str(error), to_do)
         group = await self._complete_group(query, min(MAX_WAIT, wait) if wait > 0 else 0.0)
         if group is not None:
             return web.Response(body=msgspec.json.encode(group), content_type="application/json")
         dp_rank, fresh = self._dp_rank(query), sorted(self._fresh())
         if dp_rank is None:
-            return _refuse(
+            return refuse(
                 404,
                 f"nobody took room {query.room}",
                 f"DP ranks {sorted({dp for dp, _ in fresh})} are registered",
                 "have prefill call register_dp_rank(room), or start it",
             )
-        return _refuse(
+        return refuse(
             404,
             f"prefill DP rank {dp_rank} is not registered in full",
             f"unique ranks {[rank for dp, rank in fresh if dp == dp_rank]} of DP rank {dp_rank}, "
@@ -236,11 +256,6 @@ async def _stop(runner: web.AppRunner, listener: socket.socket | None) -> None:
     await runner.cleanup()
 
 
-def _refuse(status: int, happened: str, there_is: str, to_do: str) -> web.Response:
-    body = msgspec.json.encode(Refusal(happened, there_is, to_do))
-    return web.Response(status=status, body=body, content_type="application/json")
-
-
 _Record = TypeVar("_Record", RankRecord, RoomsRecord)
 
 
@@ -250,7 +265,7 @@ async def _decoded(request: web.Request, kind: type[_Record], what: str) -> _Rec
     try:
         return msgspec.json.decode(await request.read(), type=kind)
     except web.HTTPRequestEntityTooLarge:
-        return _refuse(413, f"{what} is too long", f"the limit is {MAX_BODY_BYTES} bytes", send)
+        return refuse(413, f"{what} is too long", f"the limit is {MAX_BODY_BYTES} bytes", send)
     # A stranger's body runs our validators; whatever they raise is the sender's mistake.
     except Exception as error:
-        return _refuse(400, f"{what} is malformed", str(error), send)
+        return refuse(400, f"{what} is malformed", str(error), send)

@@ -49,7 +49,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(args: argparse.Namespace) -> int:
     """Run the benchmark; returns the exit status."""
     chosen = choose(args)
-    settings = WorkerSettings(backend=chosen.backend.name, options=chosen.options)
+    # Its loop waits for rooms to end and polls none, as the inline model needs.
+    settings = WorkerSettings(backend=chosen.backend.name, options=chosen.options, transfer_model="workers")
     effort = Effort.quick() if args.quick else Effort()
     if args.mib:
         effort = attrs.evolve(effort, tokens=args.mib * TOKENS_PER_MIB)

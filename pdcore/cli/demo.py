@@ -1,43 +1,76 @@
-"""``pdcore demo``: replay requests between two real processes and check every byte."""
+"""``pdcore demo``: replay requests between real processes and check every byte."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import attrs
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pdcore.cli.arguments import count, positive
 from pdcore.cli.choice import Chosen, add_backend_flags, choose
+from pdcore.demo.groups import Groups, group_of
 from pdcore.demo.messages import WorkerSettings
 from pdcore.demo.models import MODELS
 from pdcore.demo.report import Report
-from pdcore.demo.router import run_demo
-from pdcore.demo.workload import Request, from_distribution, from_trace, pages_needed, refuse_too_long
-from pdcore.model import Deadline
+from pdcore.demo.router import Told, run_demo
+from pdcore.demo.workload import (
+    LONGEST_TOKENS,
+    Request,
+    from_distribution,
+    from_trace,
+    page_limit,
+    pages_needed,
+    refuse_too_long,
+    with_prefix,
+)
+from pdcore.model import Deadline, Role
+from pdcore.topology import CPSenders, DPChoice, Topology
 
 __all__ = ["add_parser", "run"]
 
 SHOW_PROGRESS_AFTER = 2.0
 TRANSFER_MODELS = ("workers", "inline")
 AUX_ROUTES = ("auto", "engine", "tcp")
+DP = {"room": DPChoice.BY_ROOM, "query": DPChoice.QUERY}
+CP_SENDERS = {"all": CPSenders.ALL_RANKS, "rank0": CPSenders.RANK_0}
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the subcommand and its options."""
     parser = commands.add_parser(
         "demo",
-        help="move KV cache between two processes and check every byte",
-        description="Starts a prefill and a decode process, replays requests, and compares every byte at "
-        "the far side with what a seed says. Exit status: 0 all verified, 1 not, 2 wrong usage.",
+        help="move KV cache between processes and check every byte",
+        description="Starts a process for each prefill and decode rank, replays requests, and compares every "
+        "byte at the far side with what a seed says of its token, layer and head. "
+        "Exit status: 0 all verified, 1 not, 2 wrong usage.",
     )
     parser.set_defaults(run=run)
     add = parser.add_argument
     add_backend_flags(parser)
     add("--model", default="qwen2.5-0.5b", choices=sorted(MODELS), metavar="NAME", help=", ".join(MODELS))
+    for role in Role:
+        add(
+            f"--{role.value}",
+            type=_group,
+            default=Topology(),
+            metavar="tp=N,pp=N,cp=N,dp=N",
+            help="how many ranks, along which axes (default: one)",
+        )
+    add("--cp-senders", choices=CP_SENDERS, default="all", help="which prefill CP ranks send (default: all)")
+    add("--dp", choices=DP, default="room", help="how decode learns the prefill DP rank (default: room)")
     add("--requests", type=count, default=200, metavar="N", help="how many (default: %(default)s)")
+    add(
+        "--longest",
+        type=count,
+        default=LONGEST_TOKENS,
+        metavar="TOKENS",
+        help="without a trace (default: %(default)s)",
+    )
     add("--trace", type=Path, metavar="FILE", help="JSON lines with timestamp and input_length")
     add("--seed", type=int, default=0, help="of lengths, pages and contents (default: %(default)s)")
     add("--page-size", type=count, default=16, metavar="TOKENS", help="default: %(default)s")
@@ -48,9 +81,16 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         type=positive,
         default=6.75,
         metavar="GIB",
-        help="of both pools at most (default: %(default)s)",
+        help="of all pools together at most (default: %(default)s)",
     )
-    add("--transfer-model", choices=TRANSFER_MODELS, help="default: PDCORE_TRANSFER_MODEL, or workers")
+    add(
+        "--prefix",
+        type=_fraction,
+        default=0.0,
+        metavar="FRACTION",
+        help="of each request's pages, held by decode (default: 0)",
+    )
+    add("--transfer-model", choices=TRANSFER_MODELS, help="default: PDCORE_TRANSFER_MODEL, or the backend's")
     add("--aux", choices=AUX_ROUTES, help="how aux rows travel (default: PDCORE_TRANSFER_AUX, or auto)")
     add("--deadline", type=positive, default=60.0, metavar="S", help="per request (default: %(default)s)")
     add("--json", action="store_true", help="print the report as JSON")
@@ -59,8 +99,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(args: argparse.Namespace) -> int:
     """Run the demo; returns the exit status."""
     chosen = choose(args, {"transfer.model": args.transfer_model, "transfer.aux": args.aux})
-    settings, requests = _plan(args, chosen)
-    report = _watched(settings, requests, args.concurrency)
+    groups = Groups(
+        attrs.evolve(args.prefill, cp_senders=CP_SENDERS[args.cp_senders]), args.decode, DP[args.dp]
+    )
+    settings, requests = _plan(args, chosen, groups)
+    report = _watched(
+        lambda tell: run_demo(settings, requests, args.concurrency, tell, groups), len(requests)
+    )
     if args.json:
         print(json.dumps(report.as_data(), indent=2))
     else:
@@ -68,36 +113,56 @@ def run(args: argparse.Namespace) -> int:
     return 0 if report.good else 1
 
 
-def _plan(args: argparse.Namespace, chosen: Chosen) -> tuple[WorkerSettings, tuple[Request, ...]]:
-    shape = MODELS[args.model].layout(args.page_size, 1)
-    limit = max(1, int(args.memory * 2**30) // (2 * shape.page_bytes))
+def _group(text: str) -> Topology:
+    try:
+        return group_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} does not lie in 0..1")
+    return value
+
+
+def _plan(
+    args: argparse.Namespace, chosen: Chosen, groups: Groups
+) -> tuple[WorkerSettings, tuple[Request, ...]]:
+    shape, size = MODELS[args.model], args.page_size
+    ranks = [rank for role in Role for rank in groups.ranks(role)]
+    page_bytes = sum(shape.page_bytes(size, rank) for rank in ranks)
+    slot_bytes = sum(shape.slot_bytes(size, rank) for rank in ranks)
+    limit = page_limit(int(args.memory * 2**30), page_bytes, slot_bytes, args.concurrency)
     requests = (
         from_trace(args.trace, args.requests)
         if args.trace
-        else from_distribution(args.requests, args.seed, limit * args.page_size)
+        else from_distribution(args.requests, args.seed, min(args.longest, limit * size))
     )
-    refuse_too_long(requests, args.page_size, limit, shape.page_bytes)
+    refuse_too_long(requests, size, limit, page_bytes, args.concurrency * slot_bytes)
+    model = chosen.config.transfer.model
     settings = WorkerSettings(
         model=args.model,
-        page_size=args.page_size,
-        num_pages=min(limit, pages_needed(requests, args.page_size, args.concurrency)),
+        page_size=size,
+        num_pages=min(limit, pages_needed(requests, size, args.concurrency)),
         seed=args.seed,
         slots=args.concurrency,
         chunk_pages=args.chunk_pages,
         backend=chosen.backend.name,
         options=chosen.options,
-        transfer_model=chosen.config.transfer.model.value,
+        transfer_model=model.value if model else None,
         aux=chosen.config.transfer.aux,
         deadline=args.deadline,
     )
-    return settings, requests
+    return settings, with_prefix(requests, args.prefix, size)
 
 
-def _watched(settings: WorkerSettings, requests: tuple[Request, ...], concurrency: int) -> Report:
+def _watched(work: Callable[[Told], Report], total: int) -> Report:
     """Run with a progress bar on stderr, if that is a terminal and the run takes longer than 2 s."""
     columns = (TextColumn("requests"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    task = bar.add_task("", total=len(requests))
+    task = bar.add_task("", total=total)
     quiet_until = Deadline.after(SHOW_PROGRESS_AFTER)
 
     def tell(ended: int) -> None:
@@ -106,7 +171,7 @@ def _watched(settings: WorkerSettings, requests: tuple[Request, ...], concurrenc
             bar.update(task, completed=ended)
 
     try:
-        return run_demo(settings, requests, concurrency, tell)
+        return work(tell)
     finally:
         if bar.live.is_started:
             bar.stop()

@@ -7,7 +7,14 @@ from collections.abc import Callable, Sequence
 
 from pdcore.bootstrap import ReplicaQuery
 from pdcore.decode.source import PrefillSource, Subscriber
-from pdcore.errors import FailureCode, IncompatiblePeerError, KVTransferError, Misfit, PDCoreError
+from pdcore.errors import (
+    AuthenticationError,
+    FailureCode,
+    IncompatiblePeerError,
+    KVTransferError,
+    Misfit,
+    PDCoreError,
+)
 from pdcore.model import Deadline
 from pdcore.wire import PeerDescription
 
@@ -104,6 +111,8 @@ def as_failure(code: FailureCode, error: BaseException) -> KVTransferError:
     """Return an error of the pairing as a room's failure."""
     if isinstance(error, KVTransferError):
         return error
+    if isinstance(error, AuthenticationError):
+        code = FailureCode.UNAUTHENTICATED
     if isinstance(error, PDCoreError):
         return KVTransferError(code, error.happened, error.there_is, error.to_do)
     return KVTransferError(code, "pairing with prefill failed", repr(error), "look at both sides' logs")

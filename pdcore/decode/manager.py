@@ -6,15 +6,19 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Sequence
 from functools import partial
 
+from pdcore.backend import PeerIdentity
 from pdcore.bootstrap import ReplicaQuery
 from pdcore.config import Config
 from pdcore.decode.group import PrefillGroup
 from pdcore.decode.receiver import KVReceiver
 from pdcore.decode.source import PrefillSource, replaced
 from pdcore.decode.sources import Sources
-from pdcore.errors import FailureCode, KVTransferError, PDCoreError
+from pdcore.decode.verifier import Verifier
+from pdcore.errors import AuthenticationError, FailureCode, KVTransferError, PDCoreError
+from pdcore.events import PeerLost, Subscriber
 from pdcore.manager import Manager
 from pdcore.metadata import AuxDataCodec
 from pdcore.model import Deadline, Generation, KVPoll, Role, RoomId
@@ -25,6 +29,7 @@ from pdcore.wire import (
     Abort,
     AuxRow,
     Bye,
+    Digests,
     Heartbeat,
     Message,
     PairReply,
@@ -49,17 +54,30 @@ class DecodeManager(Manager):
     """
 
     def __init__(
-        self, backend: Backend, pools: Pools, topology: Topology, config: Config | None = None
+        self,
+        backend: Backend,
+        pools: Pools,
+        topology: Topology,
+        config: Config | None = None,
+        subscribers: Sequence[Subscriber] = (),
     ) -> None:
-        super().__init__(Role.DECODE, backend, pools, topology, config or Config())
+        super().__init__(Role.DECODE, backend, pools, topology, config or Config(), subscribers)
         self._lock = threading.Lock()
         self._receivers: dict[RoomId, KVReceiver] = {}
         self._draining: list[KVReceiver] = []
         self._remind_at = 0.0
         self._aux_codec = AuxDataCodec(pools.aux) if pools.aux else None
+        self._verifier = Verifier(self.config.transfer.verify, pools, self.channel.post)
         description = self.describe(f"{self.config.host} pid {os.getpid()}")
         self._sources = Sources(
-            self.engine, description, self.config.timeouts, self.channel, self.heartbeats, self._lose_source
+            self.engine,
+            description,
+            self.config.timeouts,
+            self.channel,
+            self.heartbeats,
+            self.events,
+            self._lose_source,
+            self.config.auth_key,
         )
         self.channel.start()
 
@@ -113,6 +131,10 @@ class DecodeManager(Manager):
                 receiver.on_status(source, message)
         elif isinstance(message, AuxRow):
             self._on_aux(source, message)
+        elif isinstance(message, Digests):
+            receiver = self._known(source, message.room, message.generation)
+            if receiver is not None and not self._verifier.check(receiver, source, message):
+                self.channel.counts["unexpected"] += 1
         elif isinstance(message, Heartbeat):
             self._on_heartbeat(source, message)
         elif isinstance(message, Released):
@@ -161,11 +183,22 @@ class DecodeManager(Manager):
             to_do = "send the request to another prefill worker"
             self._lose_source(source, KVTransferError(FailureCode.PEER_LOST, f"lost {source}", why, to_do))
 
+    def _on_refused(self, route: Route, error: AuthenticationError) -> None:
+        source = self._sources.of(route)
+        if source is not None:
+            happened = f"cannot pair with {source}: {error.happened}"
+            failure = KVTransferError(FailureCode.UNAUTHENTICATED, happened, error.there_is, error.to_do)
+            self._lose_source(source, failure)
+
     def _lose_source(self, source: PrefillSource, failure: KVTransferError) -> None:
         if not source.lose(failure):
             return
         _log.warning("%s", failure)
-        for receiver in self._using(source):
+        affected = self._using(source)
+        if self.events.on and source.description is not None:
+            why = failure.there_is
+            self.events.emit(PeerLost(self.events.node, source.identity, why, len(affected)))
+        for receiver in affected:
             receiver.give_up(failure, source)
         self._sources.drop(source, partial(self._drained, source))
 
@@ -215,8 +248,8 @@ class DecodeManager(Manager):
 
     # --- at the end ------------------------------------------------------------------------
 
-    def _peers(self) -> list[Route]:
-        return self._sources.routes()
+    def _peers(self) -> dict[Route, PeerIdentity]:
+        return {source.route: source.identity for source in self._sources.all()}
 
     def _end_rooms(self, deadline: Deadline) -> None:
         with self._lock:
@@ -224,6 +257,7 @@ class DecodeManager(Manager):
         for receiver in receivers:
             receiver.give_up(self._shutdown_error())
         self._sources.close_revocations(deadline)
+        self._verifier.close(deadline)
 
     def _all_drained(self, *, tell: bool) -> None:
         for receiver in (*self._receivers.values(), *self._draining):

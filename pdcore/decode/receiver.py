@@ -14,6 +14,7 @@ from pdcore.config import Config
 from pdcore.decode.group import PrefillGroup
 from pdcore.decode.source import PrefillSource
 from pdcore.errors import FailureCode, KVTransferError, RoomError
+from pdcore.events import Events, MetadataSent
 from pdcore.handle import RoomHandle
 from pdcore.metrics import RequestMetrics
 from pdcore.model import Generation, KVPoll, RoomId
@@ -30,6 +31,7 @@ class ReceiverHost(Protocol):
     """What a receiver needs of its manager."""
 
     config: Config
+    events: Events
     pools: Pools
     rooms: RoomTable
 
@@ -55,7 +57,7 @@ class KVReceiver(RoomHandle):
     side = "decode"
 
     def __init__(self, host: ReceiverHost, record: Room, bootstrap: str) -> None:
-        super().__init__(host.rooms, record)
+        super().__init__(host.rooms, record, host.events)
         self._host = host
         self._bootstrap = bootstrap
         self._lock = threading.Lock()
@@ -140,6 +142,7 @@ class KVReceiver(RoomHandle):
             lists,
             decode_prefix_len,
             record.deadline.remaining(),
+            self.events.traceparent(record.room, record.generation) if self.events.on else None,
         )
         with self._lock:
             self._held = wanted
@@ -190,7 +193,7 @@ class KVReceiver(RoomHandle):
 
     def fail(self, failure: KVTransferError) -> bool:
         """End the room as FAILED without a word to prefill; False if it had ended before."""
-        if not self._host.rooms.fail(self.record, failure):
+        if not self._end(KVPoll.FAILED, failure):
             return False
         with self._lock:
             self._held = None
@@ -216,7 +219,7 @@ class KVReceiver(RoomHandle):
         except KVTransferError as error:
             self.fail(error)
         else:
-            self._host.rooms.move(self.record, KVPoll.SUCCESS)
+            self._end(KVPoll.SUCCESS)
 
     def drained(self, source: PrefillSource | None = None) -> None:
         """No byte of this room can come from this prefill rank any more; None: from any."""
@@ -255,6 +258,10 @@ class KVReceiver(RoomHandle):
             self._posted, self._writers = True, set(group.senders)
             self._posted_at = time.monotonic()
         self._host.rooms.move(self.record, KVPoll.TRANSFERRING)
+        if self.events.on:
+            self.events.emit(
+                MetadataSent(self.events.node, self.room, self.record.generation, len(wanted.pages))
+            )
         for member in group.members:
             self._host.request(member, wanted)
         # A rank that answered at once may have failed the room before the others were asked.

@@ -8,6 +8,9 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import attrs
+
+from pdcore.backend import PeerIdentity
 from pdcore.bootstrap import BootstrapClient, ReplicaQuery
 from pdcore.bootstrap.record import RankGroup, RankRecord
 from pdcore.config import Timeouts
@@ -16,9 +19,11 @@ from pdcore.decode.revocation import Revocations
 from pdcore.decode.source import PrefillSource, replaced
 from pdcore.engine import TransferEngine
 from pdcore.errors import FailureCode, IncompatiblePeerError, KVTransferError
+from pdcore.events import Events, PairingFailed, PeerPaired, Stage, stage
 from pdcore.liveness import Heartbeats
 from pdcore.model import Deadline
 from pdcore.pairing import coverage_misfits, pairing_misfits
+from pdcore.secret import AuthKey
 from pdcore.topology import DPChoice, dp_rank_of, map_ranks, topology_misfits
 from pdcore.wire import Channel, PairReply, PairRequest, PeerDescription, Route
 
@@ -42,15 +47,18 @@ class Sources:
         timeouts: Timeouts,
         channel: Channel,
         heartbeats: Heartbeats[Route],
+        events: Events,
         lost: Lost,
+        auth_key: AuthKey | None,
     ) -> None:
         self._engine = engine
         self._description = description
         self._timeouts = timeouts
         self._channel = channel
         self._heartbeats = heartbeats
+        self._events = events
         self._lost = lost
-        self._http = BootstrapClient("decode")
+        self._http = BootstrapClient("decode", auth_key)
         self._revocations = Revocations(engine)
         self._lock = threading.Lock()
         self._groups: dict[tuple[str, int], PrefillGroup] = {}
@@ -62,10 +70,10 @@ class Sources:
         """Return the source that answers on a route."""
         return self._sources.get(route)
 
-    def routes(self) -> list[Route]:
-        """Return the routes of all sources."""
+    def all(self) -> list[PrefillSource]:
+        """Return all sources."""
         with self._lock:
-            return list(self._sources)
+            return list(self._sources.values())
 
     def overdue(self) -> list[PrefillGroup]:
         """Return the groups that did not pair by their deadline."""
@@ -170,6 +178,7 @@ class Sources:
                 return old
             self._lost(old, replaced(old, record.incarnation))
         source = PrefillSource(record, self._channel.dial(record.address))
+        source.subscribe(_Announcer(self._events, source.identity))
         with self._lock:
             self._sources[source.route] = source
         self._heartbeats.track(source.route, time.monotonic())
@@ -186,9 +195,27 @@ class Sources:
                     "its writes of the earlier pairing have not ended",
                     "look whether that worker is stopped",
                 )
-            self._engine.admit(description.endpoint)
+            with stage(self._events, Stage.ADMIT, peer=source.identity):
+                self._engine.admit(description.endpoint)
         # An adapter may raise anything; the rooms that wait for the pairing must end.
         except Exception as error:
             self._channel.call(partial(self._lost, source, as_failure(FailureCode.ENGINE, error)))
         else:
             source.pair(description)
+
+
+@attrs.frozen
+class _Announcer:
+    """The first that hears of a pairing: it tells who listens to events."""
+
+    _events: Events
+    _peer: PeerIdentity
+
+    def paired(self) -> None:
+        if self._events.on:
+            self._events.emit(PeerPaired(self._events.node, self._peer))
+
+    def fail(self, failure: KVTransferError) -> bool:
+        if self._events.on:
+            self._events.emit(PairingFailed(self._events.node, self._peer, failure.code, str(failure)))
+        return True

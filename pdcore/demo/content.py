@@ -1,24 +1,28 @@
-"""What the KV pages and aux rows must hold: a pure function of a seed, so that both sides can tell.
+"""What pages, slots and aux rows must hold: a pure function of a seed, so that both sides can tell.
 
-A 64-bit word of a page is ``block(buffer)[i] + key(room, buffer, page)`` modulo 2**64, with everything
-drawn from the seed. Two consequences carry the demo's claim. First, two pages of one buffer with
-different keys differ in *every* word: whatever a target page held before (another room, or zeros) is
-wrong everywhere, so no page can pass without having been written. Second, a digest that is linear in
-the words can be computed from the seed alone, without the bytes.
+What a byte must be depends on the room, layer, tensor, token and head (or state element) that it stands
+for, and not on which rank holds it where. A 64-bit word of an item (a page or slot of all TP ranks
+together) is ``block(buffer)[i] + key(room, buffer, item)`` modulo 2**64, with everything drawn from the
+seed; a rank has its cut of the block. Two consequences carry the demo's claim. First, two items of one
+buffer with different keys differ in *every* word: whatever a target page held before (another room, or
+zeros) is wrong everywhere, so no page can pass without having been written. Second, a digest that is
+linear in the words can be computed from the seed alone, without the bytes.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 
 import attrs
 import numpy as np
 import numpy.typing as npt
 
-from pdcore.layout import AuxField, AuxSchema, KVLayout
+from pdcore.demo.slabs import Slab
 from pdcore.model import RoomId
+from pdcore.schema import AuxField, AuxSchema
 
-__all__ = ["AUX_SCHEMA", "Content", "Difference", "Verdict", "aux_values"]
+__all__ = ["AUX_SCHEMA", "Content", "Difference", "Verdict", "aux_values", "word"]
 
 Words = npt.NDArray[np.uint64]
 
@@ -37,36 +41,47 @@ SCRATCH_BYTES = 256 * 1024  # stays in the second-level cache
 
 @attrs.frozen
 class Difference:
-    """The first byte that is not as the seed says, and where it is.
+    """The first byte that is not as the seed says: what it stands for, and where it lies.
 
-    ``page`` counts within the request, ``pool_page`` within the pool; ``offset`` is in bytes.
+    ``item`` counts within the pool; ``offset`` is in bytes within the item of this rank.
     """
 
+    what: str
+    place: str
     buffer: str
-    layer: int
-    page: int
-    pool_page: int
+    item: int
     offset: int
     expected: int
     found: int
 
     def __str__(self) -> str:
         return (
-            f"buffer {self.buffer} (layer {self.layer}), page {self.page} (pool page {self.pool_page}), "
-            f"byte {self.offset}: 0x{self.found:02x} instead of 0x{self.expected:02x}"
+            f"{self.what}, {self.place}: 0x{self.found:02x} instead of 0x{self.expected:02x} "
+            f"(byte {self.offset} of item {self.item} of {self.buffer})"
         )
 
 
 @attrs.frozen
 class Verdict:
-    """What was found in the pages of one request; ``wrong_pages`` counts per buffer and page."""
+    """What was found in the items of one request; ``wrong`` counts per buffer and item.
 
-    pages: int
-    nbytes: int
-    digest: int
-    expected_digest: int
-    wrong_pages: int
-    first: Difference | None
+    The digests are modulo 2**64, and add up over ranks and components.
+    """
+
+    nbytes: int = 0
+    digest: int = 0
+    expected_digest: int = 0
+    wrong: int = 0
+    first: Difference | None = None
+
+    def __add__(self, other: Verdict) -> Verdict:
+        return Verdict(
+            self.nbytes + other.nbytes,
+            (self.digest + other.digest) % 2**64,
+            (self.expected_digest + other.expected_digest) % 2**64,
+            self.wrong + other.wrong,
+            self.first or other.first,
+        )
 
     @property
     def good(self) -> bool:
@@ -101,95 +116,100 @@ def aux_values(seed: int, room: RoomId, tokens: int) -> dict[str, npt.NDArray[np
 
 
 class Content:
-    """The expected bytes of all pages of a layout whose items are multiples of 8 bytes.
+    """The expected bytes of all items of some buffers of one rank: its KV pages, or one state component.
 
-    One thread at a time: the scratch space is shared by all calls.
+    Thread-safe: nothing changes after construction.
     """
 
-    def __init__(self, seed: int, layout: KVLayout) -> None:
+    def __init__(self, seed: int, slabs: Sequence[Slab]) -> None:
         self._seed = seed
-        self._layout = layout
-        random = np.random.default_rng(seed % 2**64)
-        lens = [b.item_len // 8 for b in layout.buffers]
-        self._blocks = [random.integers(0, 2**64, n, dtype=np.uint64) for n in lens]
+        self._slabs = tuple(slabs)
+        names = [zlib.crc32(slab.name.encode()) for slab in slabs]
+        self._names = np.array([word(seed, name) for name in names], np.uint64)
+        self._blocks = [
+            _drawn(slab.cut.whole, seed, name)[slab.cut.words]
+            for slab, name in zip(slabs, names, strict=True)
+        ]
         # An odd factor is invertible modulo 2**64, so a single wrong word always changes the digest.
-        self._weights = random.integers(0, 2**64, max(lens), dtype=np.uint64) | np.uint64(1)
-        rows = max(1, SCRATCH_BYTES // (8 * max(lens)))
-        self._scratch = np.empty(rows * max(lens), np.uint64)
-        self._equal = np.empty(rows * max(lens), np.bool_)
+        weights = _drawn(max((s.cut.whole for s in slabs), default=0), seed) | np.uint64(1)
+        cuts = {slab.cut: weights[slab.cut.words] for slab in slabs}
+        self._weights = [cuts[slab.cut] for slab in slabs]
+        most = max((len(block) for block in self._blocks), default=0)
+        self._scratch_words = max(most, SCRATCH_BYTES // 8)
 
     def fill(
         self,
         arrays: Sequence[npt.NDArray[np.uint8]],
         room: RoomId,
-        pages: npt.NDArray[np.int64],
+        items: npt.NDArray[np.int64],
         first: int = 0,
     ) -> None:
-        """Write pages ``first, first + 1, ...`` of a room into pool pages ``pages`` of every buffer.
+        """Write a room's pages (or slots) ``first, first + 1, ...`` into items ``items`` of every buffer.
 
-        ``arrays`` are the pools, one per buffer, uint8, shape ``(num_pages, item_len)``.
+        ``arrays`` are the pools, one per buffer, uint8, shape ``(num_items, item_len)``.
         """
-        for index, array in enumerate(arrays):
-            block, pool = self._blocks[index], array.view(np.uint64)
-            keys = self._keys(room, index, first, len(pages))
-            for chosen, key in self._steps(pages, keys, len(block)):
-                rows = self._scratch[: len(chosen) * len(block)].reshape(len(chosen), len(block))
+        scratch = np.empty(self._scratch_words, np.uint64)
+        for array, block, keys in zip(arrays, self._blocks, self._keys(room, first, len(items)), strict=True):
+            pool = array.view(np.uint64)
+            for chosen, key in self._steps(items, keys, len(block)):
+                rows = scratch[: len(chosen) * len(block)].reshape(len(chosen), len(block))
                 np.add(block, key[:, None], out=rows)
                 pool[chosen] = rows
 
     def verify(
-        self, arrays: Sequence[npt.NDArray[np.uint8]], room: RoomId, pages: npt.NDArray[np.int64]
+        self,
+        arrays: Sequence[npt.NDArray[np.uint8]],
+        room: RoomId,
+        items: npt.NDArray[np.int64],
+        first: int = 0,
     ) -> Verdict:
-        """Compare every byte of a room's pages, in order, with what the seed says, and digest them."""
-        digest, expected, wrong = 0, 0, 0
-        first: Difference | None = None
-        for index, array in enumerate(arrays):
-            keys = self._keys(room, index, 0, len(pages))
+        """Compare every byte of a room's items, in order, with what the seed says, and digest them."""
+        scratch = np.empty(self._scratch_words, np.uint64), np.empty(self._scratch_words, np.bool_)
+        nbytes, digest, expected, wrong = 0, 0, 0, 0
+        different: Difference | None = None
+        for index, keys in enumerate(self._keys(room, first, len(items))):
+            array, block, weights = arrays[index], self._blocks[index], self._weights[index]
             factors = mix(keys) | np.uint64(1)
-            digests, good = self._look(array.view(np.uint64), self._blocks[index], pages, keys)
+            digests, good = self._look(array.view(np.uint64), index, items, keys, *scratch)
             digest += int((digests * factors).sum())
-            expected += int((self._expected(index, keys) * factors).sum())
+            expected += int((((block * weights).sum() + keys * weights.sum()) * factors).sum())
+            nbytes += len(items) * array.shape[1]
             wrong += len(good) - int(good.sum())
-            if first is None and not good.all():
-                first = self._difference(array, index, pages, keys, int(np.argmin(good)))
-        return Verdict(
-            pages=len(pages),
-            nbytes=len(pages) * self._layout.page_bytes,
-            digest=digest % 2**64,
-            expected_digest=expected % 2**64,
-            wrong_pages=wrong,
-            first=first,
-        )
+            if different is None and not good.all():
+                number = int(np.argmin(good))
+                different = self._difference(array, index, items, number, first, keys[number])
+        return Verdict(nbytes, digest % 2**64, expected % 2**64, wrong, different)
 
-    def _keys(self, room: RoomId, index: int, first: int, count: int) -> Words:
-        base = np.uint64(word(self._seed, room, index))
-        return mix(base + np.arange(first, first + count, dtype=np.uint64) * np.uint64(GOLDEN))
-
-    def _expected(self, index: int, keys: Words) -> Words:
-        block = self._blocks[index]
-        weights = self._weights[: len(block)]
-        digests: Words = (block * weights).sum() + keys * weights.sum()
-        return digests
+    def _keys(self, room: RoomId, first: int, count: int) -> Words:
+        """Return a key per buffer and item, shape (buffers, count)."""
+        bases = mix(self._names ^ np.uint64(word(self._seed, room)))
+        return mix(bases[:, None] + np.arange(first, first + count, dtype=np.uint64) * np.uint64(GOLDEN))
 
     def _steps(
-        self, pages: npt.NDArray[np.int64], keys: Words, words: int
+        self, items: npt.NDArray[np.int64], keys: Words, words: int
     ) -> list[tuple[npt.NDArray[np.int64], Words]]:
-        step = len(self._scratch) // words
-        return [(pages[at : at + step], keys[at : at + step]) for at in range(0, len(pages), step)]
+        step = max(1, SCRATCH_BYTES // (8 * words))
+        return [(items[at : at + step], keys[at : at + step]) for at in range(0, len(items), step)]
 
     def _look(
-        self, pool: Words, block: Words, pages: npt.NDArray[np.int64], keys: Words
+        self,
+        pool: Words,
+        index: int,
+        items: npt.NDArray[np.int64],
+        keys: Words,
+        words: Words,
+        flags: npt.NDArray[np.bool_],
     ) -> tuple[Words, npt.NDArray[np.bool_]]:
-        """Return the digest of every page, and whether every word of it is right."""
-        weights = self._weights[: len(block)]
-        digests, good = np.empty(len(pages), np.uint64), np.empty(len(pages), np.bool_)
+        """Return the digest of every item, and whether every word of it is right."""
+        block, weights = self._blocks[index], self._weights[index]
+        digests, good = np.empty(len(items), np.uint64), np.empty(len(items), np.bool_)
         at = 0
-        for chosen, key in self._steps(pages, keys, len(block)):
+        for chosen, key in self._steps(items, keys, len(block)):
             here = slice(at, at + len(chosen))
             at = here.stop
             shape = (len(chosen), len(block))
-            rows = self._scratch[: shape[0] * shape[1]].reshape(shape)
-            equal = self._equal[: shape[0] * shape[1]].reshape(shape)
+            rows = words[: shape[0] * shape[1]].reshape(shape)
+            equal = flags[: shape[0] * shape[1]].reshape(shape)
             np.take(pool, chosen, axis=0, out=rows, mode="clip")  # "raise" would buffer the output
             np.matmul(rows, weights, out=digests[here])
             np.subtract(rows, key[:, None], out=rows)
@@ -201,20 +221,25 @@ class Content:
         self,
         array: npt.NDArray[np.uint8],
         index: int,
-        pages: npt.NDArray[np.int64],
-        keys: Words,
-        page: int,
+        items: npt.NDArray[np.int64],
+        number: int,
+        first: int,
+        key: np.uint64,
     ) -> Difference:
-        found = array[pages[page]]
-        expected = (self._blocks[index] + keys[page]).view(np.uint8)
+        found = array[items[number]]
+        expected = (self._blocks[index] + key).view(np.uint8)
         offset = int(np.argmax(found != expected))
-        buffer = self._layout.buffers[index]
+        slab = self._slabs[index]
         return Difference(
-            buffer=buffer.name,
-            layer=buffer.layer,
-            page=page,
-            pool_page=int(pages[page]),
+            what=slab.title,
+            place=slab.cut.place(first + number, offset),
+            buffer=slab.name,
+            item=int(items[number]),
             offset=offset,
             expected=int(expected[offset]),
             found=int(found[offset]),
         )
+
+
+def _drawn(count: int, *seeds: int) -> Words:
+    return np.random.default_rng([s % 2**64 for s in seeds]).integers(0, 2**64, count, dtype=np.uint64)

@@ -8,12 +8,12 @@ import numpy as np
 
 from pdcore.decode import DecodeManager, KVReceiver
 from pdcore.demo.content import aux_values
+from pdcore.demo.memory import Memory
 from pdcore.demo.messages import Received, Serve, WorkerSettings
-from pdcore.demo.serving import Job, Memory, RouterLine, Serving, configuration, ready, worker_main
+from pdcore.demo.serving import Job, RouterLine, Serving, configuration, ready, worker_main
 from pdcore.errors import KVTransferError
 from pdcore.model import Deadline, Role, RoomId
 from pdcore.selection import Backend
-from pdcore.topology import Topology
 
 __all__ = ["DecodeServing"]
 
@@ -31,23 +31,26 @@ class DecodeServing(Serving[KVReceiver]):
         return self._manager.receiver(request.bootstrap, RoomId(request.room), deadline)
 
     def submit(self, job: Job[KVReceiver]) -> None:
-        job.handle.init()
-        job.handle.send_metadata(job.pages, job.slot)
+        request, held, memory = job.request, job.held, self.memory
+        memory.content.fill(memory.pools.arrays, job.room, held.pages[: request.held])
+        job.handle.init(self.settings.dp)
+        prefix = request.held * self.settings.page_size
+        job.handle.send_metadata(held.pages[request.held :], held.slot, held.state, prefix)
 
     def finished(self, deadline: Deadline) -> list[RoomId]:
         return self._manager.finished(deadline)
 
     def succeeded(self, job: Job[KVReceiver]) -> Received:
-        verdict = self.memory.content.verify(self.memory.pools.arrays, job.room, job.pages)
-        wrong = [f"{verdict.first}; {verdict.wrong_pages} pages differ"] if verdict.first else []
+        verdict, held = self.memory.verify(job.room, job.held), job.request.held
+        wrong = [f"{verdict.first}; {verdict.wrong} items differ"] if verdict.first else []
         if verdict.digest != verdict.expected_digest and not wrong:
             wrong = [f"digest {verdict.digest:016x} instead of {verdict.expected_digest:016x}"]
         wrong += self._aux_misfits(job)
         return Received(
             job.room,
             job.ended,
-            verdict.pages,
-            verdict.nbytes,
+            len(job.held.pages) - held,
+            verdict.nbytes - held * self.memory.pools.layout.page_bytes,
             1,
             f"{verdict.digest:016x}",
             f"{verdict.expected_digest:016x}",
@@ -55,10 +58,11 @@ class DecodeServing(Serving[KVReceiver]):
         )
 
     def _aux_misfits(self, job: Job[KVReceiver]) -> list[str]:
+        slot = job.held.slot
         try:
-            found = self.memory.aux.get(job.slot, job.room)
+            found = self.memory.aux.get(slot, job.room)
         except KVTransferError as error:
-            return [f"aux slot {job.slot}: {error}"]
+            return [f"aux slot {slot}: {error}"]
         expected = aux_values(self.settings.seed, job.room, job.request.tokens)
         return [
             f"aux field {name}: {found[name].tolist()} instead of {value.tolist()}"
@@ -67,12 +71,13 @@ class DecodeServing(Serving[KVReceiver]):
         ]
 
 
-def run(settings: WorkerSettings, backend: Backend, line: RouterLine) -> None:
-    """Serve decode requests until the router says stop."""
+def run(settings: WorkerSettings, backend: Backend, line: RouterLine) -> int:
+    """Serve decode requests until the router says stop; return how many control messages were sent."""
     memory = Memory(settings, Role.DECODE)
-    with DecodeManager(backend, memory.pools, Topology(), configuration(settings)) as manager:
+    with DecodeManager(backend, memory.pools, settings.topology, configuration(settings)) as manager:
         line.emit(ready(backend, manager.engine))
         DecodeServing(settings, memory, line, manager).run()
+    return manager.channel.sent
 
 
 if __name__ == "__main__":

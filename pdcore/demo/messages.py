@@ -6,8 +6,11 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from pdcore.topology import DPChoice, Topology
+
 __all__ = [
     "Command",
+    "Drop",
     "Event",
     "Failed",
     "Fatal",
@@ -26,8 +29,10 @@ __all__ = [
 class WorkerSettings(msgspec.Struct, frozen=True, tag=True):
     """The first line that a worker gets: everything that holds for its whole life.
 
-    ``page_size`` is in tokens, ``num_pages`` per buffer; ``chunk_pages`` 0 sends a prompt at once;
-    ``slots`` are aux rows, so the most requests in flight; times are in seconds.
+    ``topology`` is its place in its group. ``page_size`` is in tokens, ``num_pages`` per buffer;
+    ``chunk_pages`` 0 sends a prompt at once; ``slots`` are aux rows, so the most requests in flight; times
+    are in seconds. ``transfer_model``: None is the backend's. ``bootstrap`` is where a prefill rank
+    registers; empty: with a service of its own. ``dp`` is how decode learns which prefill replica has a room.
     """
 
     model: str = "qwen2.5-0.5b"
@@ -38,27 +43,39 @@ class WorkerSettings(msgspec.Struct, frozen=True, tag=True):
     chunk_pages: int = 0
     backend: str = "local"
     options: dict[str, str] = {}
-    transfer_model: str = "workers"
+    transfer_model: Literal["workers", "inline"] | None = None
     aux: Literal["auto", "engine", "tcp"] = "auto"
     deadline: float = 60.0
+    topology: Topology = Topology()
+    bootstrap: str = ""
+    dp: DPChoice = DPChoice.BY_ROOM
 
 
 class Serve(msgspec.Struct, frozen=True, tag=True):
-    """Prefill or decode one request. ``bootstrap`` is the prefill worker's address, for decode only.
+    """Prefill or decode one request.
 
+    For decode only: ``bootstrap`` is the address that prefill reported, ``held`` how many leading pages
+    decode has of an earlier request, so that they need not be sent.
     A room may be served once in a worker's life: its pages would hold the right bytes from before.
     """
 
     room: int
     tokens: int
     bootstrap: str = ""
+    held: int = 0
+
+
+class Drop(msgspec.Struct, frozen=True, tag=True):
+    """Give a request up, because another rank has failed it; does nothing once it has ended."""
+
+    room: int
 
 
 class Stop(msgspec.Struct, frozen=True, tag=True):
     """End in order; the worker answers with :class:`Stopped` and exits."""
 
 
-Command: TypeAlias = WorkerSettings | Serve | Stop
+Command: TypeAlias = WorkerSettings | Serve | Drop | Stop
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
@@ -74,19 +91,23 @@ class Sent(msgspec.Struct, frozen=True, tag=True):
     """Prefill ended a room as SUCCESS.
 
     Times are monotonic seconds, comparable within one machine: the first ``send``, the first byte that
-    could move, the end.
+    could move, the end. ``nbytes`` went to all decode ranks together, in ``entries`` writes.
     """
 
     room: int
     first_send: float
     moving_from: float
     ended: float
+    nbytes: int
+    entries: int
 
 
 class Received(msgspec.Struct, frozen=True, tag=True):
     """Decode ended a room as SUCCESS and has looked at what is there; ``ended`` is as in :class:`Sent`.
 
-    ``mismatch`` is empty if every byte and the aux row are as the seed says. The digests are 16 hex digits.
+    ``pages`` and ``nbytes`` (of KV and state) have come from prefill. ``mismatch`` is empty if every byte,
+    of the pages that decode held as well, and the aux row are as the seed says. The digests are 16 hex
+    digits.
     """
 
     room: int
@@ -114,9 +135,13 @@ class Fatal(msgspec.Struct, frozen=True, tag=True):
 
 
 class Stopped(msgspec.Struct, frozen=True, tag=True):
-    """The last event of a worker that ended in order: its peak resident memory in bytes."""
+    """The last event of a worker that ended in order: its peak resident memory in bytes.
+
+    ``messages`` counts what it sent to the other side over the control channel, heartbeats included.
+    """
 
     peak_rss: int
+    messages: int
 
 
 Event: TypeAlias = Ready | Sent | Received | Failed | Fatal | Stopped

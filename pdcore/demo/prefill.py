@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import ExitStack
 
 from pdcore.bootstrap import BootstrapServer
 from pdcore.demo.content import aux_values
+from pdcore.demo.memory import Memory
 from pdcore.demo.messages import Sent, Serve, WorkerSettings
-from pdcore.demo.serving import Job, Memory, RouterLine, Serving, configuration, ready, worker_main
+from pdcore.demo.serving import Job, RouterLine, Serving, configuration, ready, worker_main
 from pdcore.model import Deadline, Role, RoomId
 from pdcore.prefill import KVSender, PrefillManager
 from pdcore.selection import Backend
-from pdcore.topology import Topology
+from pdcore.topology import DPChoice
 
 __all__ = ["PrefillServing"]
 
@@ -29,18 +31,25 @@ class PrefillServing(Serving[KVSender]):
         self._manager = manager
 
     def open(self, request: Serve, deadline: Deadline) -> KVSender:
-        return self._manager.sender(RoomId(request.room), deadline)
+        sender = self._manager.sender(RoomId(request.room), deadline)
+        if self.settings.dp is DPChoice.QUERY and self.settings.topology.unique_rank == 0:
+            self._manager.register_dp_rank(sender.room)
+        return sender
 
     def submit(self, job: Job[KVSender]) -> None:
-        memory, pages = self.memory, job.pages
-        memory.aux.set(job.slot, job.room, aux_values(self.settings.seed, job.room, job.request.tokens))
-        job.handle.init(len(pages), job.slot)
-        chunk = self.settings.chunk_pages or len(pages)
-        for first in range(0, len(pages), chunk):
-            here = pages[first : first + chunk]
+        memory, held = self.memory, job.held
+        memory.aux.set(held.slot, job.room, aux_values(self.settings.seed, job.room, job.request.tokens))
+        count = len(held.pages)
+        job.handle.init(count, held.slot)
+        chunk = self.settings.chunk_pages or count
+        for first in range(0, count, chunk):
+            here = held.pages[first : first + chunk]
             memory.content.fill(memory.pools.arrays, job.room, here, first)
+            is_last = first + chunk >= count
+            if is_last:
+                memory.fill_state(job.room, held)
             job.sent = job.sent or time.monotonic()
-            job.handle.send(here)
+            job.handle.send(here, held.state if is_last else None)
 
     def finished(self, deadline: Deadline) -> list[RoomId]:
         if not self._manager.inline:
@@ -51,21 +60,22 @@ class PrefillServing(Serving[KVSender]):
         return self._manager.finished(deadline.within(STEP_SECONDS))
 
     def succeeded(self, job: Job[KVSender]) -> Sent:
-        ended = job.ended
-        return Sent(job.room, job.sent, ended - job.handle.metric().transfer, ended)
+        ended, metric = job.ended, job.handle.metric()
+        return Sent(job.room, job.sent, ended - metric.transfer, ended, metric.nbytes, metric.entries)
 
 
-def run(settings: WorkerSettings, backend: Backend, line: RouterLine) -> None:
-    """Serve prefill requests, with a bootstrap service of our own, until the router says stop."""
+def run(settings: WorkerSettings, backend: Backend, line: RouterLine) -> int:
+    """Serve prefill requests until the router says stop; return how many control messages were sent."""
     memory = Memory(settings, Role.PREFILL)
-    with (
-        BootstrapServer() as bootstrap,
-        PrefillManager(
-            backend, memory.pools, Topology(), bootstrap.address, configuration(settings)
-        ) as manager,
-    ):
-        line.emit(ready(backend, manager.engine, bootstrap.address))
+    with ExitStack() as stack:
+        config = configuration(settings)
+        address = settings.bootstrap or stack.enter_context(BootstrapServer(auth_key=config.auth_key)).address
+        manager = stack.enter_context(
+            PrefillManager(backend, memory.pools, settings.topology, address, config)
+        )
+        line.emit(ready(backend, manager.engine, address))
         PrefillServing(settings, memory, line, manager).run()
+    return manager.channel.sent
 
 
 if __name__ == "__main__":

@@ -1,180 +1,191 @@
-"""The router of the demo: keeps a number of requests in flight and collects what both sides say."""
+"""The router of the demo: keeps a number of requests in flight and collects what all ranks say."""
 
 from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import attrs
 
 from pdcore.demo.child import Gone, speaking
-from pdcore.demo.messages import Event, Failed, Fatal, Ready, Received, Sent, Stopped, WorkerSettings
+from pdcore.demo.content import AUX_SCHEMA
+from pdcore.demo.fleet import Fleet, WorkerError, started
+from pdcore.demo.groups import Groups
+from pdcore.demo.messages import Event, Failed, Fatal, Received, Sent, WorkerSettings
 from pdcore.demo.report import Failure, Report, RequestReport
 from pdcore.demo.worker import Worker
 from pdcore.demo.workload import Request
-from pdcore.errors import PDCoreError
-from pdcore.model import Deadline, Role
+from pdcore.errors import FailureCode
+from pdcore.model import Deadline
 
-__all__ = ["WorkerError", "run_demo"]
+__all__ = ["Told", "run_demo"]
 
-START_SECONDS = 90.0
-STOP_SECONDS = 30.0
 GRACE_SECONDS = 30.0
 """How long after its deadline a request's answer may come: the far side still compares the bytes."""
 
-Progress = Callable[[int], None]
+Told = Callable[[int], None]
 """Is told how many requests have ended."""
-
-
-class WorkerError(PDCoreError):
-    """A worker process did not start, or said something that it should not."""
 
 
 @attrs.define
 class _Pending:
+    """A request in flight; ``silent`` are the ranks that have not answered."""
+
     request: Request
     deadline: Deadline
-    sent: Sent | None = None
-    received: Received | None = None
+    silent: list[Worker]
+    sent: list[Sent] = attrs.field(factory=list)
+    received: list[Received] = attrs.field(factory=list)
     failures: list[Failure] = attrs.field(factory=list)
 
-    def answered(self, role: Role) -> bool:
-        good = self.sent if role is Role.PREFILL else self.received
-        return good is not None or any(f.side == role.value for f in self.failures)
-
-    @property
-    def over(self) -> bool:
-        return all(map(self.answered, Role))
+    def fail(self, worker: Worker, code: str, error: str) -> None:
+        """Note a rank's failure. After the first, the others are told to give up; that they do is no news."""
+        self.silent.remove(worker)
+        if self.failures and code == FailureCode.ABORTED.value:
+            return
+        if not self.failures:
+            for other in self.silent:
+                other.drop(self.request.room)
+        self.failures.append(Failure(self.request.room, worker.title, code, error))
 
 
 class _Run:
     """One run: the requests that wait, are in flight, and have ended."""
 
-    def __init__(
-        self, workers: dict[Role, Worker], bootstrap: str, deadline: float, requests: Sequence[Request]
-    ) -> None:
-        self._workers = workers
-        self._bootstrap = bootstrap
+    def __init__(self, fleet: Fleet, deadline: float, requests: Sequence[Request]) -> None:
+        self._fleet = fleet
         self._deadline = deadline
         self._waiting = list(reversed(requests))
         self._flying: dict[int, _Pending] = {}
+        self._hopeless = ""
         self.arrived: list[RequestReport] = []
         self.failures: list[Failure] = []
         self.ended = 0
 
-    def drive(self, concurrency: int, progress: Progress) -> None:
-        """Serve all requests; after a worker's death only those in flight are waited for."""
+    def drive(self, concurrency: int, progress: Told) -> None:
+        """Serve all requests; once no other can be served, only those in flight are waited for."""
         while self._flying or self._waiting:
-            while self._waiting and len(self._flying) < concurrency and not self._dead():
+            while self._waiting and len(self._flying) < concurrency and not self._hopeless:
                 self._dispatch(self._waiting.pop())
             if not self._flying:
                 break
             oldest = next(iter(self._flying.values()))
-            for worker in speaking(list(self._workers.values()), oldest.deadline):
+            for worker in speaking(self._fleet.workers, oldest.deadline):
                 for event in worker.drain():
-                    self._take(worker.role, event)
+                    self._take(worker, event)
             self._settle()
             progress(self.ended)
         for request in reversed(self._waiting):
-            self.failures.append(Failure(request.room, "router", "", "never started: a worker had died"))
-
-    def _dead(self) -> list[Role]:
-        return [role for role, worker in self._workers.items() if worker.gone]
+            self.failures.append(Failure(request.room, "router", "", f"never started: {self._hopeless}"))
 
     def _dispatch(self, request: Request) -> None:
-        self._flying[request.room] = _Pending(request, Deadline.after(self._deadline + GRACE_SECONDS))
-        self._workers[Role.DECODE].serve(request.room, request.tokens, self._bootstrap)
-        self._workers[Role.PREFILL].serve(request.room, request.tokens)
+        room = request.room
+        chosen = self._fleet.serving(room)
+        deadline = Deadline.after(self._deadline + GRACE_SECONDS)
+        self._flying[room] = _Pending(request, deadline, chosen)
+        for worker in chosen:
+            worker.serve(room, request.tokens, self._fleet.ready.bootstrap, request.held)
 
-    def _take(self, role: Role, event: Event | Gone) -> None:
+    def _take(self, worker: Worker, event: Event | Gone) -> None:
         if isinstance(event, Gone):
-            for room, pending in self._flying.items():
-                if not pending.answered(role):
-                    reason = f"the {role.value} worker is gone: {event.how}"
-                    pending.failures.append(Failure(room, role.value, "", reason))
+            self._hopeless = "a worker had died"
+            for pending in self._flying.values():
+                if worker in pending.silent:
+                    pending.fail(worker, "", f"the {worker.title} worker is gone: {event.how}")
         elif isinstance(event, Fatal):
-            raise WorkerError(f"the {role.value} worker cannot go on", event.error, "look at what it logged")
+            raise WorkerError(
+                f"the {worker.title} worker cannot go on", event.error, "look at what it logged"
+            )
         elif isinstance(event, Failed | Sent | Received) and event.room in self._flying:
-            pending = self._flying[event.room]
-            if isinstance(event, Failed):
-                pending.failures.append(Failure(event.room, role.value, event.code, event.error))
-            elif isinstance(event, Sent):
-                pending.sent = event
-            else:
-                pending.received = event
+            self._answer(self._flying[event.room], worker, event)
+
+    def _answer(self, pending: _Pending, worker: Worker, event: Failed | Sent | Received) -> None:
+        if worker not in pending.silent:
+            return
+        if isinstance(event, Failed):
+            pending.fail(worker, event.code, event.error)
+            if event.code == FailureCode.INCOMPATIBLE.value:
+                self._hopeless = "prefill and decode do not fit together"
+            return
+        pending.silent.remove(worker)
+        if isinstance(event, Sent):
+            pending.sent.append(event)
+        else:
+            pending.received.append(event)
 
     def _settle(self) -> None:
         """Move the requests that have ended out of flight."""
         for room, pending in list(self._flying.items()):
             late = pending.deadline.expired
-            if not (pending.over or late):
+            if pending.silent and not late:
                 continue
             del self._flying[room]
             self.ended += 1
-            if pending.sent and pending.received:
-                self.arrived.append(_arrived(pending.request, pending.sent, pending.received))
-            elif late and not pending.failures:
+            if pending.failures:
+                self.failures += pending.failures
+            elif pending.silent:
                 waited = self._deadline + GRACE_SECONDS
                 self.failures.append(Failure(room, "router", "", f"no answer within {waited:g} s"))
             else:
-                self.failures += pending.failures
+                self.arrived.append(_arrived(pending.request, pending.sent, pending.received))
 
 
-def _arrived(request: Request, sent: Sent, received: Received) -> RequestReport:
+def _arrived(request: Request, sent: Sequence[Sent], received: Sequence[Received]) -> RequestReport:
+    nbytes, aux_rows = sum(r.nbytes for r in received), sum(r.aux_rows for r in received)
+    moved = sum(s.nbytes for s in sent)
+    wrong = [r.mismatch for r in received if r.mismatch]
+    # Aux rows are among the bytes that the engine wrote, unless they went over TCP.
+    if moved not in (nbytes, nbytes + aux_rows * AUX_SCHEMA.row_len):
+        wrong.append(f"prefill sent {moved:,} bytes, decode needed {nbytes:,} and {aux_rows} aux rows")
     return RequestReport(
         room=request.room,
         tokens=request.tokens,
-        pages=received.pages,
-        nbytes=received.nbytes,
-        aux_rows=received.aux_rows,
-        latency=received.ended - sent.first_send,
-        moving=(sent.moving_from, sent.ended),
-        digest=received.digest,
-        expected_digest=received.expected_digest,
-        mismatch=received.mismatch,
+        pages=received[0].pages,
+        held=request.held,
+        nbytes=nbytes,
+        writes=sum(s.entries for s in sent),
+        aux_rows=aux_rows,
+        latency=max(r.ended for r in received) - min(s.first_send for s in sent),
+        moving=(min(s.moving_from for s in sent), max(s.ended for s in sent)),
+        digest=_summed(r.digest for r in received),
+        expected_digest=_summed(r.expected_digest for r in received),
+        mismatch="; ".join(wrong),
     )
 
 
+def _summed(digests: Iterable[str]) -> str:
+    return f"{sum(int(digest, 16) for digest in digests) % 2**64:016x}"
+
+
 def run_demo(
-    settings: WorkerSettings, requests: Sequence[Request], concurrency: int, progress: Progress
+    settings: WorkerSettings,
+    requests: Sequence[Request],
+    concurrency: int,
+    progress: Told,
+    groups: Groups | None = None,
 ) -> Report:
-    """Start a prefill and a decode process, serve the requests, stop both, and report.
+    """Start a process per rank, by default one on each side, serve the requests, stop all, and report.
 
     Raises:
         WorkerError: a worker could not start; the message is the worker's own.
     """
-    with Worker(Role.PREFILL, settings) as prefill, Worker(Role.DECODE, settings) as decode:
-        start = Deadline.after(START_SECONDS)
-        ready = _ready(prefill, start)
-        _ready(decode, start)
+    with started(settings, groups or Groups()) as fleet:
         began = time.monotonic()
-        workers = {Role.PREFILL: prefill, Role.DECODE: decode}
-        run = _Run(workers, ready.bootstrap, settings.deadline, requests)
+        run = _Run(fleet, settings.deadline, requests)
         run.drive(concurrency, progress)
         wall = time.monotonic() - began
-        stop = Deadline.after(STOP_SECONDS)
-        last = [event for worker in (decode, prefill) for event in worker.stop(stop)]
+        stopped = fleet.stop()
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return Report(
-        backend=ready.backend,
-        transport=ready.transport,
+        backend=fleet.ready.backend,
+        transport=fleet.ready.transport,
         model=settings.model,
+        groups=fleet.groups,
         asked=len(requests),
         wall=wall,
         requests=tuple(sorted(run.arrived, key=lambda r: r.room)),
         failures=tuple(run.failures),
-        peak_rss=(own, *(event.peak_rss for event in last if isinstance(event, Stopped))),
-    )
-
-
-def _ready(worker: Worker, deadline: Deadline) -> Ready:
-    event = worker.read(deadline)
-    if isinstance(event, Ready):
-        return event
-    said = event.error if isinstance(event, Fatal) else event.how if isinstance(event, Gone) else repr(event)
-    raise WorkerError(
-        f"the {worker.role.value} worker did not start",
-        said if event is not None else f"no answer within {START_SECONDS:g} s",
-        "look at what it logged; `pdcore doctor` says what a backend needs",
+        peak_rss=(own, *(event.peak_rss for event in stopped)),
+        messages=sum(event.messages for event in stopped),
     )

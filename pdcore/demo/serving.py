@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import resource
 import threading
 import time
@@ -11,15 +12,13 @@ from collections.abc import Callable, Sequence
 from typing import Generic, TypeAlias, TypeVar
 
 import attrs
-import numpy as np
-import numpy.typing as npt
 
 from pdcore.config import Config, Timeouts, TransferConfig, TransferModel
-from pdcore.demo.allocator import PageAllocator
-from pdcore.demo.content import AUX_SCHEMA, Content
 from pdcore.demo.line import ParentLine
+from pdcore.demo.memory import Held, Memory
 from pdcore.demo.messages import (
     Command,
+    Drop,
     Event,
     Failed,
     Fatal,
@@ -29,20 +28,17 @@ from pdcore.demo.messages import (
     WorkerSettings,
     decode_command,
 )
-from pdcore.demo.models import MODELS
+from pdcore.discovery import discover
 from pdcore.engine import TransferEngine
 from pdcore.errors import FailureCode, KVTransferError, PDCoreError
 from pdcore.handle import RoomHandle
-from pdcore.metadata import MetadataBuffers
-from pdcore.model import Deadline, Role, RoomId
-from pdcore.pools import Pools
+from pdcore.model import Deadline, RoomId
 from pdcore.selection import Backend, select
-from pdcore.settings import Origin, OriginKind
+from pdcore.settings import Origin, OriginKind, load_config
 from pdcore.structuring import Text
 
 __all__ = [
     "Job",
-    "Memory",
     "RouterLine",
     "Serving",
     "chosen_backend",
@@ -62,16 +58,15 @@ HandleT = TypeVar("HandleT", bound=RoomHandle)
 
 @attrs.define
 class Job(Generic[HandleT]):
-    """One request of this worker: its sender or receiver, and the pages and the aux slot it holds.
+    """One request of this worker: its sender or receiver, and the memory it holds.
 
     ``opened`` and ``sent`` (the first time, by prefill) are monotonic seconds; ``submitted`` once the
-    command thread is done with it.
+    starting thread is done with it.
     """
 
     request: Serve
     handle: HandleT
-    pages: npt.NDArray[np.int64]
-    slots: npt.NDArray[np.int64]
+    held: Held
     opened: float
     sent: float = 0.0
     submitted: bool = False
@@ -86,37 +81,27 @@ class Job(Generic[HandleT]):
         """When the room ended, in monotonic seconds."""
         return self.opened + self.handle.metric().total
 
-    @property
-    def slot(self) -> int:
-        """The aux slot."""
-        return int(self.slots[0])
-
-
-class Memory:
-    """The pools, aux rows and allocators of one worker."""
-
-    def __init__(self, settings: WorkerSettings, role: Role) -> None:
-        layout = MODELS[settings.model].layout(settings.page_size, settings.num_pages)
-        self.aux = MetadataBuffers(AUX_SCHEMA, settings.slots)
-        self.pools = Pools.allocate(layout, aux=self.aux)
-        self.content = Content(settings.seed, layout)
-        order = 2 * (settings.seed % 2**62) + (role is Role.DECODE)  # the sides use different pages
-        self.pages = PageAllocator(settings.num_pages, order)
-        self.slots = PageAllocator(settings.slots, order)
-
 
 class Serving(ABC, Generic[HandleT]):
-    """Serves rooms until told to stop. The main thread starts them, a second one sees them end."""
+    """Serves rooms until told to stop. The main thread takes commands, one starts rooms, one sees them end.
+
+    The lock guards ``_jobs`` and ``_dropped``.
+    """
 
     def __init__(self, settings: WorkerSettings, memory: Memory, line: RouterLine) -> None:
         self.settings = settings
         self.memory = memory
         self._line = line
         self._jobs: dict[RoomId, Job[HandleT]] = {}
-        self._lock = threading.Lock()  # guards _jobs
+        self._dropped: set[int] = set()
+        self._lock = threading.Lock()
+        self._waiting: queue.SimpleQueue[Serve | None] = queue.SimpleQueue()
         self._served: set[int] = set()
         self._stopping = threading.Event()
-        self._watcher = threading.Thread(target=self._watch, name="pdcore-demo-rooms")
+        self._threads = (
+            threading.Thread(target=self._start_all, name="pdcore-demo-starts"),
+            threading.Thread(target=self._watch, name="pdcore-demo-rooms"),
+        )
 
     @abstractmethod
     def open(self, request: Serve, deadline: Deadline) -> HandleT:
@@ -141,13 +126,24 @@ class Serving(ABC, Generic[HandleT]):
 
     def run(self) -> None:
         """Serve until the commands end."""
-        self._watcher.start()
+        for thread in self._threads:
+            thread.start()
         try:
-            while isinstance(command := self._line.next(), Serve):
-                self._start(command)
+            while isinstance(command := self._line.next(), Serve | Drop):
+                if isinstance(command, Serve):
+                    self._waiting.put(command)
+                else:
+                    self._drop(command.room)
         finally:
+            self._waiting.put(None)
+            starter, watcher = self._threads
+            starter.join()
             self._stopping.set()
-            self._watcher.join()
+            watcher.join()
+
+    def _start_all(self) -> None:
+        while (request := self._waiting.get()) is not None:
+            self._start(request)
 
     def _start(self, request: Serve) -> None:
         deadline = Deadline.after(self.settings.deadline)
@@ -155,24 +151,38 @@ class Serving(ABC, Generic[HandleT]):
             self._refuse(request, "this worker has served the room before; use a new room")
             return
         self._served.add(request.room)
-        count = -(-request.tokens // self.settings.page_size)
-        slots = self.memory.slots.take(1, deadline)
-        pages = None if slots is None else self.memory.pages.take(count, deadline)
-        if slots is None or pages is None:
-            if slots is not None:
-                self.memory.slots.give_back(slots)
-            self._refuse(request, f"no {count} free pages and aux slot in {self.settings.deadline:g} s")
+        held = self.memory.take(request.tokens, deadline)
+        if held is None:
+            self._refuse(request, f"no free pages and slots in {self.settings.deadline:g} s")
             return
-        with self._lock:
-            opened = time.monotonic()
-            job = Job(request, self.open(request, deadline), pages, slots, opened)
-            self._jobs[job.room] = job
+        job = self._opened(request, held, deadline)
+        if job is None:
+            self.memory.give_back(held)
+            self._refuse(request, "another rank had failed it before it was started")
+            return
         try:
             self.submit(job)
         except PDCoreError as error:
             reason = KVTransferError(FailureCode.ABORTED, error.happened, error.there_is, error.to_do)
             job.handle.give_up(reason)
         job.submitted = True
+
+    def _opened(self, request: Serve, held: Held, deadline: Deadline) -> Job[HandleT] | None:
+        """Return the job of a new room, or None if it was dropped meanwhile."""
+        with self._lock:
+            if request.room in self._dropped:
+                return None
+            opened = time.monotonic()
+            job = Job(request, self.open(request, deadline), held, opened)
+            self._jobs[job.room] = job
+            return job
+
+    def _drop(self, room: int) -> None:
+        with self._lock:
+            self._dropped.add(room)
+            job = self._jobs.get(RoomId(room))
+        if job is not None:
+            job.handle.abort()
 
     def _refuse(self, request: Serve, reason: str) -> None:
         self._line.emit(Failed(request.room, FailureCode.ABORTED.value, reason))
@@ -198,18 +208,20 @@ class Serving(ABC, Generic[HandleT]):
         if not (job.submitted and job.handle.release_safe()):
             return False
         job.handle.clear()
-        self.memory.pages.give_back(job.pages)
-        self.memory.slots.give_back(job.slots)
+        self.memory.give_back(job.held)
         return True
 
 
 def configuration(settings: WorkerSettings) -> Config:
     """Return the manager configuration that the settings ask for."""
     bound, default = settings.deadline, Timeouts()
+    model = TransferModel(settings.transfer_model) if settings.transfer_model else None
     return Config(
         backend=settings.backend,
         backend_options=settings.options,
-        transfer=TransferConfig(model=TransferModel(settings.transfer_model), aux=settings.aux),
+        # Not among the settings: a secret is read where it is kept.
+        auth_key=load_config(plugin_prefixes=discover().names).config.auth_key,
+        transfer=TransferConfig(model=model, aux=settings.aux),
         timeouts=attrs.evolve(
             default,
             request=bound,
@@ -233,16 +245,19 @@ def ready(backend: Backend, engine: TransferEngine, bootstrap: str = "") -> Read
     return Ready(os.getpid(), f"{backend.name} ({backend.distribution})", transport, bootstrap)
 
 
-def worker_main(body: Callable[[WorkerSettings, Backend, RouterLine], None]) -> int:
-    """Be a worker process: read the settings, select the backend, run ``body``, report how it ended."""
+def worker_main(body: Callable[[WorkerSettings, Backend, RouterLine], int]) -> int:
+    """Be a worker process: read the settings, select the backend, run ``body``, report how it ended.
+
+    ``body`` returns how many control messages it sent.
+    """
     line: RouterLine = ParentLine(decode_command)
     try:
         settings = line.next()
         if not isinstance(settings, WorkerSettings):
             return 2
-        body(settings, chosen_backend(settings), line)
+        messages = body(settings, chosen_backend(settings), line)
     except PDCoreError as error:
         line.emit(Fatal(str(error)))
         return 1
-    line.emit(Stopped(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+    line.emit(Stopped(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, messages))
     return 0

@@ -12,7 +12,17 @@ import numpy as np
 from pdcore.errors import PDCoreError
 from pdcore.model import RoomId
 
-__all__ = ["Request", "WorkloadError", "from_distribution", "from_trace", "pages_needed", "refuse_too_long"]
+__all__ = [
+    "LONGEST_TOKENS",
+    "Request",
+    "WorkloadError",
+    "from_distribution",
+    "from_trace",
+    "page_limit",
+    "pages_needed",
+    "refuse_too_long",
+    "with_prefix",
+]
 
 MEDIAN_TOKENS = 2500
 SIGMA = 0.8
@@ -26,10 +36,11 @@ class WorkloadError(PDCoreError):
 
 @attrs.frozen
 class Request:
-    """One prompt to prefill: its room and its length in tokens."""
+    """One prompt to prefill: its room, its length in tokens, and how many leading pages decode holds."""
 
     room: RoomId
     tokens: int
+    held: int = 0
 
     def pages(self, page_size: int) -> int:
         """Return how many pages of ``page_size`` tokens the prompt takes."""
@@ -105,8 +116,36 @@ def pages_needed(requests: Sequence[Request], page_size: int, concurrency: int) 
     return max(pages) + (concurrency - 1) * -(-sum(pages) // len(pages))
 
 
-def refuse_too_long(requests: Sequence[Request], page_size: int, num_pages: int, page_bytes: int) -> None:
-    """Check that the longest request fits into a pool of ``num_pages`` pages of ``page_bytes`` bytes.
+def with_prefix(requests: Sequence[Request], fraction: float, page_size: int) -> tuple[Request, ...]:
+    """Return the requests with that fraction of each one's pages, rounded down, held by decode."""
+    return tuple(attrs.evolve(r, held=int(fraction * r.pages(page_size))) for r in requests)
+
+
+def page_limit(memory: int, page_bytes: int, slot_bytes: int, slots: int) -> int:
+    """Return how many pages a pool may have, so that all pools together take ``memory`` bytes.
+
+    ``page_bytes`` and ``slot_bytes`` are those of one page and one request's slot over all pools.
+
+    Raises:
+        WorkloadError: the slots alone take more.
+    """
+    left = memory - slots * slot_bytes
+    if left < page_bytes:
+        raise WorkloadError(
+            "the pools are too small for this model",
+            f"{memory / 2**30:.2f} GiB for all of them; {slots} requests in flight keep state of "
+            f"{slot_bytes / 2**20:.1f} MiB each",
+            f"use --memory {_gib(slots * slot_bytes + 64 * page_bytes)}, or a smaller --concurrency",
+        )
+    return left // page_bytes
+
+
+def refuse_too_long(
+    requests: Sequence[Request], page_size: int, num_pages: int, page_bytes: int, fixed_bytes: int = 0
+) -> None:
+    """Check that the longest request fits into pools of ``num_pages`` pages.
+
+    A page takes ``page_bytes`` over all pools, which hold ``fixed_bytes`` of other state.
 
     Raises:
         WorkloadError: it doesn't; the message names the request, the pool and the memory it would take.
@@ -114,10 +153,14 @@ def refuse_too_long(requests: Sequence[Request], page_size: int, num_pages: int,
     longest = max(requests, key=lambda r: r.tokens)
     if longest.pages(page_size) <= num_pages:
         return
-    needed = 2 * longest.pages(page_size) * page_bytes / 2**30
+    needed = longest.pages(page_size) * page_bytes + fixed_bytes
     raise WorkloadError(
         f"request {longest.room} of {longest.tokens} tokens is longer than a pool",
-        f"{num_pages} pages of {page_size} tokens on each side, which hold {num_pages * page_size} tokens",
-        f"use --memory {np.ceil(needed * 10) / 10:.1f} (GiB for both pools), a smaller --model, "
+        f"{num_pages} pages of {page_size} tokens on each rank, which hold {num_pages * page_size} tokens",
+        f"use --memory {_gib(needed)} (GiB for all pools), a smaller --model, "
         "or a trace with shorter requests",
     )
+
+
+def _gib(nbytes: int) -> str:
+    return f"{np.ceil(nbytes / 2**30 * 10) / 10:.1f}"

@@ -107,6 +107,12 @@ class LocalEngine(TransferEngine):
         address = Address.decode(endpoint)
         address.require_reachable()
         registration = msgspec.msgpack.decode(native, type=_Registration)
+        if len(registration.addresses) != len(regions):
+            raise EngineError(
+                "a peer's region export contradicts itself",
+                f"{len(registration.addresses)} addresses for {len(regions)} regions",
+                "run the same pdcore on both sides",
+            )
         peer = LocalPeer(endpoint, regions, address)
         peer.bases = np.array(registration.addresses, np.uint64)
         peer.passage = Passage(address, registration.key + self._page.nonce)

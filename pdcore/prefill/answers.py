@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from pdcore.backend import AuxTransport
 from pdcore.errors import FailureCode, KVTransferError
+from pdcore.metadata import AuxDataCodec
 from pdcore.model import KVPoll
-from pdcore.wire import Failure, RequestMetadata, RoomStatus
+from pdcore.prefill.link import Destination
+from pdcore.wire import AuxRow, Failure, Message, RequestMetadata, RoomStatus
 
-__all__ = ["failed", "not_paired", "succeeded"]
+__all__ = ["concluded", "failed", "not_paired", "succeeded"]
+
+
+def concluded(
+    destination: Destination, rank: int, codec: AuxDataCodec | None, aux_index: int | None
+) -> list[Message]:
+    """Return what tells a destination that its room succeeded, aux first; a dummy awaits nothing."""
+    link, wanted, out = destination.link, destination.wanted, list[Message]()
+    if link.dummy:
+        return out
+    if codec and aux_index is not None and link.carries_aux and link.aux_transport is AuxTransport.TCP:
+        out.append(AuxRow(wanted.room, wanted.generation, codec.encode(aux_index)))
+    return [*out, succeeded(wanted, rank)]
 
 
 def succeeded(wanted: RequestMetadata, rank: int) -> RoomStatus:

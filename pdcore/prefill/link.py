@@ -14,7 +14,8 @@ from pdcore.backend import AuxTransport, PeerIdentity, StatePlan, StateRequest
 from pdcore.budget import EntryBudget
 from pdcore.engine import Peer, TransferEngine
 from pdcore.errors import FailureCode, IncompatiblePeerError, KVTransferError, Misfit, PlanError
-from pdcore.model import Deadline, RoomId
+from pdcore.events import Events, MetadataReceived
+from pdcore.model import Deadline, Generation, RoomId
 from pdcore.pairing import chosen_aux_transport
 from pdcore.plan import IndexArray, ItemCopier, KVCopier, plan_state
 from pdcore.pools import Pools, RegionTable
@@ -233,6 +234,14 @@ class Destination:
     link: PeerLink
     wanted: RequestMetadata
     deadline: Deadline
+
+    def report(self, generation: Generation, events: Events) -> None:
+        """Tell who listens that prefill's room of this generation has this destination."""
+        if events.on:
+            wanted, peer = self.wanted, self.link.identity
+            events.emit(
+                MetadataReceived(events.node, wanted.room, generation, peer, len(wanted.pages), wanted.trace)
+            )
 
     def disagreement(self, num_pages: int, aux_index: int | None, page_size: int) -> KVTransferError | None:
         """Return how this request differs from what prefill's ``init`` announced, or None."""

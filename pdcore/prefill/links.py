@@ -7,19 +7,24 @@ import threading
 from collections.abc import Callable
 from functools import partial
 
-from pdcore.backend import StatePlan, StateRequest
+from pdcore.backend import PeerIdentity, StatePlan, StateRequest
 from pdcore.config import Config
 from pdcore.engine import TransferEngine
 from pdcore.errors import EngineError, FailureCode, IncompatiblePeerError, PDCoreError
+from pdcore.events import Events, PairingFailed, PeerLost, PeerPaired, Stage, stage
 from pdcore.model import Deadline, RoomId
 from pdcore.pairing import pairing_misfits
 from pdcore.pools import Pools
 from pdcore.prefill.link import PeerLink
 from pdcore.wire import Failure, Message, PairReply, PeerDescription, Route
+from pdcore.wire.complaints import COMPLAINT_SECONDS, Complaints
 
 __all__ = ["Links"]
 
 _log = logging.getLogger("pdcore.prefill")
+
+MOST_PEERS = 4_096
+"""Each has a lane of its own: a thread."""
 
 
 class Links:
@@ -36,6 +41,7 @@ class Links:
         description: PeerDescription,
         state_plan: Callable[[StateRequest], StatePlan | None],
         post: Callable[[Route, Message], None],
+        events: Events,
     ) -> None:
         self._engine = engine
         self._pools = pools
@@ -43,9 +49,11 @@ class Links:
         self._description = description
         self._state_plan = state_plan
         self._post = post
+        self._events = events
         self._lock = threading.Lock()
         self._links: dict[Route, PeerLink] = {}
         self._leaving: list[PeerLink] = []
+        self._complaints = Complaints(_log, COMPLAINT_SECONDS)
 
     def get(self, route: Route) -> PeerLink | None:
         """Return the link of a route."""
@@ -60,8 +68,17 @@ class Links:
         """Begin to pair with a decode rank, whose earlier link was ``old``; False if it does not fit."""
         misfits = pairing_misfits(self._description, there)
         if misfits:
-            _log.warning("%s", IncompatiblePeerError(there.address, misfits))
+            error = IncompatiblePeerError(there.address, misfits)
+            self._complaints.about(f"misfit {route!r}", str(error))
+            peer = PeerIdentity(there.role, there.incarnation, there.address)
+            self._report_failed(peer, FailureCode.INCOMPATIBLE, str(error))
             self._post(route, PairReply(self._description, misfits))
+            return False
+        with self._lock:
+            known = len(self._links) + len(self._leaving)
+        if known >= MOST_PEERS:
+            self._complaints.about("too many peers", f"{there.address} may not pair: {MOST_PEERS} peers are")
+            self._post(route, PairReply(self._description, (), _too_many()))
             return False
         link = PeerLink(route, self._description, there, self._engine, self._config.transfer.lanes_per_peer)
         if link.aux_transport is not self._description.aux_transports[0]:
@@ -74,6 +91,13 @@ class Links:
             self._links[route] = link
         link.outbox(RoomId(0)).lane.put(partial(self._connect, link, old))
         return True
+
+    def lose(self, link: PeerLink, why: str, rooms: int, level: int) -> None:
+        """Drop a link, which ``rooms`` requests depend on, and say so at a log level."""
+        self.drop(link)
+        _log.log(level, "lost %s: %s", link.identity, why)
+        if self._events.on:
+            self._events.emit(PeerLost(self._events.node, link.identity, why, rooms))
 
     def drop(self, link: PeerLink) -> None:
         """Forget a link; its lanes end."""
@@ -108,14 +132,32 @@ class Links:
                     "try again later",
                 )
             topology = self._description.topology
-            link.connect(topology, self._pools, self._state_plan, deadline)
+            with stage(self._events, Stage.CONNECT, peer=link.identity):
+                link.connect(topology, self._pools, self._state_plan, deadline)
         # An adapter may raise anything; decode must learn that it is not paired, and why.
         except Exception as error:
-            _log.warning("cannot pair with %s: %s", link.identity, error)
-            self._post(link.route, PairReply(self._description, (), _failure(link, error)))
+            self._complaints.about(f"pairing {link.route!r}", f"cannot pair with {link.identity}: {error}")
+            failure = _failure(link, error)
+            self._post(link.route, PairReply(self._description, (), failure))
             self.drop(link)
+            self._report_failed(link.identity, failure.code, str(error))
         else:
+            if self._events.on:
+                self._events.emit(PeerPaired(self._events.node, link.identity))
             self._post(link.route, PairReply(self._description))
+
+    def _report_failed(self, peer: PeerIdentity, code: FailureCode, why: str) -> None:
+        if self._events.on:
+            self._events.emit(PairingFailed(self._events.node, peer, code, why))
+
+
+def _too_many() -> Failure:
+    return Failure(
+        FailureCode.ENGINE,
+        "prefill takes no more decode workers",
+        f"{MOST_PEERS} are paired or pairing",
+        "look who they are, or start more prefill workers",
+    )
 
 
 def _failure(link: PeerLink, error: Exception) -> Failure:

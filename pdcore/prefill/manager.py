@@ -5,18 +5,21 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from functools import partial
 
-from pdcore.backend import AuxTransport
+from pdcore.backend import PeerIdentity
 from pdcore.bootstrap import BootstrapClient, RankRecord, RoomsRecord
 from pdcore.config import MAX_SECONDS, Config
 from pdcore.errors import FailureCode, KVTransferError
+from pdcore.events import Stage, Subscriber, stage
 from pdcore.manager import Manager
 from pdcore.metadata import AuxDataCodec
 from pdcore.model import Deadline, Role, RoomId
 from pdcore.pools import Pools
 from pdcore.prefill import answers
 from pdcore.prefill.delivery import Delivery
+from pdcore.prefill.examiner import Examiner
 from pdcore.prefill.link import Destination, PeerLink
 from pdcore.prefill.links import Links
 from pdcore.prefill.parking import Parking
@@ -27,7 +30,6 @@ from pdcore.selection import Backend
 from pdcore.topology import Topology
 from pdcore.wire import (
     Abort,
-    AuxRow,
     Bye,
     Heartbeat,
     Message,
@@ -35,11 +37,10 @@ from pdcore.wire import (
     Released,
     RequestMetadata,
     Route,
+    Verdict,
 )
 
 __all__ = ["PrefillManager"]
-
-_log = logging.getLogger("pdcore.prefill")
 
 
 class PrefillManager(Manager):
@@ -50,6 +51,7 @@ class PrefillManager(Manager):
 
     Raises:
         BootstrapError: the control port cannot be bound, or the service cannot be reached.
+        AuthenticationError: the service requires a key, or has another or none.
         And what :class:`~pdcore.manager.Manager` raises.
     """
 
@@ -60,8 +62,9 @@ class PrefillManager(Manager):
         topology: Topology,
         bootstrap: str,
         config: Config | None = None,
+        subscribers: Sequence[Subscriber] = (),
     ) -> None:
-        super().__init__(Role.PREFILL, backend, pools, topology, config or Config())
+        super().__init__(Role.PREFILL, backend, pools, topology, config or Config(), subscribers)
         self.quarantine = Quarantine()
         self.bootstrap = bootstrap
         self._lock = threading.Lock()
@@ -75,6 +78,8 @@ class PrefillManager(Manager):
         except BaseException:
             self._discard()
             raise
+        self._examiner = Examiner(self.config.transfer.verify, pools, topology.unique_rank, self.tell)
+        self.examine = self._examiner.begin
         self._links = Links(
             self.engine,
             pools,
@@ -82,13 +87,15 @@ class PrefillManager(Manager):
             self.describe(self.address),
             backend.state_plan,
             self.channel.post,
+            self.events,
         )
         lease = self.config.liveness.interval * self.config.liveness.max_failures
         self._rank = RankRecord(self.incarnation, self.address, topology, lease)
-        self._http = BootstrapClient("prefill")
+        self._http = BootstrapClient("prefill", self.config.auth_key)
         self.channel.start()
         try:
-            self._http.register(bootstrap, self._rank, Deadline.after(self.config.timeouts.bootstrap))
+            with stage(self.events, Stage.ANNOUNCE):
+                self._http.register(bootstrap, self._rank, Deadline.after(self.config.timeouts.bootstrap))
         except BaseException:
             self.close()
             raise
@@ -138,14 +145,8 @@ class PrefillManager(Manager):
             self.channel.post(destination.link.route, message)
 
     def conclusion(self, sender: KVSender, destination: Destination) -> list[Message]:
-        """Return what tells a destination that its room succeeded, aux first; a dummy awaits nothing."""
-        wanted, out = destination.wanted, list[Message]()
-        if destination.link.dummy:
-            return out
-        aux = sender.aux_index if destination.link.carries_aux else None
-        if self._aux_codec and aux is not None and destination.link.aux_transport is AuxTransport.TCP:
-            out.append(AuxRow(wanted.room, wanted.generation, self._aux_codec.encode(aux)))
-        return [*out, answers.succeeded(wanted, self.topology.unique_rank)]
+        """Return what tells a destination that its room succeeded, aux first."""
+        return answers.concluded(destination, self.topology.unique_rank, self._aux_codec, sender.aux_index)
 
     def failed(self, destination: Destination, failure: KVTransferError, *, drained: bool) -> Message:
         """Return what tells a destination that its room failed."""
@@ -177,6 +178,8 @@ class PrefillManager(Manager):
                 self.backend.heartbeat_success(link.identity)
         elif isinstance(message, Abort):
             self._on_abort(route, message)
+        elif isinstance(message, Verdict):
+            self._examiner.heard(route, message)
         elif isinstance(message, PairRequest):
             self._on_pair(route, message)
         elif isinstance(message, Bye):
@@ -246,8 +249,7 @@ class PrefillManager(Manager):
         with self._lock:
             affected = [s for s in self._senders.values() if s.uses(link)]
         self._parking.drop(lambda d: d.link is link)
-        self._links.drop(link)
-        _log.log(level, "lost %s: %s", link.identity, why)
+        self._links.lose(link, why, len(affected), level)
         for sender in affected:
             sender.give_up(
                 KVTransferError(
@@ -275,8 +277,8 @@ class PrefillManager(Manager):
 
     # --- at the end ------------------------------------------------------------------------
 
-    def _peers(self) -> list[Route]:
-        return [link.route for link in self._links.all()]
+    def _peers(self) -> dict[Route, PeerIdentity]:
+        return {link.route: link.identity for link in self._links.all()}
 
     def _all_drained(self, *, tell: bool) -> None:
         for link in [] if tell else self._links.all():
@@ -289,6 +291,7 @@ class PrefillManager(Manager):
         for sender in senders:
             sender.give_up(self._shutdown_error())
         self._links.close(deadline)
+        self._examiner.close(deadline)
 
     def _leave(self, deadline: Deadline) -> None:
         self._http.withdraw(self.bootstrap, self.incarnation, deadline)

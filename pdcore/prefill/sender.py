@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Protocol
 
 import numpy.typing as npt
 
@@ -15,39 +14,14 @@ from pdcore.handle import RoomHandle
 from pdcore.metrics import RequestMetrics
 from pdcore.model import Deadline, Generation, KVPoll
 from pdcore.plan import IndexArray, index_array
-from pdcore.pools import Pools
 from pdcore.prefill.delivery import Delivery, TransferKVChunk
+from pdcore.prefill.host import SenderHost
 from pdcore.prefill.link import Destination, PeerLink
 from pdcore.prefill.transfer import Shipment
-from pdcore.status import Room, RoomTable
+from pdcore.status import Room
 from pdcore.wire import Message, Released, Route
 
-__all__ = ["KVSender", "SenderHost"]
-
-
-class SenderHost(Protocol):
-    """What a sender needs of its manager."""
-
-    pools: Pools
-    rooms: RoomTable
-
-    def dispatch(self, link: PeerLink, delivery: Delivery, *, from_send: bool) -> Shipment | None:
-        """Have a delivery done; returns the shipment that ``poll`` must advance, if any."""
-
-    def tell(self, destination: Destination, message: Message) -> None:
-        """Post a message to a destination."""
-
-    def conclusion(self, sender: KVSender, destination: Destination) -> list[Message]:
-        """Return what tells a destination that its room succeeded, aux first."""
-
-    def failed(self, destination: Destination, failure: KVTransferError, *, drained: bool) -> Message:
-        """Return what tells a destination that its room failed."""
-
-    def forget(self, sender: KVSender) -> None:
-        """Free the id of a room that was cleared."""
-
-    def suspect(self, link: PeerLink, failure: KVTransferError) -> None:
-        """An engine says that this peer is gone."""
+__all__ = ["KVSender"]
 
 
 class KVSender(RoomHandle):
@@ -59,7 +33,7 @@ class KVSender(RoomHandle):
     side = "prefill"
 
     def __init__(self, host: SenderHost, record: Room) -> None:
-        super().__init__(host.rooms, record)
+        super().__init__(host.rooms, record, host.events)
         self._host = host
         self._lock = threading.Lock()
         self._destinations: list[Destination] = []
@@ -187,6 +161,7 @@ class KVSender(RoomHandle):
             self._met_at = time.monotonic()
         for known in self._destinations:
             self._host.rooms.tighten(self.record, known.deadline)
+            known.report(self.record.generation, self.events)
         self._host.rooms.move(self.record, KVPoll.WAITING_FOR_INPUT)
         if self._num_pages >= 0 and not all(map(self._check_destination, self._destinations)):
             return True
@@ -194,8 +169,20 @@ class KVSender(RoomHandle):
             self._dispatch(chunk, from_send=False)
         return True
 
+    def conclude(self) -> None:
+        """End the room as SUCCESS and tell who waits for that."""
+        with self._lock:
+            destinations = list(self._destinations)
+        # Aux is read before SUCCESS shows: from then on the caller may reuse the slot.
+        messages = [(d, m) for d in destinations for m in self._host.conclusion(self, d)]
+        self._end(KVPoll.SUCCESS, tell=partial(self._tell_all, messages))
+
+    def chunks_to(self, destination: Destination) -> list[TransferKVChunk]:
+        """Return what was sent to a destination, in order."""
+        return [d.chunk for d in self._deliveries if d.peer == destination.link.identity]
+
     def give_up(self, failure: KVTransferError) -> bool:
-        if not self._host.rooms.fail(self.record, failure):
+        if not self._end(KVPoll.FAILED, failure):
             return False
         with self._lock:
             self._held.clear()
@@ -237,7 +224,7 @@ class KVSender(RoomHandle):
         if not self._first_at:
             self._first_at = time.monotonic()
             self._host.rooms.move(self.record, KVPoll.TRANSFERRING)
-        record = self.record
+        deadline = self.record.deadline
         with self._lock:
             destinations = [d for d in self._destinations if not d.link.dummy]
             self._unfinished += len(destinations) - 1
@@ -248,7 +235,7 @@ class KVSender(RoomHandle):
             plan = partial(d.link.plan, chunk, d.wanted)
             on_end = partial(self._on_end, d.link)
             delivery = Delivery(
-                chunk, d.link.identity, plan, record.deadline, self._alive, on_end, self._on_drained
+                chunk, d.link.identity, plan, deadline, self._alive, on_end, self._on_drained, self.events
             )
             self._deliveries.append(delivery)
             shipment = self._host.dispatch(d.link, delivery, from_send=from_send)
@@ -279,12 +266,9 @@ class KVSender(RoomHandle):
         if self.record.status is KVPoll.FAILED:
             if drained:
                 for destination in destinations:
-                    released = Released(self.room, destination.wanted.generation)
-                    self._host.tell(destination, released)
-        elif complete:
-            # Aux is read before SUCCESS shows: from then on the caller may reuse the slot.
-            messages = [(d, m) for d in destinations for m in self._host.conclusion(self, d)]
-            self._host.rooms.move(self.record, KVPoll.SUCCESS, tell=partial(self._tell_all, messages))
+                    self._host.tell(destination, Released(self.room, destination.wanted.generation))
+        elif complete and not self._host.examine(self, destinations):
+            self.conclude()
 
     def _tell_all(self, messages: list[tuple[Destination, Message]]) -> None:
         for destination, message in messages:

@@ -119,6 +119,9 @@ class Shipment:
         if self._transfer is None:
             self._drained()
         else:
+            if self._transfer.quiescence is not Quiescence.DRAINED:
+                for delivery in self._deliveries:
+                    delivery.quarantined()
             self._quarantine.settle(self._transfer, self._drained)
 
     def _drained(self) -> None:

@@ -2,11 +2,13 @@
 
 from pdcore.wire.channel import Channel, Route
 from pdcore.wire.codec import SCHEMA_VERSION, Codec, Frame
+from pdcore.wire.exposure import say_if_open
 from pdcore.wire.messages import (
     MESSAGE_KINDS,
     Abort,
     AuxRow,
     Bye,
+    Digests,
     Failure,
     Heartbeat,
     Message,
@@ -16,6 +18,7 @@ from pdcore.wire.messages import (
     Released,
     RequestMetadata,
     RoomStatus,
+    Verdict,
 )
 
 __all__ = [
@@ -26,6 +29,7 @@ __all__ = [
     "Bye",
     "Channel",
     "Codec",
+    "Digests",
     "Failure",
     "Frame",
     "Heartbeat",
@@ -37,4 +41,6 @@ __all__ = [
     "RequestMetadata",
     "RoomStatus",
     "Route",
+    "Verdict",
+    "say_if_open",
 ]

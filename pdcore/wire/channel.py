@@ -19,10 +19,14 @@ from typing import NewType
 
 import zmq
 
-from pdcore.errors import BootstrapError, PDCoreError, WireError
+from pdcore.errors import AuthenticationError, BootstrapError, PDCoreError, WireError
 from pdcore.model import Deadline, Incarnation
+from pdcore.secret import AuthKey
+from pdcore.wire.auth import KeyedGate, OpenGate
 from pdcore.wire.codec import Codec
+from pdcore.wire.complaints import COMPLAINT_SECONDS, Complaints
 from pdcore.wire.messages import Message
+from pdcore.wire.stamp import STAMP_BYTES, Stamps
 
 __all__ = ["Channel", "Route"]
 
@@ -33,12 +37,15 @@ _HIGH_WATER = 100_000
 _BATCH = 256
 _log = logging.getLogger("pdcore.wire")
 
+Frames = list[bytes | memoryview]
+
 
 class Channel:
     """Owns the sockets and the thread ``pdcore-<name>-control``.
 
-    ``on_message`` and ``on_tick`` run on that thread: they must neither block nor plan. ``counts``
-    holds how many messages were malformed or undeliverable, ``sent`` how many were sent.
+    ``on_message``, ``on_tick`` and ``on_refused`` (a dialled peer wants no key, or another) run on that
+    thread: they must neither block nor plan. ``counts`` holds how many messages were malformed,
+    unauthenticated, repeated (or late) or undeliverable, ``sent`` how many were sent.
     """
 
     def __init__(
@@ -50,6 +57,8 @@ class Channel:
         on_tick: Callable[[], None],
         tick: float,
         max_message_bytes: int,
+        auth_key: AuthKey | None = None,
+        on_refused: Callable[[Route, AuthenticationError], None] | None = None,
     ) -> None:
         self.counts: Counter[str] = Counter()
         self.sent = 0
@@ -57,6 +66,14 @@ class Channel:
         self._on_message, self._on_tick, self._tick = on_message, on_tick, tick
         self._max_bytes = max_message_bytes
         self._codec = Codec()
+        self._stamps = Stamps[Route](incarnation)
+        self._complaints = Complaints(_log, COMPLAINT_SECONDS)
+        self._on_refused = on_refused
+        self._gate: KeyedGate[Route] | OpenGate[Route] = (
+            KeyedGate(auth_key, self._identity, self._transmit, self._refused)
+            if auth_key is not None
+            else OpenGate(self._transmit, self._refused)
+        )
         self._context = zmq.Context()
         self._router: zmq.Socket[bytes] | None = None
         self._dealers: dict[Route, zmq.Socket[bytes]] = {}
@@ -179,16 +196,28 @@ class Channel:
                 return
             frames = socket.recv_multipart(zmq.NOBLOCK, copy=False)
             route = Route(frames.pop(0).bytes) if socket is self._router else self._routes[socket]
+            opened = self._gate.open(route, frames)
+            if opened is None:
+                continue
+            frames = opened
             try:
+                stamp = frames.pop(0).buffer if frames else memoryview(b"")
                 message = self._codec.decode(frames)
+                fresh = self._stamps.admit(route, stamp)
             except WireError as error:
                 self._count("malformed", route, error)
                 continue
-            self._guarded(type(message).__name__, partial(self._on_message, route, message))
+            if fresh:
+                self._guarded(type(message).__name__, partial(self._on_message, route, message), route)
+            else:
+                self.counts["repeated"] += 1
 
-    def _send(self, route: Route, frames: list[bytes | memoryview]) -> None:
+    def _send(self, route: Route, frames: Frames) -> None:
+        self._gate.send(route, [self._stamps.next(), *frames])
+
+    def _transmit(self, route: Route, frames: Frames) -> None:
         dealer = self._dealers.get(route)
-        size = sum(map(len, frames))
+        size = sum(map(len, frames)) - STAMP_BYTES
         try:
             if size > self._max_bytes:
                 raise WireError(
@@ -207,20 +236,27 @@ class Channel:
         except (zmq.ZMQError, WireError) as error:
             self._count("undeliverable", route, error)
 
-    def _guarded(self, what: str, action: Callable[[], None]) -> None:
+    def _guarded(self, what: str, action: Callable[[], None], sender: bytes = b"this process") -> None:
+        name = sender.decode("ascii", "backslashreplace")
         try:
             action()
         except PDCoreError as error:
             self.counts["refused"] += 1
-            _log.warning("%s: %s", what, error)
+            self._complaints.about(f"{what} {name}", f"{what}, peer {name}: {error}")
         # One peer's message must never end the thread that serves all of them.
-        except Exception:
+        except Exception as error:
             self.counts["errors"] += 1
-            _log.exception("handling a %s failed", what)
+            self._complaints.about(f"{what} {name}", f"handling a {what} failed, peer {name}", error)
 
     def _count(self, what: str, route: Route, error: Exception) -> None:
         self.counts[what] += 1
-        _log.warning("%s message, peer %s: %s", what, route.decode("ascii", "backslashreplace"), error)
+        name = route.decode("ascii", "backslashreplace")
+        self._complaints.about(f"{what} {name}", f"{what} message, peer {name}: {error}")
+
+    def _refused(self, route: Route, error: AuthenticationError, final: bool) -> None:
+        self._count("unauthenticated", route, error)
+        if final and self._on_refused is not None:
+            self._guarded("refusal", partial(self._on_refused, route, error), route)
 
     def _dial(self, route: Route) -> None:
         if route in self._dealers:
@@ -231,12 +267,15 @@ class Channel:
         self._dealers[route] = dealer
         self._routes[dealer] = route
         self._poller.register(dealer, zmq.POLLIN)
+        self._gate.dialled(route)
 
     def _hang_up(self, route: Route) -> None:
         dealer = self._dealers.pop(route, None)
         if dealer is not None:
             self._poller.unregister(dealer)
             del self._routes[dealer]
+            self._stamps.forget(route)
+            self._gate.forget(route)
             dealer.close(linger=0)
 
     def _socket(self, kind: int) -> zmq.Socket[bytes]:

@@ -1,7 +1,8 @@
 """Every message of the control plane. Fields are named on the wire; index arrays get own frames.
 
 Decode opens the connection. It sends PairRequest, RequestMetadata and Abort; prefill answers with
-PairReply, AuxRow, RoomStatus and Released. Both send Heartbeat and Bye.
+PairReply, AuxRow, RoomStatus and Released. If pages are verified, prefill sends Digests and decode
+Verdicts. Both send Heartbeat and Bye.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ __all__ = [
     "Abort",
     "AuxRow",
     "Bye",
+    "Digests",
     "Failure",
     "Heartbeat",
     "Message",
@@ -30,6 +32,7 @@ __all__ = [
     "Released",
     "RequestMetadata",
     "RoomStatus",
+    "Verdict",
 ]
 
 
@@ -57,7 +60,8 @@ class PeerDescription:
     """All that a peer must know before the first transfer.
 
     ``endpoint`` and ``regions`` are the engine's; ``protocol`` is the one it was started with.
-    ``aux_transports`` are the ways that aux rows may travel, the preferred one first.
+    ``aux_transports`` are the ways that aux rows may travel, the preferred one first; ``verify`` says
+    which pages are compared.
     """
 
     role: Role
@@ -74,6 +78,7 @@ class PeerDescription:
     aux_transports: tuple[AuxTransport, ...]
     endpoint: bytes
     regions: bytes
+    verify: str = "off"
 
 
 @attrs.frozen
@@ -96,7 +101,8 @@ class PairReply:
 class RequestMetadata:
     """Where decode wants one request: its pages, aux slot and state items.
 
-    ``remaining`` is the rest of the request's deadline in seconds, so that clocks may differ.
+    ``remaining`` is the rest of the request's deadline in seconds, so that clocks may differ. ``trace``
+    is the W3C traceparent of decode's span; prefill's becomes its child.
     """
 
     room: RoomId
@@ -106,6 +112,7 @@ class RequestMetadata:
     state_indices: tuple[IndexArray, ...]
     decode_prefix_len: int
     remaining: float
+    trace: str | None = None
 
 
 @attrs.frozen
@@ -146,6 +153,36 @@ class Released:
     generation: Generation
 
 
+@attrs.frozen(eq=False)
+class Digests:
+    """What prefill rank ``rank`` copied in one chunk of a room: which bytes, and their CRC-32.
+
+    A long list comes in parts; ``part`` is the index of the first. Of decode's region ``regions[i]``, the
+    ``lengths[i]`` bytes at ``offsets[i]`` must have ``digests[i]``.
+    """
+
+    room: RoomId
+    generation: Generation
+    rank: int
+    chunk: int
+    part: int
+    regions: IndexArray
+    offsets: IndexArray
+    lengths: IndexArray
+    digests: IndexArray
+
+
+@attrs.frozen
+class Verdict:
+    """Decode has compared one message of digests; without a failure they are right."""
+
+    room: RoomId
+    generation: Generation
+    chunk: int
+    part: int
+    failure: Failure | None = None
+
+
 @attrs.frozen
 class Heartbeat:
     """The sender's control thread runs."""
@@ -165,7 +202,19 @@ class Bye:
     drained: bool
 
 
-Message = PairRequest | PairReply | RequestMetadata | AuxRow | RoomStatus | Abort | Released | Heartbeat | Bye
+Message = (
+    PairRequest
+    | Digests
+    | Verdict
+    | PairReply
+    | RequestMetadata
+    | AuxRow
+    | RoomStatus
+    | Abort
+    | Released
+    | Heartbeat
+    | Bye
+)
 
 MESSAGE_KINDS: dict[int, type[Message]] = {
     1: PairRequest,
@@ -177,5 +226,7 @@ MESSAGE_KINDS: dict[int, type[Message]] = {
     7: Released,
     8: Heartbeat,
     9: Bye,
+    10: Digests,
+    11: Verdict,
 }
 """The numbers that stand for the kinds on the wire; never reused."""

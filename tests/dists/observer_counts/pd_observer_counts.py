@@ -1,13 +1,15 @@
-"""An observer that keeps whose heartbeats were heard."""
+"""An observer that keeps whose heartbeats were heard, and all events."""
 
 from __future__ import annotations
 
 import threading
 
 from pdcore.backend import PeerIdentity
+from pdcore.events import Event
 from pdcore.hookspecs import hookimpl
 from pdcore.model import Role
 
+events: list[Event] = []
 heard: dict[Role, PeerIdentity] = {}
 both = threading.Event()
 
@@ -17,3 +19,8 @@ def pd_heartbeat_success(peer: PeerIdentity) -> None:
     heard[peer.role] = peer
     if len(heard) == len(Role):
         both.set()
+
+
+@hookimpl
+def pd_event(event: Event) -> None:
+    events.append(event)

@@ -1,0 +1,49 @@
+"""What a sender needs of its manager."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from pdcore.errors import KVTransferError
+from pdcore.events import Events
+from pdcore.pools import Pools
+from pdcore.prefill.delivery import Delivery
+from pdcore.prefill.link import Destination, PeerLink
+from pdcore.prefill.transfer import Shipment
+from pdcore.status import RoomTable
+from pdcore.wire import Message
+
+if TYPE_CHECKING:
+    from pdcore.prefill.sender import KVSender
+
+__all__ = ["SenderHost"]
+
+
+class SenderHost(Protocol):
+    """What a sender needs of its manager."""
+
+    events: Events
+    pools: Pools
+    rooms: RoomTable
+
+    def dispatch(self, link: PeerLink, delivery: Delivery, *, from_send: bool) -> Shipment | None:
+        """Have a delivery done; returns the shipment that ``poll`` must advance, if any."""
+
+    def tell(self, destination: Destination, message: Message) -> None:
+        """Post a message to a destination."""
+
+    def conclusion(self, sender: KVSender, destination: Destination) -> list[Message]:
+        """Return what tells a destination that its room succeeded, aux first."""
+
+    def examine(self, sender: KVSender, destinations: Sequence[Destination]) -> bool:
+        """Have decode verify what was sent, and ``conclude`` called; False if that is not wanted."""
+
+    def failed(self, destination: Destination, failure: KVTransferError, *, drained: bool) -> Message:
+        """Return what tells a destination that its room failed."""
+
+    def forget(self, sender: KVSender) -> None:
+        """Free the id of a room that was cleared."""
+
+    def suspect(self, link: PeerLink, failure: KVTransferError) -> None:
+        """An engine says that this peer is gone."""

@@ -1,0 +1,104 @@
+"""A control channel whose outgoing messages go wrong as a schedule says."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+import attrs
+
+from pdcore.errors import AuthenticationError
+from pdcore.model import Incarnation
+from pdcore.secret import AuthKey
+from pdcore.testing.faults.schedule import Fault, Schedule
+from pdcore.wire import MESSAGE_KINDS, Channel, Message, Route
+
+__all__ = ["FaultyChannel"]
+
+Frames = list[bytes | memoryview]
+
+
+@attrs.frozen(eq=False)
+class _Held:
+    route: Route
+    frames: Frames
+    due: float
+    blocks: bool
+
+
+class FaultyChannel(Channel):
+    """A channel that drops, repeats, delays, reorders or corrupts what it sends; it receives as it is.
+
+    What is held back goes out with a tick. All of it belongs to the owner thread.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        name: str,
+        incarnation: Incarnation,
+        *,
+        on_message: Callable[[Route, Message], None],
+        on_tick: Callable[[], None],
+        tick: float,
+        max_message_bytes: int,
+        auth_key: AuthKey | None = None,
+        on_refused: Callable[[Route, AuthenticationError], None] | None = None,
+    ) -> None:
+        self._schedule = schedule
+        self._place = name
+        self._held: list[_Held] = []
+        super().__init__(
+            name,
+            incarnation,
+            on_message=on_message,
+            on_tick=partial(self._tick_and_flush, on_tick),
+            tick=tick,
+            max_message_bytes=max_message_bytes,
+            auth_key=auth_key,
+            on_refused=on_refused,
+        )
+
+    def _transmit(self, route: Route, frames: Frames) -> None:
+        decision = self._schedule.message(f"{self._place} {_kind(frames)}")
+        due = time.monotonic() + decision.seconds
+        match decision.fault:
+            case Fault.DROP:
+                return
+            case Fault.CORRUPT:
+                frames = [frame[: len(frame) * 2 // 3] if _is_head(frame) else frame for frame in frames]
+            case Fault.REORDER:
+                self._held.append(_Held(route, frames, due, blocks=False))
+                return
+            case Fault.DELAY:
+                self._held.append(_Held(route, frames, due, blocks=True))
+                return
+            case Fault.DUPLICATE:
+                self._held.append(_Held(route, frames, due, blocks=False))
+        if any(held.blocks and held.route == route for held in self._held):
+            self._held.append(_Held(route, frames, 0.0, blocks=True))
+        else:
+            super()._transmit(route, frames)
+
+    def _tick_and_flush(self, on_tick: Callable[[], None]) -> None:
+        on_tick()
+        now, blocked, kept = time.monotonic(), set[Route](), list[_Held]()
+        for held in self._held:
+            waits = now < held.due and not self._schedule.healed
+            if waits or (held.blocks and held.route in blocked):
+                kept.append(held)
+                if held.blocks:
+                    blocked.add(held.route)
+            else:
+                super()._transmit(held.route, held.frames)
+        self._held = kept
+
+
+def _kind(frames: Frames) -> str:
+    head = next(filter(_is_head, frames), b"")
+    return MESSAGE_KINDS[int.from_bytes(head[6:8], "big")].__name__ if head else "session"
+
+
+def _is_head(frame: bytes | memoryview) -> bool:
+    return bytes(frame[:4]) == b"PDKV"

@@ -1,0 +1,69 @@
+"""One request of the world: its two sides, and what each holds until that may be reused."""
+
+from __future__ import annotations
+
+import attrs
+
+from pdcore.handle import RoomHandle
+from pdcore.model import KVPoll
+from pdcore.status import may_follow
+from pdcore.testing.faults.memory import Memory
+
+__all__ = ["BrokenInvariantError", "Request", "Side"]
+
+
+class BrokenInvariantError(AssertionError):
+    """Something happened that must never happen."""
+
+
+@attrs.define(eq=False)
+class Side:
+    """One side of a request: its handle and what it holds until that is safe to reuse."""
+
+    handle: RoomHandle
+    memory: Memory
+    pages: list[int]
+    slot: int
+    seen: KVPoll = KVPoll.BOOTSTRAPPING
+    cleared: bool = False
+    released: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"room {self.handle.room} generation {self.handle.record.generation} on {self.handle.side}"
+
+    def look(self) -> bool:
+        """Follow the room; return whether it ended just now."""
+        state = self.handle.poll()
+        if state is self.seen:
+            return False
+        if not may_follow(self.seen, state):
+            raise BrokenInvariantError(f"{self.name} went from {self.seen.name} to {state.name}")
+        self.seen = state
+        return state.terminal
+
+    def reclaim(self) -> None:
+        """Take the pages back if that is safe, once the end was seen and what arrived was looked at."""
+        if self.released or not self.handle.release_safe():
+            return
+        if not self.handle.poll().terminal:
+            raise BrokenInvariantError(f"{self.name} may be reused before it has ended")
+        if self.seen.terminal:
+            self.released = True
+            self.memory.give_back(self.pages, self.slot)
+
+
+@attrs.define(eq=False)
+class Request:
+    """One use of a room. ``serial`` is what its pages are filled from."""
+
+    serial: int
+    count: int
+    prefill: Side | None = None
+    decode: Side | None = None
+    sent: int = 0
+    complete: bool = False
+
+    @property
+    def sides(self) -> list[Side]:
+        return [side for side in (self.prefill, self.decode) if side is not None]

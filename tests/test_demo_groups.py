@@ -1,0 +1,123 @@
+"""The demo with several processes on each side: every byte checked by token, layer and head."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+
+import pytest
+
+from pdcore.demo.groups import Groups, group_of
+from pdcore.demo.models import MODELS
+from pdcore.model import Role, RoomId
+from pdcore.topology import DPChoice, Topology
+
+FEW = ("--requests", "3", "--longest", "200", "--concurrency", "2", "--memory", "1", "--json")
+
+
+def demo(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error", "-m", "pdcore", "demo", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+
+
+def verified(*arguments: str) -> Mapping[str, int]:
+    """Run three requests; return what was verified, which is all of it."""
+    done = demo(*FEW, *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == "" or "--backend" in arguments  # engines log there
+    report = json.loads(done.stdout)
+    assert report["good"]
+    counts: dict[str, int] = report["verified"]
+    assert counts["requests"] == 3
+    assert counts["bytes"] == report["bytes"]
+    assert counts["aux_rows"] == 3 * report["decode"]["tp"]
+    assert all(r["digest"] == r["expected_digest"] for r in report["requests"])
+    assert report["processes"] == 1 + report["prefill"]["ranks"] + report["decode"]["ranks"]
+    assert len(report["peak_rss"]) == report["processes"]
+    assert report["messages"] > 0
+    return counts
+
+
+def test_a_hybrid_model_comes_from_two_stages_of_two_ranks_to_one() -> None:
+    counts = verified("--model", "jamba-v0.1", "--prefill", "tp=2,pp=2", "--decode", "tp=1")
+    jamba, whole = MODELS["jamba-v0.1"], Topology()
+    state = 3 * jamba.slot_bytes(16, whole)
+    assert counts["bytes"] == state + counts["pages"] * jamba.page_bytes(16, whole)
+
+
+def test_a_sliding_window_goes_from_one_rank_to_two_in_chunks() -> None:
+    verified("--model", "gemma-3-4b", "--decode", "tp=2", "--chunk-pages", "5")
+
+
+def test_latents_and_their_index_come_from_one_of_two_ranks() -> None:
+    counts = verified("--model", "deepseek-v3.2", "--prefill", "tp=2", "--prefix", "0.5")
+    assert 0 < counts["held_pages"] <= counts["pages"]
+
+
+def test_a_full_prefix_hit_still_brings_state_from_the_replica_that_decode_asks_for() -> None:
+    arguments = ("--prefill", "tp=2,dp=2", "--decode", "dp=2", "--dp", "query", "--prefix", "1")
+    counts = verified("--model", "jamba-v0.1", *arguments)
+    assert counts["pages"] == 0
+    assert counts["held_pages"] > 0
+    assert counts["bytes"] == 3 * MODELS["jamba-v0.1"].slot_bytes(16, Topology())
+
+
+@pytest.mark.parametrize("senders", ["all", "rank0"])
+def test_context_parallel_ranks_send_each_byte_once(senders: str) -> None:
+    verified("--model", "gpt2", "--prefill", "cp=2", "--cp-senders", senders)
+
+
+@pytest.mark.parametrize("backend", ["mooncake_tcp", "nixl"])
+def test_two_ranks_feed_one_over_a_real_engine(backend: str) -> None:
+    verified("--backend", backend, "--model", "qwen2.5-0.5b", "--prefill", "tp=2")
+
+
+def test_groups_that_do_not_fit_fail_at_once_and_both_sides_say_why() -> None:
+    done = demo("--model", "llama-3-8b", "--prefill", "tp=2", "--decode", "tp=3", "--longest", "200")
+    assert done.returncode == 1
+    misfit = "topology.tp_size: prefill 2, decode 3"
+    logged = [line for line in done.stderr.splitlines() if line.startswith("cannot pair with ")]
+    assert {"prefill" in line for line in logged} == {True, False}
+    assert done.stderr.count(misfit) == len(logged)
+    assert "requests   0 of 200 arrived" in done.stdout
+    assert misfit in done.stdout
+    assert "on each 1, 2, 4 or a multiple of 8 (the model has 8 KV heads)" in done.stdout
+    assert "never started: prefill and decode do not fit together" in done.stdout
+
+
+@pytest.mark.parametrize("text", ["tp=two", "xp=2", "tp", "tp=0", "tp=2,tp=2", "", "tp=8,pp=16"])
+def test_a_malformed_group_is_wrong_usage(text: str) -> None:
+    done = demo("--prefill", text)
+    assert done.returncode == 2
+    reason = "makes 128 ranks, and the demo starts 64 at most" if "16" in text else "is not of the form"
+    assert f"argument --prefill: {text!r} {reason}" in done.stderr
+
+
+def test_a_group_that_cuts_a_model_wrongly_is_refused() -> None:
+    done = demo("--model", "jamba-v0.1", "--decode", "pp=16")
+    assert done.returncode == 1
+    assert "ShapeError: pipeline stage 0 of jamba-v0.1 has no KV cache" in done.stderr
+
+
+def test_every_pair_of_replicas_serves_rooms_of_its_own() -> None:
+    for dp in DPChoice:
+        groups = Groups(group_of("dp=2,tp=2"), group_of("dp=3"), dp)
+        met = [tuple(groups.dp_rank(role, RoomId(room)) for role in Role) for room in range(6)]
+        assert len(set(met)) == 6
+
+
+def test_a_replica_that_decode_asks_for_is_not_the_one_that_the_room_would_have() -> None:
+    two = group_of("dp=2")
+    by_room, asked = Groups(two), Groups(two, dp=DPChoice.QUERY)
+    assert all(
+        by_room.dp_rank(Role.PREFILL, RoomId(room)) != asked.dp_rank(Role.PREFILL, RoomId(room))
+        for room in range(8)
+    )
+
+
+def test_groups_are_named_by_the_axes_that_have_several_ranks() -> None:
+    groups = Groups(group_of("pp=2, tp=2"), group_of("tp=1"))
+    assert str(groups) == "prefill 4 (tp=2,pp=2), decode 1 (tp=1)"
+    assert [len(replica) for replica in Groups(group_of("dp=3,tp=2")).replicas(Role.PREFILL)] == [2, 2, 2]
