@@ -511,7 +511,7 @@ def test_a_request_to_a_prefill_that_forgot_its_peer_fails_at_once_and_the_next_
         assert failure is not None
         assert failure.code is FailureCode.PEER_LOST
         # Decode's first heartbeat may be on its way at that moment, and is answered in its own words.
-        assert "not paired with who asked for room 2" in failure.happened or "doesn't know" in failure.there_is
+        assert "is not paired with who asked for room 2" in str(failure) or "doesn't know" in str(failure)
         while pair.decode._sources.all():
             pair.decode.finished(Deadline.after(0.01))
         pair.move(3, [3], [5])
