@@ -153,7 +153,7 @@ def test_nothing_that_a_paired_prefill_says_disturbs_decode_or_another_prefill(
             pair.decode.finished(Deadline.after(0.01))
         pair.move(3, [9], [10])
         counts = pair.decode.channel.counts
-        assert counts["malformed"] > 20
+        assert counts["malformed"] >= 10
         assert counts["errors"] == 0, caplog.text
 
 
