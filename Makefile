@@ -18,8 +18,8 @@ NO_PY310 := no Python 3.10 was found. Install one (apt-get install python3.10-ve
 demo: $(VENV)/.installed
 	$(BIN)/pdcore demo $(ARGS)
 
-# Two workers: most tests wait for other processes. Those of one file stay together.
-WORKERS := -n 2 --dist loadfile
+# Three workers on two cores: most tests wait for other processes. Those of one file stay together.
+WORKERS := -n 3 --dist loadfile
 
 # Unequal groups of ranks, each case over each engine.
 ENGINES := local mooncake_tcp nixl
