@@ -12,6 +12,7 @@ from pair import soon
 
 from pdcore import Deadline, FailureCode, KVPoll, RoomId
 from pdcore.topology import DPChoice
+from pdcore.wire import RoomStatus
 
 MHA, MLA = Model(kv_heads=8), Model(kv_heads=0)
 CASES = {
@@ -124,6 +125,25 @@ def test_pages_are_safe_only_when_every_prefill_rank_has_drained() -> None:
         assert senders[1].wait(soon()) is KVPoll.FAILED
         until(both, receiver.release_safe)
         serve(both, 2)
+
+
+def test_a_rank_that_is_not_done_does_not_count_when_the_others_are() -> None:
+    with groups(MHA, ranks(tp=2), ranks()) as both:
+        senders, (receiver,) = both.open(1)
+        for sender in senders:
+            sender.init(1)
+        receiver.send_metadata([3])
+        generation = receiver.record.generation
+        until(both, lambda: senders[1].poll() is KVPoll.WAITING_FOR_INPUT)
+        (route,) = both.prefill[1]._peers()
+        still = RoomStatus(RoomId(1), generation, 1, KVPoll.TRANSFERRING, drained=False)
+        both.prefill[1].channel.post(route, still)
+        senders[0].send([5])
+        assert senders[0].wait(soon()) is KVPoll.SUCCESS
+        assert receiver.wait(Deadline.after(0.2)) is KVPoll.TRANSFERRING
+        both.write(both.prefill[1], [5])
+        senders[1].send([5])
+        ended([*senders, receiver])
 
 
 def test_a_prefill_rank_waits_for_all_the_decode_ranks_that_it_serves() -> None:

@@ -207,9 +207,9 @@ class KVReceiver(RoomHandle):
             # The other ranks may be writing yet: they are told to stop.
             self.give_up(message.failure.error() if message.failure else self._unexplained(), source)
             return
-        self._responded.add(source)
         if message.status is not KVPoll.SUCCESS or self._group is None:
             return
+        self._responded.add(source)
         if not self._responded.issuperset(self._group.senders):
             return
         aux = self._host.pools.aux
