@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 import zlib
 from collections.abc import Iterator
@@ -19,9 +20,13 @@ from pdcore import Deadline, EngineError, FailureCode, Region, Role, select
 from pdcore.engine import Peer
 from pdcore.errors import EngineClosedError
 from pdcore.model import CPU, Device, DeviceKind, new_incarnation
-from pdcore.outcome import TransferState
+from pdcore.outcome import Quiescence, TransferState
 from pdcore.plan import ItemCopier, join
 from pdcore.regions import RegionInfo, WriteBatch
+from pdcore.testing import commands
+from pdcore.testing.far import FarProcess
+from pdcore.testing.memory import digest
+from pdcore.testing.target import Target
 
 ITEMS = {"kv.0": 96, "kv.1": 96, "aux": 64}
 """Item lengths (bytes) of the regions, of which each has COUNT."""
@@ -178,6 +183,73 @@ def test_a_peer_that_was_forgotten_is_written_to_no_more() -> None:
         assert transfer.error.code is FailureCode.ENGINE
         assert "nixlNotFoundError" in transfer.error.there_is
         assert not target["kv.0"].any()
+
+
+def test_a_peer_that_is_forgotten_in_the_middle_of_a_write_is_drained_only_when_it_has_landed() -> None:
+    length = 256 << 20
+    source = np.random.default_rng(3).integers(0, 256, length, np.uint8)
+    target = Target("nixl_tcp")
+    near, far = target.start_engine(Role.PREFILL), FarProcess()
+    try:
+        there = far.ask(commands.Start("nixl_tcp", {}, "decode", [length], 1), commands.Started)
+        near.register([Region.of("near", source)])
+        peer = near.connect(there.endpoint, there.export, soon())
+        assert near.write(peer, WriteBatch.of(0, 0, [0], [0], [4096])).wait(soon()) is TransferState.DONE
+        far.stop()
+        transfer = near.write(peer, WriteBatch.of(0, 0, [0], [0], [length]))
+        near.disconnect(peer)
+        near.disconnect(peer)
+        assert transfer.wait(Deadline.after(0.3)) is TransferState.PENDING
+        seen = [transfer.quiescence]
+        far.resume()
+        assert transfer.wait(soon()) is TransferState.DONE, transfer.error
+        assert [*seen, transfer.quiescence] == [Quiescence.IN_FLIGHT, Quiescence.DRAINED]
+        assert far.ask(commands.Digests(), list[str]) == [digest(source)]
+        again = near.connect(there.endpoint, there.export, soon())
+        assert near.write(again, WriteBatch.of(0, 0, [0], [0], [4096])).wait(soon()) is TransferState.DONE
+    finally:
+        far.end()
+        near.close()
+
+
+def test_forgetting_one_of_two_connections_leaves_the_other() -> None:
+    with pair() as (engine, _, source, target):
+        decode = start(Role.DECODE)
+        try:
+            export = decode.register([attrs.evolve(Region.of("kv.0", target["kv.0"]), item_len=96)])
+            first, second = (engine.connect(decode.endpoint(), export, soon()) for _ in range(2))
+            for _ in range(2):
+                engine.disconnect(first)
+            assert engine.write(second, items(0, [1], [2])).wait(soon()) is TransferState.DONE
+            assert np.array_equal(target["kv.0"][2], source["kv.0"][1])
+        finally:
+            engine.disconnect(second)
+            decode.close()
+
+
+def test_connecting_beside_close_ends_in_its_error() -> None:
+    with pair() as (engine, _, _, target):
+        decode = start(Role.DECODE)
+        export = decode.register(regions_of(target))
+        alive, errors = weakref.ref(engine.agent), list[Exception]()
+
+        def connect() -> None:
+            try:
+                while True:
+                    engine.connect(decode.endpoint(), export, soon())
+            except Exception as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=connect) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        engine.close()
+        for thread in threads:
+            thread.join()
+        decode.close()
+        assert [type(error) for error in errors] == 3 * [EngineClosedError]
+        errors.clear()
+        assert alive() is None
 
 
 def test_prepared_lists_do_not_keep_a_closed_agent_alive() -> None:

@@ -27,6 +27,11 @@ class _Challenge(msgspec.Struct, frozen=True):
     challenge: str
 
 
+# Made at import: msgspec 0.22 crashes when two threads (clients) are the first to decode a type.
+_read_challenge = msgspec.json.Decoder(_Challenge).decode
+_read_refusal = msgspec.json.Decoder(Refusal).decode
+
+
 class Courier:
     """Asks bootstrap services and believes only their answers. Belongs to the client's loop."""
 
@@ -77,7 +82,7 @@ class Courier:
         if status == UNAUTHORISED:
             raise _unauthenticated(address, status, body)
         try:
-            return msgspec.json.decode(body, type=_Challenge).challenge
+            return _read_challenge(body).challenge
         except msgspec.DecodeError as error:
             raise refused(address, status, body) from error
 
@@ -114,7 +119,7 @@ def _unauthenticated(address: str, status: int, body: bytes) -> AuthenticationEr
 
 def _refusal(status: int, body: bytes) -> Refusal:
     try:
-        return msgspec.json.decode(body, type=Refusal)
+        return _read_refusal(body)
     except msgspec.DecodeError:
         return Refusal(
             "the bootstrap service answered strangely",

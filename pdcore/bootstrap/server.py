@@ -130,7 +130,7 @@ class BootstrapServer:
         return int(self._listener.getsockname()[1])
 
     async def _put(self, request: web.Request) -> web.Response:
-        record = await _decoded(request, RankRecord, "a rank registration")
+        record = await _decoded(request, _RANK, "a rank registration")
         if isinstance(record, web.Response):
             return record
         if not 0 < record.lease <= 3600:
@@ -153,7 +153,7 @@ class BootstrapServer:
         return await self._changed()
 
     async def _put_rooms(self, request: web.Request) -> web.Response:
-        record = await _decoded(request, RoomsRecord, "a registration of rooms")
+        record = await _decoded(request, _ROOMS, "a registration of rooms")
         if isinstance(record, web.Response):
             return record
         self._rooms.register(record.rooms, record.dp_rank)
@@ -257,13 +257,17 @@ async def _stop(runner: web.AppRunner, listener: socket.socket | None) -> None:
 
 
 _Record = TypeVar("_Record", RankRecord, RoomsRecord)
+# Made at import: msgspec 0.22 crashes when two threads (services) are the first to decode a type.
+_RANK, _ROOMS = msgspec.json.Decoder(RankRecord), msgspec.json.Decoder(RoomsRecord)
 
 
-async def _decoded(request: web.Request, kind: type[_Record], what: str) -> _Record | web.Response:
+async def _decoded(
+    request: web.Request, decoder: msgspec.json.Decoder[_Record], what: str
+) -> _Record | web.Response:
     """Return the body as a record, or what to answer instead."""
-    send = f"send a {kind.__name__} as JSON"
+    send = f"send a {decoder.type.__name__} as JSON"
     try:
-        return msgspec.json.decode(await request.read(), type=kind)
+        return decoder.decode(await request.read())
     except web.HTTPRequestEntityTooLarge:
         return refuse(413, f"{what} is too long", f"the limit is {MAX_BODY_BYTES} bytes", send)
     # A stranger's body runs our validators; whatever they raise is the sender's mistake.

@@ -54,7 +54,7 @@ class Address:
             EngineError: it was not written by an engine of this backend.
         """
         try:
-            return msgspec.msgpack.decode(endpoint, type=cls)
+            return _read_address(endpoint)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise EngineError(
                 "a peer's endpoint is not one of the backend 'local'",
@@ -118,3 +118,7 @@ class Address:
                 f"the peer's pids are of namespace {self.namespace}, this process's of {namespace}",
                 "let both containers share one: `docker run --pid=container:NAME` (or --pid=host)",
             )
+
+
+# Made at import: msgspec 0.22 crashes when two threads are the first to decode a type.
+_read_address = msgspec.msgpack.Decoder(Address).decode

@@ -48,6 +48,10 @@ class _Registration:
     addresses: tuple[int, ...]
 
 
+# Made at import: msgspec 0.22 crashes when two threads are the first to decode a type.
+_read_registration = msgspec.msgpack.Decoder(_Registration).decode
+
+
 class LocalPeer(Peer):
     """An engine of another process of this host (or of this one)."""
 
@@ -106,7 +110,7 @@ class LocalEngine(TransferEngine):
     ) -> Peer:
         address = Address.decode(endpoint)
         address.require_reachable()
-        registration = msgspec.msgpack.decode(native, type=_Registration)
+        registration = _read_registration(native)
         if len(registration.addresses) != len(regions):
             raise EngineError(
                 "a peer's region export contradicts itself",

@@ -38,6 +38,10 @@ class _Endpoint:
     incarnation: str
 
 
+# Made at import: msgspec 0.22 crashes when two threads are the first to decode a type.
+_read_endpoint = msgspec.msgpack.Decoder(_Endpoint).decode
+
+
 class MooncakePeer(Peer):
     """A peer's engine: its segment name and the addresses of its regions."""
 
@@ -58,10 +62,8 @@ class MooncakeEngine(TransferEngine):
 
     def __init__(self, library: Library, settings: NativeSettings, transport: EffectiveTransport) -> None:
         super().__init__()
-        kinds = {DeviceKind.CPU} | (
-            {DeviceKind.CUDA} if bool(getattr(library.module, "SUPPORT_CUDA", False)) else set()
-        )
-        self.capabilities = attrs.evolve(CAPABILITIES, memory_kinds=frozenset(kinds))
+        cuda = {DeviceKind.CUDA} if getattr(library.module, "SUPPORT_CUDA", False) else set()
+        self.capabilities = attrs.evolve(CAPABILITIES, memory_kinds=frozenset({DeviceKind.CPU} | cuda))
         self.effective_transport = transport
         self._native = acquire(library, settings)
         self._bases: OffsetArray = np.zeros(0, np.uint64)
@@ -92,7 +94,7 @@ class MooncakeEngine(TransferEngine):
         self, endpoint: bytes, regions: tuple[RegionInfo, ...], native: bytes, deadline: Deadline
     ) -> Peer:
         try:
-            there = msgspec.msgpack.decode(endpoint, type=_Endpoint)
+            there = _read_endpoint(endpoint)
         except msgspec.DecodeError as error:
             raise EngineError(
                 "this is not the endpoint of a Mooncake engine",

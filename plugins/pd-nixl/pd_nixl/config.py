@@ -44,7 +44,7 @@ class NixlOptions:
 
     ``num_workers`` and ``num_threads`` are those of the NIXL plugin, ``split_batch_size`` the
     descriptors from which it splits a transfer over its threads. ``device_list`` names RDMA devices:
-    ``mlx5_0,mlx5_1``. ``engine_config`` holds UCX settings without their ``UCX_``: a mapping, or
+    ``mlx5_0,mlx5_1``. ``engine_config`` holds UCX settings without their ``UCX_``:
     ``K=V,K=V``. ``error_handling`` can only be "peer": with NIXL's "none" a peer that died is never
     noticed. ``log_level`` holds for the whole process; None: NIXL_LOG_LEVEL, else WARN.
     """
@@ -53,7 +53,7 @@ class NixlOptions:
     num_threads: int | None = attrs.field(default=None, validator=optional(ge(0)))
     split_batch_size: int | None = attrs.field(default=None, validator=optional(ge(1)))
     device_list: str = ""
-    engine_config: object = ""
+    engine_config: str = ""
     error_handling: Literal["peer"] = "peer"
     log_level: Literal["TRACE", "DEBUG", "INFO", "WARN", "ERROR", "FATAL"] | None = None
 
@@ -70,16 +70,10 @@ def ucx_settings(options: NixlOptions) -> dict[str, str]:
         ConfigError: it is malformed, or has a setting that something else owns.
     """
     given, settings = options.engine_config, {}
-    if isinstance(given, str):
-        given = [part.partition("=")[::2] for part in given.split(",") if given]
-    elif isinstance(given, Mapping):
-        given = given.items()
-    else:
-        raise _wrong("engine_config", f"must be a mapping or 'K=V,K=V', is {given!r}")
-    for key, value in ((str(key).strip(), str(value).strip()) for key, value in given):
+    for key, _, value in (part.strip().partition("=") for part in given.split(",") if given):
         if key.startswith("UCX_") or not SETTING.fullmatch(key):
             raise _wrong("engine_config", f"must have settings like RNDV_THRESH, without UCX_, has {key!r}")
-        if not value or "," in value or key in settings:
+        if not value or key in settings:
             raise _wrong("engine_config", f"must give {key} once and one value, has {key}={value!r}")
         if key in OWNED:
             raise _wrong("engine_config", f"has {key}: {OWNED[key]}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
-from collections import Counter
 from collections.abc import Sequence
 
 import attrs
@@ -16,9 +15,9 @@ from pd_nixl.lists import MEMORY, Side, requests
 from pd_nixl.pump import Pump
 from pd_nixl.transfer import NixlTransfer
 from pdcore.engine import EffectiveTransport, EngineCapabilities, Peer, RawWrite, TransferEngine
-from pdcore.errors import EngineError, RegistrationError
+from pdcore.errors import EngineClosedError, EngineError, RegistrationError
 from pdcore.model import Deadline, new_incarnation
-from pdcore.outcome import Transfer
+from pdcore.outcome import Quiescence, Transfer
 from pdcore.regions import Region, RegionInfo, WriteBatch
 
 __all__ = ["CAPABILITIES", "NixlEngine"]
@@ -35,6 +34,7 @@ SETTLE = 5.0
 """Seconds that ``close`` gives the transfers under way. The agent's end stops the others."""
 SYNCHRONOUS = 30.0
 """Seconds that ``write`` waits where it is not asynchronous; a longer transfer goes on as PENDING."""
+MALFORMED: tuple[type[Exception], ...] = (msgspec.DecodeError, OverflowError)
 
 
 @attrs.frozen
@@ -44,13 +44,18 @@ class _Export:
     addresses: tuple[int, ...]
 
 
+# Made at import: msgspec 0.22 crashes when two threads are the first to decode a type.
+_read_export = msgspec.msgpack.Decoder(_Export).decode
+
+
 class NixlPeer(Peer):
-    """A remote agent: its name, and where its regions lie."""
+    """A remote agent: its name, and where its regions lie. ``connected`` until it is disconnected."""
 
     def __init__(self, endpoint: bytes, regions: tuple[RegionInfo, ...], name: str, side: Side) -> None:
         super().__init__(endpoint, regions)
         self.name = name
         self.side = side
+        self.connected = True
 
 
 class NixlEngine(TransferEngine):
@@ -66,12 +71,11 @@ class NixlEngine(TransferEngine):
         self.effective_transport = transport
         self.library = library
         self._name = new_incarnation()
-        agent = library.agent(self._name, backend, params)
-        self._agent: Agent | None = agent
+        self._agent: Agent | None = library.agent(self._name, backend, params)
         self._registrations: list[Registration] = []
-        self._side = Side(agent, "", (), ())
-        self._meeting = threading.Lock()  # guards _connected
-        self._connected: Counter[str] = Counter()
+        self._side = Side(self.agent, "", (), ())
+        self._meeting = threading.Lock()  # guards _agents and the peers' connected
+        self._agents: set[str] = set()
         self._lock = threading.Lock()  # guards _agent, _transfers and _peers
         self._transfers: weakref.WeakSet[NixlTransfer] = weakref.WeakSet()
         self._peers: weakref.WeakSet[NixlPeer] = weakref.WeakSet()
@@ -80,8 +84,10 @@ class NixlEngine(TransferEngine):
     @property
     def agent(self) -> Agent:
         """The agent, until the engine is closed."""
-        assert self._agent is not None
-        return self._agent
+        if (agent := self._agent) is None:
+            self._check_usable()
+        assert agent is not None
+        return agent
 
     def endpoint(self) -> bytes:
         return self._name.encode()
@@ -113,30 +119,29 @@ class NixlEngine(TransferEngine):
     def do_connect(
         self, endpoint: bytes, regions: tuple[RegionInfo, ...], native: bytes, deadline: Deadline
     ) -> Peer:
-        refusals: tuple[type[Exception], ...] = (
-            msgspec.DecodeError,
-            OverflowError,
-            *self.library.transport_errors,
-        )
         try:
-            export = msgspec.msgpack.decode(native, type=_Export)
+            export = _read_export(native)
             if endpoint != export.agent.encode() or len(export.addresses) != len(regions):
                 there = f"{len(export.addresses)} addresses of agent {export.agent[:40]}"
                 raise msgspec.DecodeError(f"{there}, for {len(regions)} regions at {endpoint[:40]!r}")
             with self._meeting:
+                self._forget_agents()
                 if export.agent != self._name:
                     self.agent.add_remote_agent(export.metadata)
+                    self._agents.add(export.agent)
                 side = Side(self.agent, export.agent, export.addresses, regions)
-                self._connected[export.agent] += 1
-        except refusals as error:
+                peer = NixlPeer(endpoint, regions, export.agent, side)
+                with self._lock:
+                    self._peers.add(peer)
+                    if self._agent is None:
+                        side.lists.clear()
+        except MALFORMED + self.library.transport_errors as error:
             raise EngineError(
                 "NIXL does not accept a peer's metadata",
                 f"{type(error).__name__}: {error}",
                 "run the same NIXL, and the same backend of it, on both sides",
             ) from error
-        peer = NixlPeer(endpoint, regions, export.agent, side)
-        with self._lock:
-            self._peers.add(peer)
+        self._check_usable()
         return peer
 
     def do_write(self, peer: Peer, batch: WriteBatch) -> Transfer:
@@ -168,10 +173,9 @@ class NixlEngine(TransferEngine):
 
     def do_disconnect(self, peer: Peer) -> None:
         assert isinstance(peer, NixlPeer)
-        with self._meeting, contextlib.suppress(*self.library.transport_errors):
-            self._connected[peer.name] -= 1
-            if self._connected[peer.name] == 0 and self._agent and peer.name != self._name:
-                self._agent.remove_remote_agent(peer.name)
+        with self._meeting:
+            peer.connected = False
+            self._forget_agents()
 
     def do_close(self) -> None:
         self._pump.stop()
@@ -187,6 +191,17 @@ class NixlEngine(TransferEngine):
             side.lists.clear()
         while self._registrations:
             agent.deregister_memory(self._registrations.pop())
+
+    def _forget_agents(self) -> None:
+        """Remove the agents that nobody is connected to; one that is written to stays, or NIXL would
+        not say when its bytes have landed."""
+        with self._lock:
+            needed = {peer.name for peer in self._peers if peer.connected}
+            needed |= {t.name for t in self._transfers if t.quiescence is Quiescence.IN_FLIGHT}
+        for name in self._agents - needed:
+            self._agents.remove(name)
+            with contextlib.suppress(EngineClosedError, *self.library.transport_errors):
+                self.agent.remove_remote_agent(name)
 
     def _turn(self) -> None:
         with contextlib.suppress(*self.library.transport_errors):

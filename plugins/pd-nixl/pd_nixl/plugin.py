@@ -34,6 +34,7 @@ from pdcore.hookspecs import RequiredHooks, hookimpl
 
 LOCAL_ONLY = {"shm", "sm", "posix", "sysv", "cma", "knem", "xpmem", "self"}
 """UCX's transports within a host: none notices that a peer died, so UCX refuses them alone."""
+OF_UCX = dict.fromkeys(("num_workers", "device_list", "engine_config", "error_handling"), "only UCX takes it")
 NO_PEERS = "NIXL's POSIX is a file backend: it has no peers and no notifications"
 UCX_FIX = "correct what UCX_ variables and options ask for; pdcore doctor nixl shows them"
 LIBFABRIC_FIX = "install libfabric 1.21 or later, libhwloc and the CUDA runtime, or select nixl"
@@ -62,9 +63,6 @@ def facts() -> Mapping[str, str]:
 @hookimpl
 def pd_backend() -> BackendSpec:
     """Declare the backend and its variants."""
-    of_ucx = dict.fromkeys(
-        ("num_workers", "device_list", "engine_config", "error_handling"), "only UCX takes it"
-    )
     return BackendSpec(
         name="nixl",
         summary="NIXL, over UCX or libfabric",
@@ -78,7 +76,7 @@ def pd_backend() -> BackendSpec:
                 environment={"UCX_TLS": "tcp"},
                 forbidden_options={"device_list": "it names RDMA devices; UCX_NET_DEVICES names interfaces"},
             ),
-            Variant("nixl_libfabric", Protocol.LIBFABRIC.value, forbidden_options=of_ucx),
+            Variant("nixl_libfabric", Protocol.LIBFABRIC.value, forbidden_options=OF_UCX),
             Variant("nixl_posix", Protocol.POSIX.value),
         ),
         options=NixlOptions,

@@ -28,8 +28,7 @@ class Pump:
 
     def expect(self, rooms: int) -> None:
         """Turn often from now on, or rarely if no room is expected."""
-        busy = rooms > 0
-        if busy is self._busy:
+        if (busy := rooms > 0) is self._busy:
             return
         with self._woken:
             self._busy = busy

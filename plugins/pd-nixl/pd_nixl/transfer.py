@@ -28,7 +28,7 @@ class NixlTransfer(Transfer):
     def __init__(self, library: Library, agent: Agent | None, name: str) -> None:
         self._library = library
         self._agent = agent
-        self._name = name
+        self.name = name
         self._posted = False
         self._open: list[Handle] = []
         self._lock = threading.Lock()
@@ -40,7 +40,7 @@ class NixlTransfer(Transfer):
                 self._open.append(handle)
                 agent.transfer(handle)
         except self._library.transport_errors as error:
-            self.error = _failure(self._library, self._name, error)
+            self.error = self.error or _failure(self._library, self.name, error)
         finally:
             self._posted = True
 
@@ -68,7 +68,7 @@ class NixlTransfer(Transfer):
         """End it because the engine is closed: the agent takes the bytes with it."""
         with self._lock:
             if self.quiescence is Quiescence.IN_FLIGHT:
-                happened = f"a write to agent {self._name[:8]} ended with its engine"
+                happened = f"a write to agent {self.name[:8]} ended with its engine"
                 there_is, to_do = "this engine was closed", "send before closing"
                 self.error = KVTransferError(FailureCode.ENGINE, happened, there_is, to_do)
             for handle in self._open:
@@ -80,7 +80,7 @@ class NixlTransfer(Transfer):
             if self._agent is not None and self._agent.check_xfer_state(handle) != "DONE":
                 return False
         except self._library.transport_errors as error:
-            self.error = _failure(self._library, self._name, error)
+            self.error = self.error or _failure(self._library, self.name, error)
         handle.release()
         return True
 
