@@ -140,6 +140,26 @@ class ProtocolChoice:
     verdicts: tuple[ProtocolVerdict, ...]
     fix: str = ""
 
+    @classmethod
+    def by_name(
+        cls, request: ProtocolRequest, *, ground: str, refused: str = "", fix: str = ""
+    ) -> ProtocolChoice:
+        """Return the choice of a backend whose protocols are chosen by its names.
+
+        The selected variant's protocol is wanted; by the backend's own name, the first that the spec lists.
+
+        Args:
+            request: what was asked.
+            ground: why it can be used.
+            refused: why it cannot be, or "".
+            fix: what to do if it cannot be.
+        """
+        wanted = request.variant.protocol if request.variant else request.spec.protocols[0]
+        others = () if request.variant else request.spec.variants
+        verdicts = [ProtocolVerdict(wanted, not refused, refused or ground)]
+        verdicts += [ProtocolVerdict(v.protocol, False, f"only by its name, {v.name}") for v in others]
+        return cls(None if refused else wanted, tuple(verdicts), fix if refused else "")
+
 
 @attrs.frozen
 class InitEngineRequest:

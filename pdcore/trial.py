@@ -40,12 +40,13 @@ def attempt(
     Args:
         program: Python, which finds its arguments in ``given``, and prints JSON in the end.
         given: what JSON can carry.
-        hidden: what the names of the variables begin with that the program does not get.
-        environ: variables that it gets besides.
+        hidden: what the names of the variables begin with that it gets from ``environ`` alone.
+        environ: where those are; the others it gets from this process.
     """
     arguments = tuple(json.dumps(argument) for argument in (sys.path, *given))
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
-    return _attempt(PREPARE + program, arguments, tuple(sorted({**kept, **(environ or {})}.items())))
+    kept = [(name, value) for name, value in os.environ.items() if not name.startswith(hidden)]
+    given_besides = [(name, value) for name, value in (environ or {}).items() if name.startswith(hidden)]
+    return _attempt(PREPARE + program, arguments, tuple(sorted(kept + given_besides)))
 
 
 @functools.cache

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import pytest
 from doubles.detectors import MoriDouble, mori_double
 from mori_cases import MoriCases
-from mori_engines import SEVERAL, SOME, Start, soon
+from mori_engines import SEVERAL, SOME, Start, quiescence, soon
 from pd_mori import engine as adapter
 from pd_mori.library import Library, NativeEngine
 from pd_mori.transfer import MoriTransfer, Request
 
-from pdcore.errors import EngineError, RegistrationError
+from pdcore.errors import EngineError, KVTransferError, RegistrationError
 from pdcore.model import Deadline
 from pdcore.outcome import Quiescence, TransferState
 
@@ -60,7 +60,38 @@ class TestMoriAdapter(MoriCases):
         assert transfer.quiescence is Quiescence.IN_FLIGHT
         here.engine.disconnect(peer)
         assert transfer.quiescence is Quiescence.IN_FLIGHT, "it lives, and siblings may still land there"
+        with pytest.raises(EngineError, match="cannot be connected"):
+            here.connect(there)
         there.engine.close()
+        here.connect(start())
+        assert quiescence(transfer) is Quiescence.DRAINED, "the next connection saw that its port is closed"
+
+    def test_peers_that_come_and_go_are_forgotten_those_that_are_in_doubt_when_they_are_gone(
+        self, start: Start, mori_double: MoriDouble
+    ) -> None:
+        here, kept = start(), start()
+        here.connect(kept)
+        for doubtful in (False, True):
+            there = start()
+            peer = here.connect(there)
+            if doubtful:
+                mori_double.faults.fail_entry(0)
+            state = TransferState.FAILED if doubtful else TransferState.DONE
+            assert here.engine.write(peer, SOME).wait(soon()) is state
+            for _ in range(2):
+                here.engine.disconnect(peer)
+            assert len(here.engine._remotes) == 1 + doubtful
+            there.engine.close()
+        here.engine.disconnect(here.connect(start()))
+        assert len(here.engine._remotes) == 1
+
+    def test_a_raw_write_that_fails_says_so(self, start: Start, mori_double: MoriDouble) -> None:
+        here, there = start(), start()
+        write = here.engine.prepare_raw(here.connect(there), SOME)
+        mori_double.faults.fail_entry(0)
+        with pytest.raises(KVTransferError, match="MORI failed to write to engine") as caught:
+            write()
+        assert caught.value.there_is.startswith("remote operation error")
 
     def test_closing_says_so_if_mori_never_ends_a_transfer_and_keeps_what_mori_writes_to(
         self, start: Start, mori_double: MoriDouble, monkeypatch: pytest.MonkeyPatch

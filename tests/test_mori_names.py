@@ -12,11 +12,18 @@ from pd_mori import build, plugin
 from pd_mori.address import ask, check_host
 from pd_mori.config import MoriOptions, Protocol, backend_config, contradictions, native_environment
 
-from pdcore.backend import AuxRequest, AuxRoute, AuxTransport, ProtocolChoice, ProtocolRequest
+from pdcore.backend import (
+    AuxRequest,
+    AuxRoute,
+    AuxTransport,
+    InitEngineRequest,
+    ProtocolChoice,
+    ProtocolRequest,
+)
 from pdcore.config import TransferModel
 from pdcore.environment import check_conflicts
 from pdcore.errors import ConfigError, EngineError, VariantConflictError
-from pdcore.model import Deadline
+from pdcore.model import Deadline, Role, new_incarnation
 from pdcore.settings import load_config
 from pdcore.structuring import structure_options
 
@@ -276,6 +283,19 @@ class Hip:
     def hipGetDeviceCount(self, count): return 0
 ctypes.CDLL = lambda name: Hip()
 """
+
+
+def test_no_engine_is_created_here_that_could_not_be_in_another_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(plugin, "try_engine", lambda *given, **named: build.Machine("no GPU", 0))
+    request = InitEngineRequest(
+        Role.PREFILL, new_incarnation(), "rdma", None, MoriOptions(), "127.0.0.1", Deadline.after(5)
+    )
+    with pytest.raises(
+        EngineError, match="MORI cannot start an engine here\n  there is: no GPU\n  to do: look at"
+    ):
+        plugin.pd_init_engine(request)
 
 
 @pytest.mark.parametrize(

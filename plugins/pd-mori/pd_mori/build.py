@@ -98,7 +98,8 @@ def probe() -> Readiness:
 def try_engine(options: MoriOptions, environ: Mapping[str, str], *, xgmi: bool) -> Machine:
     """Create an RDMA backend in another process. One of XGMI is always created: there, only look for GPUs."""
     config = None if xgmi else backend_config(options)
-    trial = attempt(CREATE, config, environ=native_environment(options, environ))
+    complete = {**environ, **native_environment(options, environ)}
+    trial = attempt(CREATE, config, hidden=("MORI_",), environ=complete)
     if trial.error:
         why = [reason for sign, reason in WHY.items() if sign in trial.error]
         return Machine("; ".join([f"creating an engine {trial.error}", *why]), 0)

@@ -15,7 +15,7 @@ from pdcore.errors import ConfigError, ConfigProblem
 __all__ = ["VARIABLES", "MoriOptions", "Protocol", "backend_config", "contradictions", "native_environment"]
 
 DEVICE_NAMES = re.compile(r"\^?[\w.:-]+(,[\w.:-]+)*")
-FEWEST_MS, MOST_MS = 100, 5000
+MIN_MS, MAX_MS = 100, 5000
 """Bounds of ``cp_timeout_ms``: MORI holds other transfers up while it waits, and 0 would wait for ever."""
 CP_TIMEOUT, LOG_LEVEL = "MORI_IO_CP_TIMEOUT_MS", "MORI_GLOBAL_LOG_LEVEL"
 VARIABLES = {
@@ -28,11 +28,7 @@ VARIABLES = {
     "max_chunks_per_transfer": "MORI_IO_MAX_CHUNKS",
 }
 """The options that are fields of MORI's configuration, and the variables that would overrule them."""
-PROCESS = {
-    "ib_device": "MORI_RDMA_DEVICES",
-    "cp_timeout_ms": CP_TIMEOUT,
-    "log_level": LOG_LEVEL,
-}
+PROCESS = {"ib_device": "MORI_RDMA_DEVICES", "cp_timeout_ms": CP_TIMEOUT, "log_level": LOG_LEVEL}
 """The options that MORI only takes as variables."""
 OWNED = {"MORI_IO_ENABLE_NOTIFICATION": "0", "MORI_DISABLE_AUTO_XGMI": "1"}
 """Notifications poison a status when posting one fails, and by itself MORI would mix XGMI into RDMA."""
@@ -65,9 +61,7 @@ class MoriOptions:
     chunk_bytes: int | None = attrs.field(default=None, validator=optional(ge(4096)))
     max_chunks_per_transfer: int | None = attrs.field(default=None, validator=optional(ge(1)))
     ib_device: str = ""
-    cp_timeout_ms: int | None = attrs.field(
-        default=None, validator=optional(and_(ge(FEWEST_MS), le(MOST_MS)))
-    )
+    cp_timeout_ms: int | None = attrs.field(default=None, validator=optional(and_(ge(MIN_MS), le(MAX_MS))))
     log_level: Literal["trace", "debug", "info", "warn", "error", "critical"] | None = None
     aux_rdma: bool = False
 
@@ -98,8 +92,8 @@ def contradictions(options: MoriOptions, environ: Mapping[str, str]) -> dict[str
         if environ.get(name, value) != value
     }
     given = environ.get(CP_TIMEOUT, "1000")
-    if not (given.isdecimal() and FEWEST_MS <= int(given) <= MOST_MS):
-        told[CP_TIMEOUT] = f"{CP_TIMEOUT}={given} is not within {FEWEST_MS}..{MOST_MS}"
+    if not (given.isdecimal() and MIN_MS <= int(given) <= MAX_MS):
+        told[CP_TIMEOUT] = f"{CP_TIMEOUT}={given} is not within {MIN_MS}..{MAX_MS}"
     return told
 
 

@@ -15,7 +15,7 @@ from pd_mori.library import Library, MemoryDesc, NativeEngine
 from pd_mori.transfer import Flights, MoriTransfer, Remote, Request
 from pdcore.engine import EffectiveTransport, EngineCapabilities, Peer, RawWrite, TransferEngine
 from pdcore.errors import EngineError, FailureCode, RegistrationError
-from pdcore.model import Deadline, DeviceKind
+from pdcore.model import Deadline, Device, DeviceKind
 from pdcore.outcome import Finished, Transfer, TransferState
 from pdcore.regions import Region, RegionInfo, WriteBatch
 
@@ -33,7 +33,7 @@ CAPABILITIES = EngineCapabilities(
 
 SETTLE = 15.0
 """Seconds in which the NIC's retries end every transfer to a peer that is gone, so that all can be proven."""
-PROBE = 1.0
+PROBE = 0.25
 """Seconds within which a machine that lives answers or refuses at a port."""
 _unproven: list[MoriEngine] = []
 """Those with statuses that never ended: freed, MORI would write to what comes to lie in their place."""
@@ -43,6 +43,10 @@ _unproven: list[MoriEngine] = []
 class _Export:
     engine: bytes
     memories: list[bytes]
+
+
+# Made at import: msgspec 0.22 crashes when two threads are the first to decode a type.
+_read_export = msgspec.msgpack.Decoder(_Export).decode
 
 
 class MoriPeer(Peer):
@@ -62,13 +66,7 @@ class MoriEngine(TransferEngine):
     queue pair, so a peer that restarted under its old key could not be written to."""
 
     def __init__(
-        self,
-        library: Library,
-        native: NativeEngine,
-        transport: EffectiveTransport,
-        *,
-        gpus: bool,
-        aux: bool,
+        self, library: Library, native: NativeEngine, transport: EffectiveTransport, *, gpus: bool, aux: bool
     ) -> None:
         super().__init__()
         kinds = CAPABILITIES.memory_kinds if gpus else {DeviceKind.CPU}
@@ -79,24 +77,25 @@ class MoriEngine(TransferEngine):
         self._native: NativeEngine | None = native
         self._desc = native.get_engine_desc()  # its port is only known once the backend is there
         self._memories: list[MemoryDesc] = []
-        self._meeting = threading.Lock()  # guards _remotes and what is in them
+        self._meeting = threading.Lock()  # guards _native, _remotes and what is in them
         self._remotes: dict[str, Remote] = {}
 
     @property
     def native(self) -> NativeEngine:
         """MORI's engine, until this one is closed."""
-        assert self._native is not None
-        return self._native
+        if (native := self._native) is None:
+            self._check_usable()
+        assert native is not None
+        return native
 
     def endpoint(self) -> bytes:
         return self._desc.key.encode()
 
     def do_register(self, regions: Sequence[Region]) -> bytes:
         _check_memory(regions)
-        places = self.library.module.MemoryLocationType
         for region in regions:
-            host = region.device.kind is DeviceKind.CPU
-            device, place = (-1, places.CPU) if host else (region.device.index, places.GPU)
+            device = -1 if region.device.kind is DeviceKind.CPU else region.device.index
+            place = self._place(region.device)
             try:
                 memory = self.native.register_memory(region.address, region.length, device, place)
             except (RuntimeError, ValueError, TypeError) as error:
@@ -121,6 +120,7 @@ class MoriEngine(TransferEngine):
     def do_connect(
         self, endpoint: bytes, regions: tuple[RegionInfo, ...], native: bytes, deadline: Deadline
     ) -> Peer:
+        self._revisit()
         peer = self._read(endpoint, regions, native)
         desc = peer.remote.desc
         if why := peer.remote.lost or self._wire_up(peer, deadline):
@@ -152,6 +152,8 @@ class MoriEngine(TransferEngine):
         def write() -> None:
             for [status] in [engine.batch_write(*call) for call in calls]:
                 status.WaitFor(-1)
+                if not status.Succeeded():
+                    raise peer.remote.failure(FailureCode.ENGINE, status.Message())
 
         return write
 
@@ -164,9 +166,8 @@ class MoriEngine(TransferEngine):
             peer.connected = False
             if last and self._native is not None:
                 self._native.deregister_remote_engine(remote.desc)
-        if last and remote.desc.port:
-            why = ask(remote.desc.host, remote.desc.port, Deadline.after(PROBE))
-            remote.gone = isinstance(why, ConnectionRefusedError)
+        if last:
+            self._revisit()
 
     def do_close(self) -> None:
         if not self.flights.settle(Deadline.after(SETTLE), shut=True):
@@ -177,7 +178,25 @@ class MoriEngine(TransferEngine):
                 "end the process before its memory is used for anything else",
             )
         self._forget_memory()
-        self._native = None
+        with self._meeting:
+            self._native = None
+
+    def _revisit(self) -> None:
+        """Look which peers are gone that nobody is connected to, and forget all that leave no doubt."""
+        with self._meeting:
+            left = [remote for remote in self._remotes.values() if not remote.users]
+        deadline = Deadline.after(PROBE)
+        for remote in left:
+            why = ask(remote.desc.host, remote.desc.port, deadline) if remote.desc.port else None
+            remote.gone = isinstance(why, ConnectionRefusedError)
+            doubt = self.flights.reach(remote) or remote.lost or remote.astray
+            with self._meeting:
+                if not remote.users and (remote.gone or not doubt):
+                    self._remotes.pop(remote.desc.key, None)
+
+    def _place(self, device: Device) -> object:
+        places = self.library.module.MemoryLocationType
+        return places.CPU if device.kind is DeviceKind.CPU else places.GPU
 
     def _forget_memory(self) -> None:
         while self._memories:
@@ -185,9 +204,7 @@ class MoriEngine(TransferEngine):
 
     def _requests(self, peer: MoriPeer, batch: WriteBatch) -> Iterator[Request]:
         # MORI converts lists faster than arrays.
-        here, there, sizes = (
-            array.tolist() for array in (batch.local_offsets, batch.remote_offsets, batch.lengths)
-        )
+        here, there, sizes = (a.tolist() for a in (batch.local_offsets, batch.remote_offsets, batch.lengths))
         starts = batch.starts.tolist()
         pairs = zip(batch.local_regions.tolist(), batch.remote_regions.tolist(), strict=True)
         for number, (local, remote) in enumerate(pairs):
@@ -196,15 +213,11 @@ class MoriEngine(TransferEngine):
 
     def _read(self, endpoint: bytes, regions: tuple[RegionInfo, ...], native: bytes) -> MoriPeer:
         """Read a peer's export. A wrong size or owner of a region would end the process over there."""
-        places = self.library.module.MemoryLocationType
         try:
-            export = msgspec.msgpack.decode(native, type=_Export)
+            export = _read_export(native)
             desc = self.library.engine_desc(export.engine)
             memories = [self.library.memory_desc(packed) for packed in export.memories]
-            expected = [
-                (desc.key, region.length, places.CPU if region.device.kind is DeviceKind.CPU else places.GPU)
-                for region in regions
-            ]
+            expected = [(desc.key, region.length, self._place(region.device)) for region in regions]
             if desc.key.encode() != endpoint or [(m.engine_key, m.size, m.loc) for m in memories] != expected:
                 there = f"{len(memories)} memories of engine {desc.key[:40]}"
                 raise msgspec.DecodeError(f"{there}, for {len(regions)} regions at {endpoint[:40]!r}")
@@ -215,9 +228,9 @@ class MoriEngine(TransferEngine):
                 "run the same MORI and the same backend variant on both sides",
             ) from error
         with self._meeting:
+            self.native.register_remote_engine(desc)
             remote = self._remotes.setdefault(desc.key, Remote(desc))
             remote.users += 1
-            self.native.register_remote_engine(desc)
         return MoriPeer(endpoint, regions, remote, memories)
 
     def _wire_up(self, peer: MoriPeer, deadline: Deadline) -> str:

@@ -122,18 +122,16 @@ class Library:
         Raises:
             EngineError: the backend cannot be created.
         """
-        io, config = self.module, backend_config(options)
+        io, fields, name = self.module, backend_config(options), "XGMI" if xgmi else "RDMA"
+        config = io.XgmiBackendConfig() if xgmi else io.RdmaBackendConfig(**fields)
         engine = io.IOEngine(key, io.IOEngineConfig(host, 0))
         try:
             with environment_set(native_environment(options, os.environ)):
-                if xgmi:
-                    engine.create_backend(io.BackendType.XGMI, io.XgmiBackendConfig())
-                else:
-                    engine.create_backend(io.BackendType.RDMA, io.RdmaBackendConfig(**config))
+                engine.create_backend(getattr(io.BackendType, name), config)
         except RuntimeError as error:
             raise EngineError(
-                f"MORI could not create its backend {'XGMI' if xgmi else 'RDMA'}",
-                f"{error}; {config}",
+                f"MORI could not create its backend {name}",
+                f"{error}; {fields}",
                 "look at pdcore doctor mori, and at MORI's log (option log_level=info)",
             ) from error
         return engine
@@ -154,9 +152,8 @@ def load(options: MoriOptions) -> Library:
     with _loading:
         if _library is None:
             # MORI reads these when it first needs them, and never again: so they stay set.
-            os.environ.update(
-                {name: variables[name] for name in (CP_TIMEOUT, LOG_LEVEL) if name in variables}
-            )
+            kept = {name: value for name, value in variables.items() if name in (CP_TIMEOUT, LOG_LEVEL)}
+            os.environ.update(kept)
             _library = Library(_import())
         return _library
 

@@ -20,11 +20,11 @@ from pdcore.backend import (
     InitEngineRequest,
     ProtocolChoice,
     ProtocolRequest,
-    ProtocolVerdict,
     Variant,
 )
 from pdcore.config import TransferModel
 from pdcore.engine import Certainty, EffectiveTransport, TransferEngine
+from pdcore.errors import EngineError
 from pdcore.hookspecs import RequiredHooks, hookimpl
 from pdcore.model import new_incarnation
 
@@ -79,13 +79,8 @@ def pd_choose_protocol(request: ProtocolRequest) -> ProtocolChoice:
     """The name is the protocol; an engine of it must have been created, in another process."""
     wanted = Protocol(request.variant.protocol) if request.variant else Protocol.RDMA
     refused, fix = _objection(wanted, _options(request.options), request.environment)
-    verdicts = [ProtocolVerdict(wanted.value, not refused, refused or "an engine of it can be created")]
-    if request.variant is None:
-        verdicts += [
-            ProtocolVerdict(variant.protocol, False, f"only by its name, {variant.name}")
-            for variant in request.spec.variants
-        ]
-    return ProtocolChoice(None if refused else wanted.value, tuple(verdicts), fix)
+    ground = "an engine of it can be created"
+    return ProtocolChoice.by_name(request, ground=ground, refused=refused, fix=fix)
 
 
 @hookimpl
@@ -94,13 +89,15 @@ def pd_init_engine(request: InitEngineRequest) -> TransferEngine:
     options, protocol = _options(request.options), Protocol(request.protocol)
     xgmi = protocol is Protocol.XGMI
     check_host(request.host)
-    gpus = try_engine(options, os.environ, xgmi=xgmi).gpus
+    machine = try_engine(options, os.environ, xgmi=xgmi)
+    if machine.refusal:
+        raise EngineError("MORI cannot start an engine here", machine.refusal, DEVICES_FIX)
     library = load(options)
     native = library.engine(new_incarnation(), request.host, options, xgmi=xgmi)
     certainty = Certainty.INFERRED if xgmi else Certainty.VERIFIED
     transport = EffectiveTransport(protocol.value, certainty, HOW[protocol])
     # XGMI moves no host memory, where aux rows lie.
-    return MoriEngine(library, native, transport, gpus=gpus > 0, aux=not xgmi)
+    return MoriEngine(library, native, transport, gpus=machine.gpus > 0, aux=not xgmi)
 
 
 @hookimpl
@@ -111,7 +108,7 @@ def pd_aux_transport(request: AuxRequest) -> AuxRoute:
 
 
 def _objection(protocol: Protocol, options: MoriOptions, environ: Mapping[str, str]) -> tuple[str, str]:
-    """Return why a protocol cannot be used here and what to do; two empty texts if it can."""
+    """Return why a protocol cannot be used here, or "", and what to do if not."""
     if protocol is Protocol.TCP:
         return NO_TCP, "select mori, or another backend for TCP: mooncake_tcp, nixl_tcp"
     if told := contradictions(options, environ):
@@ -119,7 +116,7 @@ def _objection(protocol: Protocol, options: MoriOptions, environ: Mapping[str, s
     machine = try_engine(options, environ, xgmi=protocol is Protocol.XGMI)
     if protocol is Protocol.XGMI and not machine.refusal and not machine.gpus:
         return NO_GPU, "select mori, or run where rocm-smi shows a GPU"
-    return machine.refusal, DEVICES_FIX if machine.refusal else ""
+    return machine.refusal, DEVICES_FIX
 
 
 def _options(options: object) -> MoriOptions:

@@ -23,13 +23,15 @@ RESTART = "MORI rebuilds no queue pair: send to another worker, and restart this
 class Remote:
     """A peer's engine, for all connections to it. ``lost`` is MORI's reason why it is written to no more.
 
-    ``gone``: its control port is closed, so nothing is left there that a byte could land in.
+    ``astray``: a write to it failed, of which bytes may still land; until it is ``gone``, its control port
+    closed, and nothing left there that they could land in.
     """
 
     def __init__(self, desc: EngineDesc) -> None:
         self.desc = desc
         self.users = 0
         self.lost = ""
+        self.astray = False
         self.gone = False
 
     def lose(self, reason: str) -> None:
@@ -72,6 +74,11 @@ class Flights:
         with self._lock:
             self._held.pop(transfer, None)
 
+    def reach(self, remote: Remote) -> bool:
+        """Whether one of them goes to a remote."""
+        with self._lock:
+            return any(transfer.remote is remote for transfer in self._held)
+
     def settle(self, deadline: Deadline, *, shut: bool = False) -> bool:
         """Wait for all that are held, and take no more if ``shut``; return whether all ended in time."""
         with self._lock:
@@ -84,7 +91,7 @@ class MoriTransfer(Transfer):
     """One batch. The lock guards ``_open`` once all has been posted."""
 
     def __init__(self, remote: Remote, flights: Flights) -> None:
-        self._remote = remote
+        self.remote = remote
         self._flights = flights
         self._posted = threading.Event()
         self._lock = threading.Lock()
@@ -101,7 +108,7 @@ class MoriTransfer(Transfer):
                 uid = engine.allocate_transfer_uid()
                 self._open += engine.batch_write([local], [here], [remote], [there], [sizes], [uid])
         except RuntimeError as error:  # the control plane: nothing of this request was started
-            self.error = self._remote.failure(FailureCode.PEER_LOST, f"{error}")
+            self.error = self.remote.failure(FailureCode.PEER_LOST, f"{error}")
             return str(error)
         finally:
             self._posted.set()
@@ -129,7 +136,7 @@ class MoriTransfer(Transfer):
     @property
     def quiescence(self) -> Quiescence:
         # A status fails with the first of its work requests; the others may still be landing.
-        unsettled = self._open or not self._posted.is_set() or (self._astray and not self._remote.gone)
+        unsettled = self._open or not self._posted.is_set() or (self._astray and not self.remote.gone)
         return Quiescence.IN_FLIGHT if unsettled else Quiescence.DRAINED
 
     def _ended(self, status: Status) -> bool:
@@ -143,8 +150,8 @@ class MoriTransfer(Transfer):
         lost = code == "ERR_RDMA_OP"
         there_is = f"{code}: {message or 'MORI never started it'}"
         self._astray |= code not in STARTED_NOTHING
-        self.error = self.error or self._remote.failure(
-            FailureCode.PEER_LOST if lost else FailureCode.ENGINE, there_is
-        )
+        self.remote.astray |= self._astray
+        kind = FailureCode.PEER_LOST if lost else FailureCode.ENGINE
+        self.error = self.error or self.remote.failure(kind, there_is)
         if lost:
-            self._remote.lose(there_is)
+            self.remote.lose(there_is)

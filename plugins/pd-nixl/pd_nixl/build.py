@@ -90,8 +90,7 @@ def creation_refusal(
         "UCX_LOG_LEVEL": "warn",
         "UCX_WARN_UNUSED_ENV_VARS": "y",
     }
-    theirs = {name: value for name, value in complete.items() if name.startswith(PREFIXES)}
-    trial = attempt(CREATE, look().module, backend, dict(params), hidden=PREFIXES, environ=theirs)
+    trial = attempt(CREATE, look().module, backend, dict(params), hidden=PREFIXES, environ=complete)
     if trial.error:
         return f"creating it {trial.error}"
     if error := str(trial.value):

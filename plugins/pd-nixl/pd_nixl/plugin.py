@@ -25,7 +25,6 @@ from pdcore.backend import (
     InitEngineRequest,
     ProtocolChoice,
     ProtocolRequest,
-    ProtocolVerdict,
     Variant,
 )
 from pdcore.engine import Certainty, EffectiveTransport, TransferEngine
@@ -90,14 +89,8 @@ def pd_choose_protocol(request: ProtocolRequest) -> ProtocolChoice:
     """The name is the protocol; its NIXL plugin must have been created, in another process."""
     wanted = Protocol(request.variant.protocol) if request.variant else Protocol.UCX
     refused, fix = _objection(wanted, _options(request.options), request.environment)
-    ground = refused or f"the NIXL plugin {wanted.plugin} can be created"
-    verdicts = [ProtocolVerdict(wanted.value, not refused, ground)]
-    if request.variant is None:
-        verdicts += [
-            ProtocolVerdict(variant.protocol, False, f"only by its name, {variant.name}")
-            for variant in request.spec.variants
-        ]
-    return ProtocolChoice(None if refused else wanted.value, tuple(verdicts), fix)
+    ground = f"the NIXL plugin {wanted.plugin} can be created"
+    return ProtocolChoice.by_name(request, ground=ground, refused=refused, fix=fix)
 
 
 @hookimpl
@@ -117,7 +110,7 @@ def pd_aux_transport(request: AuxRequest) -> AuxRoute:
 
 
 def _objection(protocol: Protocol, options: NixlOptions, environ: Mapping[str, str]) -> tuple[str, str]:
-    """Return why a protocol cannot be used here and what to do; two empty texts if it can."""
+    """Return why a protocol cannot be used here, or "", and what to do if not."""
     if protocol is Protocol.POSIX:
         return NO_PEERS, "select nixl, nixl_tcp or nixl_libfabric"
     if protocol.plugin == "UCX":
@@ -133,7 +126,7 @@ def _objection(protocol: Protocol, options: NixlOptions, environ: Mapping[str, s
             sides = [f"{name}={environ[name]} keeps {value} from being used" for name, value in ruled.items()]
             return "; ".join(sides), f"unset {' '.join(ruled)}, or take it out of the options"
     refused = _refusal(protocol, options, environ)
-    return refused, (UCX_FIX if protocol.plugin == "UCX" else LIBFABRIC_FIX) if refused else ""
+    return refused, UCX_FIX if protocol.plugin == "UCX" else LIBFABRIC_FIX
 
 
 def _refusal(protocol: Protocol, options: NixlOptions, environ: Mapping[str, str]) -> str:
