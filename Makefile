@@ -12,6 +12,7 @@ MORI     := .venv-mori
 PY310    ?= $(shell for python in python3.10 $$HOME/.pyenv/versions/3.10*/bin/python; do \
   $$python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 10))' 2>/dev/null && echo $$python && break; done)
 NO_PY310 := no Python 3.10 was found. Install one (apt-get install python3.10-venv, or pyenv install 3.10), or name it with PY310=
+NO_MORI  = $(if $(filter-out x86_64,$(shell uname -m)),amd_mori is built for x86_64 only,$(if $(PY310),,$(NO_PY310)))
 
 .PHONY: demo groups test test-mori chaos check bench wheels clean
 
@@ -35,7 +36,7 @@ groups: $(VENV)/.developed
 # With ARGS, the tests that they pick; without, all of them, MORI-IO's first.
 test: $(VENV)/.developed
 ifndef ARGS
-	@if [ '$(PY310)' ]; then $(MAKE) --no-print-directory test-mori; else echo 'make test-mori not run: $(NO_PY310)'; fi
+	@if [ '$(NO_MORI)' ]; then echo 'make test-mori not run: $(NO_MORI)'; else $(MAKE) --no-print-directory test-mori; fi
 endif
 	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
