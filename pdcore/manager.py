@@ -24,6 +24,7 @@ from pdcore.errors import (
     RoomError,
 )
 from pdcore.events import EngineStarted, Events, HeartbeatMissed, Node, Stage, Subscriber, stage
+from pdcore.handle import RoomHandle
 from pdcore.liveness import Heartbeats
 from pdcore.model import CPU, Deadline, Role, RoomId, new_incarnation
 from pdcore.pools import Pools
@@ -35,6 +36,7 @@ from pdcore.wire import Bye, Channel, Heartbeat, Message, PeerDescription, Route
 __all__ = ["Manager"]
 
 SHUT_DOWN = "it shut down in order"
+LAST_WORDS = 1.0  # seconds to say so in, whatever the engine took
 TICK = 0.1
 """Seconds between two looks at deadlines, heartbeats and quarantined transfers."""
 
@@ -165,9 +167,11 @@ class Manager(ABC):
         finally:
             for route in self._peers():
                 self.channel.post(route, Bye(self.incarnation, SHUT_DOWN, drained))
-            self._leave(deadline)
-            self.channel.close(deadline)
-            self.rooms.shut()
+            try:
+                self._leave(Deadline.after(max(deadline.remaining(), LAST_WORDS)))
+            finally:
+                self.channel.close(Deadline.after(max(deadline.remaining(), LAST_WORDS)))
+                self.rooms.shut()
 
     def _open_channel(self, make: Callable[..., Channel] = Channel) -> Channel:
         """Return the control channel, not started; fault injection makes another kind."""
@@ -192,6 +196,11 @@ class Manager(ABC):
             raise RoomError(
                 f"the {self.role.value} manager is closed", "no room can be opened", "start a new manager"
             )
+
+    def _end_if_closed(self, handle: RoomHandle) -> None:
+        """End a room that was opened while the manager closed, which may not have seen it."""
+        if self._closed:
+            handle.give_up(self._shutdown_error())
 
     def _shutdown_error(self) -> KVTransferError:
         return KVTransferError(

@@ -157,9 +157,23 @@ def _aux_misfits(prefill: AuxSchema | None, decode: AuxSchema | None) -> list[Mi
     return [Misfit("aux schema", _fields(prefill), _fields(decode), "use the same AuxSchema on both sides")]
 
 
+def aux_writer_misfits(schema: AuxSchema | None, aux_rank: int) -> tuple[Misfit, ...]:
+    """Return the fields that another prefill rank fills than the one whose row is sent, ``aux_rank``."""
+    return tuple(
+        Misfit(
+            f"aux field {field.name!r}",
+            f"the row comes from rank {aux_rank}",
+            f"rank {field.writer_rank} fills it",
+            "have that rank fill all fields, and leave writer_rank None",
+        )
+        for field in (schema.fields if schema is not None else ())
+        if field.writer_rank not in (None, aux_rank)
+    )
+
+
 def _fields(schema: AuxSchema | None) -> str:
     if schema is None:
         return "none"
-    return (
-        ", ".join(f"{f.name}:{f.dtype}{list(f.shape)}@{f.writer_rank}" for f in schema.fields) or "no fields"
-    )
+    writers = ("" if f.writer_rank is None else f"@{f.writer_rank}" for f in schema.fields)
+    texts = (f"{f.name}:{f.dtype}{list(f.shape)}{by}" for f, by in zip(schema.fields, writers, strict=True))
+    return ", ".join(texts) or "no fields"

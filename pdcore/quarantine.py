@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Iterable
 
@@ -11,7 +10,6 @@ from pdcore.outcome import Quiescence, Transfer
 __all__ = ["Quarantine"]
 
 _Entry = tuple[Transfer, Callable[[], None]]
-_log = logging.getLogger("pdcore.quarantine")
 
 
 class Quarantine:
@@ -61,10 +59,5 @@ class Quarantine:
 
 
 def _is_drained(transfer: Transfer) -> bool:
-    try:
-        transfer.poll()
-        return transfer.quiescence is Quiescence.DRAINED
-    # A third party's adapter may raise anything; it proves nothing then, and must not keep the others.
-    except Exception:
-        _log.exception("a transfer in quarantine cannot be polled")
-        return False
+    transfer.poll()
+    return transfer.quiescence is Quiescence.DRAINED

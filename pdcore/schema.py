@@ -25,12 +25,16 @@ AUX_DTYPES = (
 
 @attrs.frozen
 class AuxField:
-    """A named auxiliary field: numpy dtype name and shape per request; ``writer_rank`` fills it."""
+    """A named auxiliary field: numpy dtype name and shape per request.
+
+    ``writer_rank``: the prefill rank that fills it, where pairing shall check that its row is the one that
+    decode gets; None: whichever that is.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...] = ()
-    writer_rank: int = 0
+    writer_rank: int | None = None
 
     def __attrs_post_init__(self) -> None:
         if self.dtype not in AUX_DTYPES or any(n < 1 for n in self.shape):

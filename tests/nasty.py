@@ -11,7 +11,7 @@ from typing import TypeVar
 import msgspec
 import zmq
 
-from pdcore.model import Incarnation
+from pdcore.model import Incarnation, RoomId
 from pdcore.wire import MESSAGE_KINDS, Codec, Message
 from pdcore.wire.stamp import Stamps
 
@@ -100,12 +100,15 @@ def broken_frames(message: Message) -> Iterator[Frames]:
         yield [HEADER.pack(magic, schema, kind, critical) + msgspec.msgpack.encode(bad), *arrays]
 
 
+CONTEXT = zmq.Context()
+"""One for all and never ended: that of a socket which a failed test left open would wait for it."""
+
+
 class HostileSocket:
     """A raw socket with a name of its own, and good stamps unless told otherwise."""
 
     def __init__(self, address: str, name: bytes) -> None:
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.DEALER)
+        self._socket = CONTEXT.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.IDENTITY, name)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.SNDTIMEO, 30_000)
@@ -119,13 +122,19 @@ class HostileSocket:
 
     def hear_until(self, kind: type[Answer]) -> Answer:
         """Return the next answer of a kind."""
-        while True:
-            assert self._socket.poll(30_000), "no answer"
-            message = self._codec.decode(self._socket.recv_multipart(copy=False)[1:])
-            if isinstance(message, kind):
-                return message
+        while not isinstance(message := self._hear(), kind):
+            pass
+        return message
+
+    def hear_of(self, room: RoomId) -> None:
+        """Wait for an answer about a room."""
+        while getattr(self._hear(), "room", None) != room:
+            pass
+
+    def _hear(self) -> Message:
+        assert self._socket.poll(30_000), "no answer"
+        return self._codec.decode(self._socket.recv_multipart(copy=False)[1:])
 
     def close(self) -> None:
         """Close it."""
         self._socket.close()
-        self._context.term()

@@ -51,11 +51,17 @@ MISCHIEF = Failure(FailureCode.ABORTED, "mischief", "", "")
 
 
 def all_heard(stranger: HostileSocket) -> None:
-    """Wait until prefill has answered a question that comes after all the rest."""
-    last = RoomId(4_242)
-    stranger.say([bytes(frame) for frame in Codec.encode(Abort(last, Generation(1), MISCHIEF))])
-    while stranger.hear_until(Released).room != last:
-        pass
+    """Wait until prefill has answered a question that comes after all the rest.
+
+    Who is paired is answered when it gives a room up, who is not, when it asks for one.
+    """
+    last, pages = RoomId(4_242), np.zeros(1, np.int64)
+    for question in (
+        RequestMetadata(last, Generation(1), pages, None, (), 0, 30.0),
+        Abort(last, Generation(1), MISCHIEF),
+    ):
+        stranger.say([bytes(frame) for frame in Codec.encode(question)])
+    stranger.hear_of(last)
 
 
 def say(manager: Manager, route: Route, frames: list[bytes]) -> None:

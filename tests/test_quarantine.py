@@ -9,6 +9,7 @@ import pytest
 from pdcore.errors import FailureCode, KVTransferError
 from pdcore.model import Deadline
 from pdcore.outcome import Finished, Quiescence, Transfer, TransferState
+from pdcore.prefill.watched import Watched
 from pdcore.quarantine import Quarantine
 
 FAILURE = KVTransferError(FailureCode.ENGINE, "it broke", "1 of 2", "mend it")
@@ -93,11 +94,16 @@ def test_a_transfer_that_cannot_be_polled_does_not_keep_the_others(
     calls: list[str] = []
     broken, healthy = Straggler(), Straggler()
     broken.raises = healthy.silent = True
-    quarantine.settle(broken, lambda: calls.append("broken"))
+    watched = Watched(broken)
+    quarantine.settle(watched, lambda: calls.append("broken"))
     quarantine.settle(healthy, lambda: calls.append("healthy"))
     quarantine.sweep()
     assert (calls, len(quarantine)) == (["healthy"], 1)
-    assert "a transfer in quarantine cannot be polled" in caplog.text
+    assert "the engine raised while it was asked about a transfer" in caplog.text
+    assert watched.poll() is TransferState.FAILED
+    assert watched.quiescence is Quiescence.UNKNOWN
+    assert watched.error is not None
+    assert watched.error.there_is == "ZeroDivisionError()"
     quarantine.release_all()
     assert calls == ["healthy", "broken"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import logging
+from contextlib import suppress
 from urllib.parse import urlencode
 
 import aiohttp
@@ -35,6 +36,7 @@ class BootstrapClient:
         self._loop = LoopThread(f"{name}-http")
         self._courier = Courier(auth_key)  # the loop's own
         self._closed = False
+        self._leaving = False
         self._renewal: concurrent.futures.Future[None] | None = None
 
     def register(self, address: str, record: RankRecord, deadline: Deadline) -> None:
@@ -54,7 +56,7 @@ class BootstrapClient:
 
     def renew(self, address: str, record: RankRecord) -> None:
         """Start renewing a lease unless a renewal is under way; never waits, failures are logged."""
-        if self._renewal is None or self._renewal.done():
+        if not self._leaving and (self._renewal is None or self._renewal.done()):
             self._renewal = self._loop.submit(self._renew(address, record))
 
     def register_rooms(self, address: str, record: RoomsRecord, seconds: float) -> None:
@@ -71,7 +73,8 @@ class BootstrapClient:
         return self._loop.submit(self._resolve(address, query, deadline))
 
     def withdraw(self, address: str, incarnation: Incarnation, deadline: Deadline) -> None:
-        """Take a registration back; failing to is logged, the lease ends it then."""
+        """Take a registration back, and renew it no more; failing to is logged, the lease ends it then."""
+        self._leaving = True
         try:
             self._loop.call(self._withdraw(address, incarnation), deadline)
         except (PDCoreError, *_UNREACHED) as error:
@@ -81,7 +84,8 @@ class BootstrapClient:
         """End all requests and the thread; idempotent."""
         if not self._closed:
             self._closed = True
-            self._loop.call(self._courier.close(), deadline)
+            with suppress(TimeoutError):
+                self._loop.call(self._courier.close(), deadline)
         self._loop.close(deadline)
 
     async def _register(self, address: str, record: RankRecord, deadline: Deadline) -> None:
@@ -134,6 +138,8 @@ class BootstrapClient:
             raise refused(address, status, body) from error
 
     async def _withdraw(self, address: str, incarnation: Incarnation) -> None:
+        if self._renewal is not None:  # which would bring it back
+            await asyncio.wait([asyncio.wrap_future(self._renewal)])
         await self._courier.ask("DELETE", address, f"/v1/ranks/{incarnation}", b"", _within(_WITHDRAW))
 
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import attrs
+from attrs.validators import matches_re
 
 from pdcore.model import Incarnation, RoomId
 from pdcore.topology import DPChoice, Topology
 
 __all__ = ["RankGroup", "RankRecord", "Refusal", "ReplicaQuery", "RoomsRecord"]
+
+
+ADDRESS = r"([\w.-]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}"
+"""host:port, an IPv6 address in brackets."""
 
 
 @attrs.frozen
@@ -18,7 +23,7 @@ class RankRecord:
     """
 
     incarnation: Incarnation
-    address: str
+    address: str = attrs.field(validator=matches_re(ADDRESS))
     topology: Topology
     lease: float
 

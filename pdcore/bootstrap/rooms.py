@@ -9,7 +9,8 @@ from pdcore.model import Clock, RoomId
 __all__ = ["RoomRanks"]
 
 ROOM_SECONDS = 600.0
-"""A room that decode has not asked for by then is forgotten."""
+"""A room is remembered so long, for every rank of decode may ask. Its id shall not be used again before,
+or decode may ask before the next life is told, and be sent where the last one was."""
 MAX_ROOMS = 1_000_000
 
 

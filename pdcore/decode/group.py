@@ -61,7 +61,8 @@ class PrefillGroup:
     def subscribe(self, room: Subscriber) -> None:
         """Tell a room when all are paired or one failed; at once if that is known."""
         with self._lock:
-            failure, ready = self._failure, self._ready
+            failures = [member.failure for member in self.members if member.failure is not None]
+            failure, ready = next(iter(failures), self._failure), self._ready
             if not ready and failure is None:
                 self._waiting.append(room)
         if failure is not None:

@@ -64,7 +64,7 @@ class DecodeManager(Manager):
         super().__init__(Role.DECODE, backend, pools, topology, config or Config(), subscribers)
         self._lock = threading.Lock()
         self._receivers: dict[RoomId, KVReceiver] = {}
-        self._draining: list[KVReceiver] = []
+        self._draining: dict[Generation, KVReceiver] = {}
         self._remind_at = 0.0
         self._aux_codec = AuxDataCodec(pools.aux) if pools.aux else None
         self._verifier = Verifier(self.config.transfer.verify, pools, self.channel.post)
@@ -94,6 +94,7 @@ class DecodeManager(Manager):
         receiver = KVReceiver(self, record, bootstrap)
         with self._lock:
             self._receivers[room] = receiver
+        self._end_if_closed(receiver)
         return receiver
 
     # --- what receivers ask ----------------------------------------------------------------
@@ -111,13 +112,18 @@ class DecodeManager(Manager):
         """Tell prefill that a request was given up."""
         self.channel.post(source.route, abort)
 
+    def reaches(self, source: PrefillSource) -> bool:
+        """Whether that prefill process is paired, perhaps anew."""
+        current = self._sources.of(source.route)
+        return current is not None and current.ready and current.identity == source.identity
+
     def forget(self, receiver: KVReceiver) -> None:
         """Free the id of a room that was cleared; one that is not drained stays known until it is."""
         with self._lock:
             if self._receivers.get(receiver.room) is receiver:
-                del self._receivers[receiver.room]
                 if not receiver.release_safe():
-                    self._draining.append(receiver)
+                    self._draining[receiver.record.generation] = receiver
+                del self._receivers[receiver.room]
 
     # --- on the control thread -------------------------------------------------------------
 
@@ -144,9 +150,9 @@ class DecodeManager(Manager):
         elif isinstance(message, PairReply):
             self._sources.answered(source, message)
         elif isinstance(message, Bye):
+            self._lose(route, message.reason)
             if message.drained:
                 self._drained(source)
-            self._lose(route, message.reason)
         else:
             self.channel.counts["unexpected"] += 1
 
@@ -160,8 +166,7 @@ class DecodeManager(Manager):
             self.backend.heartbeat_success(source.identity)
 
     def _known(self, source: PrefillSource, room: RoomId, generation: Generation) -> KVReceiver | None:
-        receiver = self._receivers.get(room)
-        for candidate in (receiver, *self._draining):
+        for candidate in (self._receivers.get(room), self._draining.get(generation)):
             if candidate is not None and candidate.is_for(source, room, generation):
                 return candidate
         self.channel.counts["stale"] += 1
@@ -204,7 +209,7 @@ class DecodeManager(Manager):
 
     def _using(self, source: PrefillSource) -> list[KVReceiver]:
         with self._lock:
-            return [r for r in (*self._receivers.values(), *self._draining) if r.uses(source)]
+            return [r for r in (*self._receivers.values(), *self._draining.values()) if r.uses(source)]
 
     def _drained(self, source: PrefillSource) -> None:
         for receiver in self._using(source):
@@ -225,7 +230,7 @@ class DecodeManager(Manager):
         self._remind()
         if self._draining:
             with self._lock:
-                self._draining = [r for r in self._draining if not r.release_safe()]
+                self._draining = {g: r for g, r in self._draining.items() if not r.release_safe()}
 
     def _remind(self) -> None:
         """Once per interval, ask again after failed rooms whose pages are not released."""
@@ -234,8 +239,8 @@ class DecodeManager(Manager):
             return
         self._remind_at = now + self.config.liveness.interval
         with self._lock:
-            failed = [r for r in (*self._receivers.values(), *self._draining) if r.poll() is KVPoll.FAILED]
-        for receiver in failed:
+            known = [*self._receivers.values(), *self._draining.values()]
+        for receiver in [r for r in known if r.poll() is KVPoll.FAILED]:
             receiver.remind()
 
     def _not_paired_in_time(self, group: PrefillGroup) -> KVTransferError:
@@ -256,11 +261,13 @@ class DecodeManager(Manager):
             receivers = list(self._receivers.values())
         for receiver in receivers:
             receiver.give_up(self._shutdown_error())
-        self._sources.close_revocations(deadline)
+        self._sources.end_threads(deadline)
         self._verifier.close(deadline)
 
     def _all_drained(self, *, tell: bool) -> None:
-        for receiver in (*self._receivers.values(), *self._draining):
+        with self._lock:
+            receivers = [*self._receivers.values(), *self._draining.values()]
+        for receiver in receivers:
             receiver.drained()
 
     def _leave(self, deadline: Deadline) -> None:

@@ -7,8 +7,10 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+import attrs
 import numpy.typing as npt
 
+from pdcore.backend import PeerIdentity
 from pdcore.bootstrap import ReplicaQuery
 from pdcore.config import Config
 from pdcore.decode.group import PrefillGroup
@@ -44,6 +46,9 @@ class ReceiverHost(Protocol):
     def abandon(self, source: PrefillSource, abort: Abort) -> None:
         """Tell prefill that a request was given up."""
 
+    def reaches(self, source: PrefillSource) -> bool:
+        """Whether that prefill process is paired, perhaps anew."""
+
     def forget(self, receiver: KVReceiver) -> None:
         """Free the id of a room that was cleared."""
 
@@ -51,7 +56,7 @@ class ReceiverHost(Protocol):
 class KVReceiver(RoomHandle):
     """Receives the KV cache of one room. Made by ``DecodeManager.receiver``; one thread calls it.
 
-    The lock guards ``_group``, ``_held``, ``_posted`` and ``_writers``.
+    The lock guards ``_group``, ``_held`` and ``_writers``. ``_posted`` turns true once the requests are out.
     """
 
     side = "decode"
@@ -63,9 +68,9 @@ class KVReceiver(RoomHandle):
         self._lock = threading.Lock()
         self._group: PrefillGroup | None = None
         self._held: RequestMetadata | None = None
-        self._responded: set[PrefillSource] = set()
+        self._responded: set[PeerIdentity] = set()
         self._posted = False
-        self._writers: set[PrefillSource] = set()
+        self._writers: set[PeerIdentity] = set()
         self._num_pages = -1
         self._aux_index: int | None = None
         self._paired_at = 0.0
@@ -141,7 +146,7 @@ class KVReceiver(RoomHandle):
             aux_index,
             lists,
             decode_prefix_len,
-            record.deadline.remaining(),
+            0.0,
             self.events.traceparent(record.room, record.generation) if self.events.on else None,
         )
         with self._lock:
@@ -149,7 +154,10 @@ class KVReceiver(RoomHandle):
         self._post_when_paired()
 
     def release_safe(self) -> bool:
-        return self.record.status.terminal and not self._writers
+        if not self.record.status.terminal:
+            return False
+        with self._lock:
+            return not self._writers
 
     def metric(self) -> RequestMetrics:
         record = self.record
@@ -188,8 +196,12 @@ class KVReceiver(RoomHandle):
     def remind(self) -> None:
         """Ask again who may still write to this failed room: the question or its answer may be lost."""
         failure = self.failure()
-        if failure is not None:
-            self._abandon(failure, [m for m in self._writers if m.ready])
+        if failure is not None and self._posted:
+            with self._lock:
+                writers = self._writers
+            self._abandon(
+                failure, [m for m in self._members if m.identity in writers and self._host.reaches(m)]
+            )
 
     def fail(self, failure: KVTransferError) -> bool:
         """End the room as FAILED without a word to prefill; False if it had ended before."""
@@ -209,8 +221,8 @@ class KVReceiver(RoomHandle):
             return
         if message.status is not KVPoll.SUCCESS or self._group is None:
             return
-        self._responded.add(source)
-        if not self._responded.issuperset(self._group.senders):
+        self._responded.add(source.identity)
+        if not self._responded.issuperset(sender.identity for sender in self._group.senders):
             return
         aux = self._host.pools.aux
         try:
@@ -222,9 +234,9 @@ class KVReceiver(RoomHandle):
             self._end(KVPoll.SUCCESS)
 
     def drained(self, source: PrefillSource | None = None) -> None:
-        """No byte of this room can come from this prefill rank any more; None: from any."""
+        """No byte of this room can come from this prefill process any more; None: from any."""
         with self._lock:
-            self._writers = self._writers - {source} if source else set()
+            self._writers = self._writers - {source.identity} if source else set()
 
     @property
     def aux_slot(self) -> int | None:
@@ -236,8 +248,8 @@ class KVReceiver(RoomHandle):
         return self.room == room and self.record.generation == generation and self.uses(source)
 
     def uses(self, source: PrefillSource) -> bool:
-        """Whether this room waits for a prefill rank."""
-        return self._group is not None and source in self._group.members
+        """Whether this room waits for a prefill process, which may have paired anew since."""
+        return any(member.identity == source.identity for member in self._members)
 
     # --- inside ----------------------------------------------------------------------------
 
@@ -255,16 +267,19 @@ class KVReceiver(RoomHandle):
             if wanted is None or group is None or not group.ready or self.record.status.terminal:
                 return
             self._held = None
-            self._posted, self._writers = True, set(group.senders)
+            self._writers = {sender.identity for sender in group.senders}
             self._posted_at = time.monotonic()
         self._host.rooms.move(self.record, KVPoll.TRANSFERRING)
         if self.events.on:
             self.events.emit(
                 MetadataSent(self.events.node, self.room, self.record.generation, len(wanted.pages))
             )
+        wanted = attrs.evolve(wanted, remaining=self.record.deadline.remaining())
         for member in group.members:
             self._host.request(member, wanted)
-        # A rank that answered at once may have failed the room before the others were asked.
+        # Who fails the room from here on abandons the request; who did before left it to us, or its word
+        # would have overtaken the request.
+        self._posted = True
         if (failure := self.failure()) is not None:
             self._abandon(failure, group.members)
 

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 
+from pdcore.backend import PeerIdentity
 from pdcore.engine import TransferEngine
 from pdcore.model import Deadline, Incarnation
 from pdcore.outcome import Quiescence
@@ -30,17 +31,17 @@ class Revocations:
         self._running: dict[Incarnation, threading.Thread] = {}
         self._stopping = threading.Event()
 
-    def start(self, writer: Incarnation, endpoint: bytes, drained: Callable[[], None]) -> None:
+    def start(self, writer: PeerIdentity, endpoint: bytes, drained: Callable[[], None]) -> None:
         """Revoke a writer off this thread, since it may have to wait; call ``drained`` once proven."""
         thread = threading.Thread(
             target=self._revoke,
-            args=(endpoint, drained),
-            name=f"pdcore-revoke-{writer[:8]}",
+            args=(writer, endpoint, drained),
+            name=f"pdcore-revoke-{writer.incarnation[:8]}",
             daemon=True,
         )
         with self._lock:
             self._running = {w: t for w, t in self._running.items() if t.is_alive()}
-            self._running[writer] = thread
+            self._running[writer.incarnation] = thread
             thread.start()
 
     def finish(self, writer: Incarnation, deadline: Deadline) -> bool:
@@ -60,13 +61,19 @@ class Revocations:
         for thread in running:
             thread.join(deadline.remaining())
 
-    def _revoke(self, endpoint: bytes, drained: Callable[[], None]) -> None:
+    def _revoke(self, writer: PeerIdentity, endpoint: bytes, drained: Callable[[], None]) -> None:
         quiescence = Quiescence.IN_FLIGHT
-        while quiescence is Quiescence.IN_FLIGHT and not self._stopping.is_set():
-            quiescence = self._engine.revoke(endpoint, Deadline.after(STEP))
+        try:
+            while quiescence is Quiescence.IN_FLIGHT and not self._stopping.is_set():
+                quiescence = self._engine.revoke(endpoint, Deadline.after(STEP))
+        # An adapter may raise anything; it proves nothing then.
+        except Exception:
+            _log.exception("the engine raised while revoking %s", writer)
         if quiescence is Quiescence.DRAINED:
             drained()
-        else:
+        elif not self._stopping.is_set():
             _log.warning(
-                "a lost prefill worker may still write; its pages are unsafe until this engine closes"
+                "lost %s may still write: pages that it was to fill are unsafe until it pairs again and says "
+                "that it has drained, or until this engine closes",
+                writer,
             )

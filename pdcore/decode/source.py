@@ -58,6 +58,11 @@ class PrefillSource:
         return self._state is SourceState.PAIRED
 
     @property
+    def failure(self) -> KVTransferError | None:
+        """Why it is lost, or None."""
+        return self._failure
+
+    @property
     def lost(self) -> bool:
         """Whether it is of no use any more; the next request makes a new one."""
         return self._state is SourceState.LOST
@@ -89,7 +94,7 @@ class PrefillSource:
         with self._lock:
             if self._state is SourceState.LOST:
                 return False
-            self._state, self._failure = SourceState.LOST, failure
+            self._failure, self._state = failure, SourceState.LOST
             told, self._waiting = self._waiting, []
         for waiting in told:
             waiting.fail(failure)

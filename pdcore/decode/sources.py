@@ -36,8 +36,8 @@ class Sources:
     """Groups of prefill ranks by bootstrap address and DP rank, and their ranks by route.
 
     ``_dp_sizes`` remembers by bootstrap address what tells the DP rank of a room without a look-up.
-    The lock guards it, ``_groups``, ``_finding`` and ``_sources``. ``lost`` is called on the control
-    thread with a source that could not be paired.
+    The lock guards it, ``_groups``, ``_finding``, ``_sources`` and ``_admitting``. ``lost`` is called on
+    the control thread with a source that could not be paired.
     """
 
     def __init__(
@@ -65,6 +65,8 @@ class Sources:
         self._finding: set[PrefillGroup] = set()
         self._dp_sizes: dict[str, int] = {}
         self._sources: dict[Route, PrefillSource] = {}
+        self._admitting: set[threading.Thread] = set()
+        self._closed = False
 
     def of(self, route: Route) -> PrefillSource | None:
         """Return the source that answers on a route."""
@@ -76,8 +78,12 @@ class Sources:
             return list(self._sources.values())
 
     def overdue(self) -> list[PrefillGroup]:
-        """Return the groups that did not pair by their deadline."""
+        """Return the groups that did not pair by their deadline, and forget those that are lost."""
         with self._lock:
+            if any(group.lost for group in self._groups.values()):
+                self._groups = {key: group for key, group in self._groups.items() if not group.lost}
+                known = {bootstrap for bootstrap, _ in self._groups}
+                self._dp_sizes = {b: size for b, size in self._dp_sizes.items() if b in known}
             return [group for group in {*self._groups.values(), *self._finding} if group.overdue]
 
     def find(self, bootstrap: str, query: ReplicaQuery) -> PrefillGroup:
@@ -106,10 +112,14 @@ class Sources:
         self._heartbeats.forget(source.route)
         self._channel.hang_up(source.route)
         if source.description is not None:
-            self._revocations.start(source.identity.incarnation, source.description.endpoint, drained)
+            self._revocations.start(source.identity, source.description.endpoint, drained)
 
     def answered(self, source: PrefillSource, reply: PairReply) -> None:
         """Take prefill's answer; the engine admits its writes before any request goes out."""
+        incarnation = reply.description.incarnation
+        if incarnation != source.identity.incarnation:
+            self._lost(source, replaced(source, incarnation))
+            return
         misfits = reply.misfits or pairing_misfits(reply.description, self._description)
         if misfits:
             error = IncompatiblePeerError(str(source), misfits)
@@ -117,16 +127,25 @@ class Sources:
         elif reply.failure is not None:
             self._lost(source, reply.failure.error())
         else:
-            threading.Thread(
+            admitting = threading.Thread(
                 target=self._admit,
                 args=(source, reply.description),
-                name=f"pdcore-admit-{reply.description.incarnation[:8]}",
+                name=f"pdcore-admit-{incarnation[:8]}",
                 daemon=True,
-            ).start()
+            )
+            with self._lock:
+                if not self._closed:
+                    self._admitting = {admitting, *(t for t in self._admitting if t.is_alive())}
+                    admitting.start()
 
-    def close_revocations(self, deadline: Deadline) -> None:
-        """End the threads that wait for lost peers."""
+    def end_threads(self, deadline: Deadline) -> None:
+        """End the threads that admit new peers, and those that wait for lost ones."""
+        with self._lock:
+            self._closed = True
+            admitting = list(self._admitting)
         self._revocations.close(deadline)
+        for thread in admitting:
+            thread.join(deadline.remaining())
 
     def close(self, deadline: Deadline) -> None:
         """End the bootstrap client."""
@@ -195,13 +214,24 @@ class Sources:
                     "its writes of the earlier pairing have not ended",
                     "look whether that worker is stopped",
                 )
+            if self._closed:
+                return
             with stage(self._events, Stage.ADMIT, peer=source.identity):
                 self._engine.admit(description.endpoint)
         # An adapter may raise anything; the rooms that wait for the pairing must end.
         except Exception as error:
             self._channel.call(partial(self._lost, source, as_failure(FailureCode.ENGINE, error)))
         else:
-            source.pair(description)
+            self._pair(source, description)
+
+    def _pair(self, source: PrefillSource, description: PeerDescription) -> None:
+        """Note that a source is admitted; one that was lost meanwhile may not write, unless it came again."""
+        if source.pair(description):
+            return
+        with self._lock:
+            current = self._sources.get(source.route)
+            if current is None or current.identity != source.identity:
+                self._revocations.start(source.identity, description.endpoint, lambda: None)
 
 
 @attrs.frozen

@@ -16,7 +16,7 @@ from pdcore.engine import Peer, TransferEngine
 from pdcore.errors import FailureCode, IncompatiblePeerError, KVTransferError, Misfit, PlanError
 from pdcore.events import Events, MetadataReceived
 from pdcore.model import Deadline, Generation, RoomId
-from pdcore.pairing import chosen_aux_transport
+from pdcore.pairing import aux_writer_misfits, chosen_aux_transport
 from pdcore.plan import IndexArray, ItemCopier, KVCopier, plan_state
 from pdcore.pools import Pools, RegionTable
 from pdcore.prefill.delivery import Delivery, TransferKVChunk
@@ -83,6 +83,7 @@ class PeerLink:
         self.served = len(served_ranks(*groups, sharded_state=sharded))
         self.dummy = ours.topology.unique_rank not in mapping.prefill_ranks
         self.carries_aux = ours.topology.unique_rank == mapping.aux_rank
+        self._aux_rank = mapping.aux_rank
         self.identity = PeerIdentity(description.role, description.incarnation, description.address)
         self.budget = EntryBudget(engine.capabilities.max_outstanding_entries)
         self.aux_transport = chosen_aux_transport(ours, description)
@@ -127,6 +128,9 @@ class PeerLink:
         there = self.description
         table = RegionTable.of(there.layout, there.state, there.aux, there.aux_slots)
         self._state = self._plan_state(topology, pools, table, state_plan)
+        misfits = aux_writer_misfits(there.aux, self._aux_rank)
+        if misfits:
+            raise IncompatiblePeerError(str(self.identity), misfits)
         peer = self._engine.connect(there.endpoint, there.regions, deadline)
         found = tuple((r.name, r.length, r.item_len) for r in peer.regions)
         if found != table.expected:
@@ -207,6 +211,15 @@ class PeerLink:
         batch.prove_inside(self._engine.region_lengths, self.peer.region_lengths)
         return batch
 
+    def loss(self, room: RoomId, why: str) -> KVTransferError:
+        """Return the failure of a room that was promised to this peer, which is lost."""
+        return KVTransferError(
+            FailureCode.PEER_LOST,
+            f"room {room} lost its peer {self.identity}",
+            why,
+            "send the request to another decode worker",
+        )
+
     def close(self) -> None:
         """Let the lanes end after what they hold; the last job disconnects the engine. Idempotent."""
         self._outboxes[0].lane.put(self._disconnect)
@@ -235,6 +248,11 @@ class Destination:
     wanted: RequestMetadata
     deadline: Deadline
 
+    def is_for(self, route: Route, room: RoomId, generation: Generation) -> bool:
+        """Whether it is this request of a decode rank."""
+        wanted = self.wanted
+        return self.link.route == route and (wanted.room, wanted.generation) == (room, generation)
+
     def report(self, generation: Generation, events: Events) -> None:
         """Tell who listens that prefill's room of this generation has this destination."""
         if events.on:
@@ -247,7 +265,7 @@ class Destination:
         """Return how this request differs from what prefill's ``init`` announced, or None."""
         wanted = self.wanted
         held = wanted.decode_prefix_len // page_size
-        same_aux = (wanted.aux_index is None) == (aux_index is None)
+        same_aux = not self.link.carries_aux or (wanted.aux_index is None) == (aux_index is None)
         if held >= 0 and len(wanted.pages) + held == num_pages and same_aux:
             return None
         return KVTransferError(

@@ -30,7 +30,7 @@ MOST_PEERS = 4_096
 class Links:
     """The paired decode ranks by route, and those that were lost until their lanes have ended.
 
-    The lock guards ``_links``, which the control thread adds to, and ``_leaving``.
+    The lock guards ``_links``, which the control thread adds to, ``_leaving`` and ``_closed``.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class Links:
         self._lock = threading.Lock()
         self._links: dict[Route, PeerLink] = {}
         self._leaving: list[PeerLink] = []
+        self._closed = False
         self._complaints = Complaints(_log, COMPLAINT_SECONDS)
 
     def get(self, route: Route) -> PeerLink | None:
@@ -88,7 +89,13 @@ class Links:
                 link.aux_transport.value,
             )
         with self._lock:
-            self._links[route] = link
+            closed = self._closed
+            if not closed:
+                self._links[route] = link
+        if closed:  # while it was made; nobody else would end its lanes
+            link.close()
+            link.join(Deadline.after(1.0))
+            return False
         link.outbox(RoomId(0)).lane.put(partial(self._connect, link, old))
         return True
 
@@ -109,8 +116,9 @@ class Links:
         link.close()
 
     def close(self, deadline: Deadline) -> None:
-        """Let all lanes end and wait for them, those of lost peers as well."""
+        """Let all lanes end and wait for them, those of lost peers as well; no peer pairs from now on."""
         with self._lock:
+            self._closed = True
             links = [*self._links.values(), *self._leaving]
         for link in links:
             link.close()

@@ -11,7 +11,7 @@ from functools import partial
 from pdcore.backend import PeerIdentity
 from pdcore.bootstrap import BootstrapClient, RankRecord, RoomsRecord
 from pdcore.config import MAX_SECONDS, Config
-from pdcore.errors import FailureCode, KVTransferError
+from pdcore.errors import KVTransferError
 from pdcore.events import Stage, Subscriber, stage
 from pdcore.manager import Manager
 from pdcore.metadata import AuxDataCodec
@@ -113,6 +113,7 @@ class PrefillManager(Manager):
             self._senders[room] = sender
         for parked in self._parking.take(room):
             sender.accept(parked)
+        self._end_if_closed(sender)
         return sender
 
     def register_dp_rank(self, *rooms: RoomId) -> None:
@@ -161,9 +162,9 @@ class PrefillManager(Manager):
                     self._draining.append(sender)
 
     def suspect(self, link: PeerLink, failure: KVTransferError) -> None:
-        """An engine says that this peer is gone: fail all its rooms now."""
+        """An engine says that this peer is gone: fail all its rooms now, unless it has paired anew."""
         why = f"{failure.happened}: {failure.there_is}"
-        self.channel.call(partial(self._lose, link.route, why))
+        self.channel.call(partial(self._lose_link, link, why))
 
     # --- on the control thread -------------------------------------------------------------
 
@@ -200,6 +201,8 @@ class PrefillManager(Manager):
         destination = Destination(link, wanted, Deadline.after(min(wanted.remaining, MAX_SECONDS)))
         with self._lock:
             sender = self._senders.get(wanted.room)
+            if sender is not None and sender.outlived_by(destination):
+                sender = None  # the next life of its id, which prefill has not opened yet
             evicted = [] if sender else self._parking.put(destination)
         for other, failure in evicted:
             self.tell(other, self.failed(other, failure, drained=True))
@@ -216,13 +219,11 @@ class PrefillManager(Manager):
         self.channel.post(route, Bye(self.incarnation, "it doesn't know this decode worker", drained=False))
 
     def _on_abort(self, route: Route, abort: Abort) -> None:
-        self._parking.drop(
-            lambda d: (
-                d.link.route == route
-                and d.wanted.room == abort.room
-                and d.wanted.generation == abort.generation
-            )
-        )
+        if self._links.get(route) is None:
+            # Another process may have been here, and nothing is known of what it writes.
+            self._disown(route)
+            return
+        self._parking.drop(lambda d: d.is_for(route, abort.room, abort.generation))
         with self._lock:
             known = [*self._draining, *filter(None, [self._senders.get(abort.room)])]
         for sender in known:
@@ -243,27 +244,27 @@ class PrefillManager(Manager):
 
     def _lose(self, route: Route, why: str, level: int = logging.WARNING) -> None:
         link = self._links.get(route)
-        self.heartbeats.forget(route)
         if link is None:
+            self.heartbeats.forget(route)
+        else:
+            self._lose_link(link, why, level)
+
+    def _lose_link(self, link: PeerLink, why: str, level: int = logging.WARNING) -> None:
+        if self._links.get(link.route) is not link:
             return
+        self.heartbeats.forget(link.route)
+        link.lost = True  # first: a room that takes a parked request of it now sees that
         with self._lock:
             affected = [s for s in self._senders.values() if s.uses(link)]
         self._parking.drop(lambda d: d.link is link)
-        self._links.lose(link, why, len(affected), level)
         for sender in affected:
-            sender.give_up(
-                KVTransferError(
-                    FailureCode.PEER_LOST,
-                    f"room {sender.room} lost its peer {link.identity}",
-                    why,
-                    "send the request to another decode worker",
-                )
-            )
+            sender.give_up(link.loss(sender.room, why))
+        self._links.lose(link, why, len(affected), level)
 
     def _expire(self) -> None:
         now = time.monotonic()
         self.quarantine.sweep()
-        if now >= self._renew_at:
+        if now >= self._renew_at and not self._closed:
             self._renew_at = now + self.config.liveness.interval
             self._http.renew(self.bootstrap, self._rank)
         for record in self.rooms.expired():

@@ -68,9 +68,11 @@ class KVSender(RoomHandle):
                 "call init() once, with a count of 0 or more",
             )
         self._host.pools.check_aux_slot(self.room, aux_index)
-        self._num_pages, self._aux_index = num_pages, aux_index
-        for destination in self._destinations:
-            self._check_destination(destination)
+        with self._lock:
+            self._num_pages, self._aux_index = num_pages, aux_index
+            destinations = self._destinations
+        for failure in filter(None, map(self._disagreement, destinations)):
+            self.give_up(failure)
 
     def send(self, pages: npt.ArrayLike, state_indices: Sequence[npt.ArrayLike] | None = None) -> None:
         """Send the next pages of this request, in its logical order; a chunked prefill calls it often.
@@ -142,6 +144,12 @@ class KVSender(RoomHandle):
         """Whether this room is promised to a decode rank's request."""
         return any(d.link.route == route and d.wanted.generation == generation for d in self._destinations)
 
+    def outlived_by(self, destination: Destination) -> bool:
+        """Whether this room has ended, and this is a later request of its decode rank for the same id."""
+        route, generation = destination.link.route, destination.wanted.generation
+        earlier = any(d.link.route == route and d.wanted.generation < generation for d in self._destinations)
+        return earlier and self.record.status.terminal
+
     def accept(self, destination: Destination) -> bool:
         """Take a destination; return False if the room is past BOOTSTRAPPING (a stale message).
 
@@ -154,19 +162,20 @@ class KVSender(RoomHandle):
                 return False
             # A new list, so that who reads it without the lock sees the old or the new one whole.
             self._destinations = [*self._destinations, destination]
-            self._complete = len(self._destinations) >= link.served
-            if not self._complete:
-                return True
-            held, self._held = self._held, []
+            failure = self._disagreement(destination)
+            if link.lost:
+                failure = link.loss(self.room, "it was lost before prefill opened the room")
+            self._complete = failure is None and len(self._destinations) >= link.served
+            held, self._held = (self._held, []) if self._complete else ([], self._held)
+        self._host.rooms.tighten(self.record, destination.deadline)
+        destination.report(self.record.generation, self.events)
+        if failure is not None:
+            self.give_up(failure)
+        elif self._complete:
             self._met_at = time.monotonic()
-        for known in self._destinations:
-            self._host.rooms.tighten(self.record, known.deadline)
-            known.report(self.record.generation, self.events)
-        self._host.rooms.move(self.record, KVPoll.WAITING_FOR_INPUT)
-        if self._num_pages >= 0 and not all(map(self._check_destination, self._destinations)):
-            return True
-        for chunk in held:
-            self._dispatch(chunk, from_send=False)
+            self._host.rooms.move(self.record, KVPoll.WAITING_FOR_INPUT)
+            for chunk in held:
+                self._dispatch(chunk, from_send=False)
         return True
 
     def conclude(self) -> None:
@@ -274,9 +283,8 @@ class KVSender(RoomHandle):
         for destination, message in messages:
             self._host.tell(destination, message)
 
-    def _check_destination(self, destination: Destination) -> bool:
+    def _disagreement(self, destination: Destination) -> KVTransferError | None:
+        if self._num_pages < 0:
+            return None
         page_size = self._host.pools.layout.page_size
-        failure = destination.disagreement(self._num_pages, self._aux_index, page_size)
-        if failure is not None:
-            self.give_up(failure)
-        return failure is None
+        return destination.disagreement(self._num_pages, self._aux_index, page_size)

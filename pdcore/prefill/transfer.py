@@ -13,14 +13,18 @@ from collections.abc import Iterator, Sequence
 from pdcore.engine import TransferEngine
 from pdcore.errors import FailureCode, KVTransferError, PDCoreError
 from pdcore.model import Deadline
-from pdcore.outcome import Quiescence, Transfer, TransferState
+from pdcore.outcome import Quiescence, TransferState
 from pdcore.plan import join, slices, split_entries
 from pdcore.prefill.delivery import Delivery, given_up
 from pdcore.prefill.link import PeerLink
+from pdcore.prefill.watched import Watched
 from pdcore.quarantine import Quarantine
 from pdcore.regions import WriteBatch
 
 __all__ = ["Shipment"]
+
+STEP = 0.1
+"""Seconds after which who waits for a transfer looks whether it is wanted yet."""
 
 _log = logging.getLogger("pdcore.transfer")
 
@@ -38,7 +42,7 @@ class Shipment:
         self._deliveries = list(deliveries)
         self._pieces: Iterator[WriteBatch] = iter(())
         self._piece: WriteBatch | None = None
-        self._transfer: Transfer | None = None
+        self._transfer: Watched | None = None
 
     def run(self) -> None:
         """Ship and wait for the end, at most until the last deadline."""
@@ -49,13 +53,16 @@ class Shipment:
             self._end(self._late())
 
     def finish(self, deadline: Deadline) -> None:
-        """Drive a shipment that has begun, until it ends or the deadline passes."""
+        """Drive a shipment that has begun, until it ends, nobody wants it, or the deadline passes."""
         while not self.ended and not deadline.expired:
+            step = deadline.within(STEP)
             if self._transfer is not None:
-                self._transfer.wait(deadline)
+                self._transfer.wait(step)
             else:
-                self._link.budget.wait(len(self._piece or ()), deadline)
+                self._link.budget.wait(len(self._piece or ()), step)
             self.advance()
+            if not self._wanted():
+                self.cancel()
 
     def begin(self) -> None:
         """Plan, and submit what the engine takes now; doesn't wait for it."""
@@ -81,7 +88,7 @@ class Shipment:
                 self._piece_landed()
             if self._piece is None:
                 self._end(None)
-            elif not any(d.still_wanted() for d in self._deliveries):
+            elif not self._wanted():
                 self._end(given_up())
             elif not self._link.budget.take(len(self._piece)):
                 return
@@ -93,17 +100,19 @@ class Shipment:
         if not self.ended:
             self._end(given_up())
 
+    def _wanted(self) -> bool:
+        return any(d.still_wanted() for d in self._deliveries)
+
     def _submit(self, piece: WriteBatch) -> None:
         try:
-            self._transfer = self._engine.write(self._link.peer, piece)
+            self._transfer = Watched(self._engine.write(self._link.peer, piece))
         except PDCoreError as error:
             self._link.budget.give(len(piece))
             self._end(error)
         # A third party's adapter may raise anything; the rooms must end, and their pages are suspect.
         except Exception as error:
             _log.exception("the engine raised while writing to %s", self._link.identity)
-            self._link.budget.give(len(piece))
-            self._transfer, self._piece = _Untraceable(), None
+            self._transfer = Watched(None)
             self._end(error)
 
     def _piece_landed(self) -> None:
@@ -116,6 +125,10 @@ class Shipment:
         self.ended = True
         for delivery in self._deliveries:
             delivery.end(error)
+        if self._transfer is not None and self._transfer.untraceable and self._piece is not None:
+            # Nobody will ever say that these entries have ended; the peer's next writes must not wait for it.
+            self._link.budget.give(len(self._piece))
+            self._piece = None
         if self._transfer is None:
             self._drained()
         else:
@@ -137,20 +150,6 @@ class Shipment:
             f"{sum(d.nbytes for d in self._deliveries)} bytes were to be moved",
             "raise the request's deadline, or look why the peer is slow",
         )
-
-
-class _Untraceable(Transfer):
-    """Stands for a write whose engine raised instead of returning a transfer: nobody can watch it."""
-
-    def poll(self) -> TransferState:
-        return TransferState.FAILED
-
-    def wait(self, deadline: Deadline) -> TransferState:
-        return TransferState.FAILED
-
-    @property
-    def quiescence(self) -> Quiescence:
-        return Quiescence.UNKNOWN
 
 
 def _unexplained() -> KVTransferError:

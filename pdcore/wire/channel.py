@@ -147,15 +147,10 @@ class Channel:
         if self._thread.is_alive():
             self._rouse()
             self._thread.join(deadline.remaining())
-            if self._thread.is_alive():
+            if self._thread.is_alive():  # it releases what is its own when it ends
                 _log.error("%s did not end within its deadline", self._thread.name)
-                return
-        if not self._context.closed:
+        elif not self._context.closed:
             self._release()
-        with self._waking:
-            if self._wake >= 0:
-                os.close(self._wake)
-                self._wake = -1
 
     def _rouse(self) -> None:
         with self._waking:
@@ -291,3 +286,7 @@ class Channel:
             if socket is not None:
                 socket.close()
         self._context.term()
+        with self._waking:
+            if self._wake >= 0:
+                os.close(self._wake)
+                self._wake = -1

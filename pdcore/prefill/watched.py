@@ -1,0 +1,62 @@
+"""An adapter's transfer, which may raise anything."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+
+from pdcore.errors import FailureCode, KVTransferError
+from pdcore.model import Deadline
+from pdcore.outcome import Finished, Quiescence, Transfer, TransferState
+
+__all__ = ["Watched"]
+
+_log = logging.getLogger("pdcore.transfer")
+
+
+class Watched(Transfer):
+    """A transfer that fails once it raised. It is ``untraceable`` then: nobody can tell when it has drained.
+
+    ``transfer`` is None for a write that raised instead of returning one.
+    """
+
+    def __init__(self, transfer: Transfer | None) -> None:
+        self._transfer = transfer or Finished()
+        self.untraceable = transfer is None
+
+    def poll(self) -> TransferState:
+        return self._ask(self._transfer.poll)
+
+    def wait(self, deadline: Deadline) -> TransferState:
+        return self._ask(partial(self._transfer.wait, deadline))
+
+    @property
+    def quiescence(self) -> Quiescence:
+        if not self.untraceable:
+            try:
+                return self._transfer.quiescence
+            except Exception as error:
+                self._raised(error)
+        return Quiescence.UNKNOWN
+
+    def _ask(self, question: Callable[[], TransferState]) -> TransferState:
+        if not self.untraceable:
+            try:
+                state = question()
+            except Exception as error:
+                self._raised(error)
+            else:
+                self.error = self._transfer.error
+                return state
+        return TransferState.FAILED
+
+    def _raised(self, error: Exception) -> None:
+        _log.exception("the engine raised while it was asked about a transfer")
+        self.untraceable = True
+        self.error = KVTransferError(
+            FailureCode.ENGINE,
+            "the transfer engine raised instead of telling how a transfer stands",
+            repr(error),
+            "report it to the backend's author; the pages are safe when the engine is closed",
+        )
