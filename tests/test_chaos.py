@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -12,12 +13,14 @@ from pdcore.testing.chaos import Report
 
 
 @pytest.mark.timeout(240)
-def test_killing_pausing_and_restarting_workers_loses_nothing_but_rooms() -> None:
+@pytest.mark.parametrize("key", ["", "a key that all of them share"], ids=["open", "with a key"])
+def test_killing_pausing_and_restarting_workers_loses_nothing_but_rooms(key: str) -> None:
     run = subprocess.run(
         [sys.executable, "-m", "pdcore.testing.chaos", "--seconds", "10", "--seed", "1", "--deadline", "4"],
         capture_output=True,
         text=True,
         timeout=220,
+        env={**os.environ, "PDCORE_AUTH_KEY": key} if key else None,
     )
     assert run.returncode == 0, run.stdout + run.stderr[-4000:]
     for zero in ("wrong bytes", "hung rooms", "leaked pages", "leaked threads or sockets"):

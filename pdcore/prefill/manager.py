@@ -119,7 +119,8 @@ class PrefillManager(Manager):
     def register_dp_rank(self, *rooms: RoomId) -> None:
         """Tell the bootstrap service that this DP rank took some rooms; never waits.
 
-        One rank of the replica suffices. Decode finds them by ``init(DPChoice.QUERY)``.
+        One rank of the replica suffices. Decode finds them by ``init(DPChoice.QUERY)``, and by the same id
+        again only ten minutes later.
         """
         self._check_open()
         record = RoomsRecord(rooms, self.topology.dp_rank)

@@ -15,7 +15,9 @@ TELL = 30.0
 
 def main() -> int:
     """Run, and print the report."""
-    parser = argparse.ArgumentParser("python -m pdcore.testing.chaos")
+    parser = argparse.ArgumentParser(
+        "python -m pdcore.testing.chaos", epilog="With PDCORE_AUTH_KEY set, the workers use that key."
+    )
     parser.add_argument("--seconds", type=float, default=1800.0, help="default: %(default)g")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--backend", default="local")

@@ -21,6 +21,7 @@ from pdcore.handle import RoomHandle
 from pdcore.layout import KVLayout
 from pdcore.model import Deadline, KVPoll, Role, RoomId
 from pdcore.prefill import KVSender, PrefillManager
+from pdcore.secret import auth_key
 from pdcore.selection import select
 from pdcore.structuring import Text
 from pdcore.testing.chaos import messages as m
@@ -190,7 +191,9 @@ def _options(start: m.Start) -> dict[str, object]:
 def _manager(
     start: m.Start, memory: Memory, stack: ExitStack
 ) -> tuple[PrefillManager | DecodeManager, m.Ready]:
+    key = auth_key(os.environ.get("PDCORE_AUTH_KEY"))
     config = Config(
+        auth_key=key,
         backend=start.backend,
         control=ControlConfig(port=start.control_port),
         timeouts=Timeouts(request=start.deadline),
@@ -200,7 +203,7 @@ def _manager(
     if start.role == Role.DECODE.value:
         decode = stack.enter_context(DecodeManager(backend, memory.pools, Topology(), config))
         return decode, m.Ready(decode.engine.effective_transport.name)
-    bootstrap = stack.enter_context(BootstrapServer(port=start.bootstrap_port))
+    bootstrap = stack.enter_context(BootstrapServer(port=start.bootstrap_port, auth_key=key))
     prefill = stack.enter_context(
         PrefillManager(backend, memory.pools, Topology(), bootstrap.address, config)
     )
