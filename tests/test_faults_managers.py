@@ -115,7 +115,7 @@ def test_pages_that_an_engine_raised_at_are_safe_only_when_it_is_closed() -> Non
         for side in (sender, receiver):
             assert side.wait(soon()) is KVPoll.FAILED
             assert not side.release_safe()
-        assert len(pair.prefill.quarantine) == 1
+        pair.until(lambda: len(pair.prefill.quarantine) == 1)
         pair.prefill.close()
         assert sender.release_safe()
         pair.until(receiver.release_safe)

@@ -437,7 +437,7 @@ def test_a_transfer_that_hangs_holds_its_lane_no_longer_than_its_room(
         receiver.abort()
         assert sender.wait(soon()) is KVPoll.FAILED
         pair.move(3, [1], [3])
-        assert len(pair.prefill.quarantine) == 1
+        until(lambda: len(pair.prefill.quarantine) == 1)
         assert not sender.release_safe()
 
 

@@ -58,6 +58,8 @@ class KVSender(RoomHandle):
     def init(self, num_pages: int, aux_index: int | None = None) -> None:
         """Announce how many pages ``send`` will bring in total, and the aux slot, if there is aux.
 
+        A rank whose row is not the one that decode gets may leave the slot out.
+
         Raises:
             RoomError: called twice, a negative count, or an aux slot that does not fit the pools.
         """

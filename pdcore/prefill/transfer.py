@@ -125,17 +125,18 @@ class Shipment:
         self.ended = True
         for delivery in self._deliveries:
             delivery.end(error)
-        if self._transfer is not None and self._transfer.untraceable and self._piece is not None:
+        transfer = self._transfer
+        if transfer is None:
+            self._drained()
+            return
+        if transfer.quiescence is not Quiescence.DRAINED:
+            for delivery in self._deliveries:
+                delivery.quarantined()
+        if transfer.untraceable and self._piece is not None:
             # Nobody will ever say that these entries have ended; the peer's next writes must not wait for it.
             self._link.budget.give(len(self._piece))
             self._piece = None
-        if self._transfer is None:
-            self._drained()
-        else:
-            if self._transfer.quiescence is not Quiescence.DRAINED:
-                for delivery in self._deliveries:
-                    delivery.quarantined()
-            self._quarantine.settle(self._transfer, self._drained)
+        self._quarantine.settle(transfer, self._drained)
 
     def _drained(self) -> None:
         if self._transfer is not None and self._piece is not None:
