@@ -5,6 +5,7 @@ Where the values come from is the matter of :mod:`pdcore.settings`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Literal, TypeVar
@@ -26,6 +27,7 @@ __all__ = [
 
 SET_IN_CODE = "code"
 MAX_SECONDS = 7 * 24 * 3600.0
+HOST = r"([\w.-]+|\[[\w:.%]+\])"
 
 Number = TypeVar("Number", int, float)
 
@@ -43,6 +45,12 @@ def _within(low: Number, high: Number) -> Callable[[object, attrs.Attribute[Numb
 def _not_empty(_instance: object, attribute: attrs.Attribute[str], value: str) -> None:
     if not value:
         raise ConfigError([ConfigProblem(attribute.name, SET_IN_CODE, "must not be empty")])
+
+
+def _host(_instance: object, attribute: attrs.Attribute[str], value: str) -> None:
+    if not re.fullmatch(HOST, value):
+        reason = f"must be a name or an address of this machine, IPv6 in brackets, is {value!r}"
+        raise ConfigError([ConfigProblem(attribute.name, SET_IN_CODE, reason)])
 
 
 _seconds = _within(0.001, MAX_SECONDS)
@@ -136,7 +144,7 @@ class Config:
     backend: str = attrs.field(default="local", validator=_not_empty)
     backend_options: Mapping[str, object] = attrs.field(factory=dict, hash=False)
     require_transport: str | None = None
-    host: str = attrs.field(default="127.0.0.1", validator=_not_empty)
+    host: str = attrs.field(default="127.0.0.1", validator=_host)
     auth_key: AuthKey | None = attrs.field(default=None, converter=to_auth_key)
     control: ControlConfig = attrs.field(factory=ControlConfig)
     transfer: TransferConfig = attrs.field(factory=TransferConfig)

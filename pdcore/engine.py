@@ -142,7 +142,7 @@ class TransferEngine(ABC):
 
     @abstractmethod
     def do_disconnect(self, peer: Peer) -> None:
-        """Forget a peer; idempotent."""
+        """Forget a peer; idempotent. Writes to it may be in flight: their transfers must go on telling."""
 
     @abstractmethod
     def do_close(self) -> None:

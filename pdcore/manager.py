@@ -36,7 +36,7 @@ from pdcore.wire import Bye, Channel, Heartbeat, Message, PeerDescription, Route
 __all__ = ["Manager"]
 
 SHUT_DOWN = "it shut down in order"
-LAST_WORDS = 1.0  # seconds to say so in, whatever the engine took
+LAST_WORDS = 2.0  # seconds to say so in, whatever the engine took
 TICK = 0.1
 """Seconds between two looks at deadlines, heartbeats and quarantined transfers."""
 

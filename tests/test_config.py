@@ -121,7 +121,7 @@ def test_values_set_in_code_are_checked_like_all_others() -> None:
         "pairing (from code): must not exceed the request timeout of 5 s, is 6",
         "bootstrap (from code): must not exceed the request timeout of 5 s, is 7",
     ]
-    with pytest.raises(ConfigError, match=r"host \(from code\): must not be empty"):
+    with pytest.raises(ConfigError, match=r"host \(from code\): must be a name or an address"):
         Config(host="")
 
 

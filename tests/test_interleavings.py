@@ -23,6 +23,7 @@ from pdcore import (
     BootstrapError,
     BootstrapServer,
     Config,
+    ConfigError,
     ControlConfig,
     Deadline,
     DecodeManager,
@@ -38,11 +39,13 @@ from pdcore import (
     select,
 )
 from pdcore.bootstrap import BootstrapClient, RankRecord
+from pdcore.budget import EntryBudget
 from pdcore.decode.group import PrefillGroup
 from pdcore.engine import TransferEngine
 from pdcore.events import Event, MetadataReceived, MetadataSent
 from pdcore.model import Incarnation
 from pdcore.outcome import Quiescence, Transfer, TransferState
+from pdcore.prefill.watched import Watched
 
 
 def until(true: Callable[[], object]) -> None:
@@ -271,6 +274,28 @@ def test_a_rank_whose_row_never_travels_needs_none() -> None:
             assert handle.wait(soon()) is KVPoll.SUCCESS, handle.failure()
 
 
+def test_a_request_of_a_lost_pairing_does_not_go_out_over_the_next_one() -> None:
+    gate = Gate()
+
+    def held(event: Event) -> None:
+        if isinstance(event, MetadataSent) and event.room == 2:
+            gate.hold()
+
+    with paired(subscribers=[held]) as pair:
+        pair.move(1, [0], [0])
+        sender, receiver = pair.open(2)
+        sender.init(1)
+        sender.send([1])
+        with gate.holding(lambda: receiver.send_metadata([3])):
+            lose(pair)
+            until(receiver.release_safe)
+            before = [array[3].copy() for array in pair.decode.pools.arrays]
+            pair.move(3, [1], [4])
+        time.sleep(0.3)
+        assert all(np.array_equal(a, b[3]) for a, b in zip(before, pair.decode.pools.arrays, strict=True))
+        assert sender.poll() is KVPoll.BOOTSTRAPPING
+
+
 # --- rooms ----------------------------------------------------------------------------------
 
 
@@ -334,6 +359,53 @@ def test_a_room_id_is_used_again_though_prefill_has_not_cleared_its_earlier_life
             assert receiver.wait(soon()) is sender.wait(soon()) is outcome
             until(receiver.release_safe)
         assert same_pages(pair.prefill.pools, [1], pair.decode.pools, [1])
+
+
+def test_the_next_life_of_a_room_that_prefill_refused_waits_for_prefill() -> None:
+    with paired() as pair:
+        sender = pair.prefill.sender(RoomId(2))
+        sender.abort()
+        receiver = pair.decode.receiver(pair.bootstrap.address, RoomId(2))
+        receiver.init()
+        receiver.send_metadata([1])
+        assert receiver.wait(soon()) is KVPoll.FAILED
+        receiver.clear()
+        receiver = pair.decode.receiver(pair.bootstrap.address, RoomId(2))
+        receiver.init()
+        receiver.send_metadata([1])
+        until(lambda: pair.prefill._parking._parked)
+        sender.clear()
+        sender = pair.prefill.sender(RoomId(2))
+        sender.init(1)
+        sender.send([1])
+        finish(sender, receiver)
+
+
+def test_every_parked_request_of_a_room_that_ends_as_it_is_opened_is_answered() -> None:
+    with groups(Model(), ranks(), ranks(tp=2)) as both:
+        receivers = both.open(1)[1]
+        for receiver in receivers:
+            receiver.send_metadata([1])
+        (prefill,) = both.prefill
+        (first,) = prefill._senders.values()
+        until(lambda: first.poll() is KVPoll.WAITING_FOR_INPUT)
+        first.abort()
+        for receiver in receivers:
+            assert receiver.wait(soon()) is KVPoll.FAILED
+            until(receiver.release_safe)
+            receiver.clear()
+        receivers = [manager.receiver(both.bootstrap, RoomId(2)) for manager in both.decode]
+        for receiver in receivers:
+            receiver.init()
+            receiver.send_metadata([1])
+        until(lambda: len(prefill._parking._parked.get(RoomId(2), ())) == 2)
+        prefill._parking._parked[RoomId(2)][0].link.lost = True
+        sender = prefill.sender(RoomId(2))
+        assert sender.poll() is KVPoll.FAILED
+        assert receivers[1].wait(soon()) is KVPoll.FAILED
+        failure = receivers[1].failure()
+        assert failure is not None
+        assert failure.code is FailureCode.PEER_LOST
 
 
 def test_what_a_lane_of_an_earlier_pairing_says_does_not_hurt_the_new_one() -> None:
@@ -481,6 +553,40 @@ def test_a_transfer_that_raises_fails_its_room_and_keeps_its_pages_until_the_eng
         assert sender.release_safe()
 
 
+class Empty(Hung):
+    """A transfer that happens to be false."""
+
+    def __len__(self) -> int:
+        return 0
+
+
+def test_a_transfer_is_watched_whatever_its_truth() -> None:
+    watched = Watched(Empty(), lambda: None)
+    assert watched.poll() is TransferState.PENDING
+    assert watched.quiescence is Quiescence.IN_FLIGHT
+
+
+def test_a_transfer_that_raises_in_quarantine_gives_its_budget_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    with paired() as pair:
+        pair.move(1, [0], [0])
+        (link,) = pair.prefill._links.all()
+        link.budget = budget = EntryBudget(64)
+        hung = Hung()
+        with monkeypatch.context() as patch:
+            patch.setattr(pair.prefill.engine, "do_write", lambda peer, batch: hung)
+            sender, receiver = pair.open(2)
+            sender.init(1)
+            receiver.send_metadata([2])
+            sender.send([1])
+            until(lambda: not budget.wait(64, Deadline.after(0.001)))
+            receiver.abort()
+            until(lambda: len(pair.prefill.quarantine) == 1)
+            assert not budget.wait(64, Deadline.after(0.001))
+            patch.setattr(Hung, "poll", Raising.poll)
+            until(lambda: budget.wait(64, Deadline.after(0.001)))
+        pair.move(3, [1], [3])
+
+
 # --- ends -----------------------------------------------------------------------------------
 
 
@@ -605,6 +711,14 @@ def test_nobody_is_admitted_to_an_engine_that_is_closed(monkeypatch: pytest.Monk
         pair.decode.close()
         assert not threads("pdcore-admit")
     assert admitted == [False]
+
+
+def test_a_host_that_is_no_address_is_refused_before_anything_starts() -> None:
+    for host in ("*", "", "a b", "tcp://h"):
+        with pytest.raises(ConfigError, match="must be a name or an address of this machine"):
+            Config(host=host)
+    for host in ("0.0.0.0", "node-7.example", "[::1]", "[fe80::1%eth0]"):
+        assert Config(host=host).host == host
 
 
 def test_an_address_that_nobody_can_dial_is_refused_at_registration() -> None:

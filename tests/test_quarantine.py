@@ -94,18 +94,18 @@ def test_a_transfer_that_cannot_be_polled_does_not_keep_the_others(
     calls: list[str] = []
     broken, healthy = Straggler(), Straggler()
     broken.raises = healthy.silent = True
-    watched = Watched(broken)
+    watched = Watched(broken, partial(calls.append, "raised"))
     quarantine.settle(watched, lambda: calls.append("broken"))
     quarantine.settle(healthy, lambda: calls.append("healthy"))
     quarantine.sweep()
-    assert (calls, len(quarantine)) == (["healthy"], 1)
+    assert (calls, len(quarantine)) == (["raised", "healthy"], 1)
     assert "the engine raised while it was asked about a transfer" in caplog.text
     assert watched.poll() is TransferState.FAILED
     assert watched.quiescence is Quiescence.UNKNOWN
     assert watched.error is not None
     assert watched.error.there_is == "ZeroDivisionError()"
     quarantine.release_all()
-    assert calls == ["healthy", "broken"]
+    assert calls == ["raised", "healthy", "broken"]
 
 
 def test_who_is_told_may_settle_and_sweep(quarantine: Quarantine) -> None:

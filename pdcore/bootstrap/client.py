@@ -21,6 +21,7 @@ from pdcore.secret import AuthKey
 __all__ = ["BootstrapClient"]
 
 _RETRY = 0.2
+_MOMENT = 1.0
 _WITHDRAW = 60.0
 _NO_ANSWER = "no answer within the deadline"
 _UNREACHED = (aiohttp.ClientError, OSError, asyncio.TimeoutError)
@@ -81,7 +82,8 @@ class BootstrapClient:
             _log.info("could not withdraw from the bootstrap service at %s: %s", address, error)
 
     def close(self, deadline: Deadline) -> None:
-        """End all requests and the thread; idempotent."""
+        """End all requests and the thread; idempotent. Takes a moment even when the deadline has passed."""
+        deadline = Deadline.after(max(deadline.remaining(), _MOMENT))
         if not self._closed:
             self._closed = True
             with suppress(TimeoutError):

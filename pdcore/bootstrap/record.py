@@ -5,14 +5,11 @@ from __future__ import annotations
 import attrs
 from attrs.validators import matches_re
 
+from pdcore.config import HOST
 from pdcore.model import Incarnation, RoomId
 from pdcore.topology import DPChoice, Topology
 
 __all__ = ["RankGroup", "RankRecord", "Refusal", "ReplicaQuery", "RoomsRecord"]
-
-
-ADDRESS = r"([\w.-]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}"
-"""host:port, an IPv6 address in brackets."""
 
 
 @attrs.frozen
@@ -23,7 +20,7 @@ class RankRecord:
     """
 
     incarnation: Incarnation
-    address: str = attrs.field(validator=matches_re(ADDRESS))
+    address: str = attrs.field(validator=matches_re(HOST + ":[0-9]{1,5}"))
     topology: Topology
     lease: float
 

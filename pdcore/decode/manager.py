@@ -104,9 +104,9 @@ class DecodeManager(Manager):
         return self._sources.find(bootstrap, query)
 
     def request(self, source: PrefillSource, wanted: RequestMetadata) -> None:
-        """Post a request to a paired prefill rank."""
+        """Post a request to a paired prefill rank, unless it is lost by then: the next has the same route."""
         self.engine.expect(1)
-        self.channel.post(source.route, wanted)
+        self.channel.post_if(lambda: self._sources.of(source.route) is source, source.route, wanted)
 
     def abandon(self, source: PrefillSource, abort: Abort) -> None:
         """Tell prefill that a request was given up."""

@@ -135,8 +135,8 @@ class Sources:
             )
             with self._lock:
                 if not self._closed:
-                    self._admitting = {admitting, *(t for t in self._admitting if t.is_alive())}
                     admitting.start()
+                    self._admitting = {admitting, *(t for t in self._admitting if t.is_alive())}
 
     def end_threads(self, deadline: Deadline) -> None:
         """End the threads that admit new peers, and those that wait for lost ones."""
@@ -230,7 +230,7 @@ class Sources:
             return
         with self._lock:
             current = self._sources.get(source.route)
-            if current is None or current.identity != source.identity:
+            if current is None or current.lost or current.identity != source.identity:
                 self._revocations.start(source.identity, description.endpoint, lambda: None)
 
 

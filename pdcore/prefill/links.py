@@ -131,8 +131,8 @@ class Links:
         limit = self._config.timeouts.pairing
         deadline = Deadline.after(limit)
         try:
-            # Decode admits our writes again when it reads the reply: those of the earlier pairing
-            # must have ended by then.
+            # Decode admits our writes again when it reads the reply: no lane may start one of the earlier
+            # pairing then. What is in flight is in quarantine, and its pages are decode's to keep.
             if old is not None and not old.join(deadline):
                 raise EngineError(
                     "the writes of an earlier pairing have not ended",

@@ -80,14 +80,9 @@ class PrefillManager(Manager):
             raise
         self._examiner = Examiner(self.config.transfer.verify, pools, topology.unique_rank, self.tell)
         self.examine = self._examiner.begin
+        ours = self.describe(self.address)
         self._links = Links(
-            self.engine,
-            pools,
-            self.config,
-            self.describe(self.address),
-            backend.state_plan,
-            self.channel.post,
-            self.events,
+            self.engine, pools, self.config, ours, backend.state_plan, self.channel.post, self.events
         )
         lease = self.config.liveness.interval * self.config.liveness.max_failures
         self._rank = RankRecord(self.incarnation, self.address, topology, lease)
@@ -112,7 +107,7 @@ class PrefillManager(Manager):
         with self._lock:
             self._senders[room] = sender
         for parked in self._parking.take(room):
-            sender.accept(parked)
+            self._offer(sender, parked)
         self._end_if_closed(sender)
         return sender
 
@@ -135,11 +130,9 @@ class PrefillManager(Manager):
             shipment.begin()
             return shipment
         # Chunks that had to wait for decode go on the lane in both models: there is no send to submit in.
-        link.outbox(delivery.chunk.room).post(delivery, partial(self._ship, link))
+        ship = partial(Shipment, self.engine, self.quarantine, link)
+        link.outbox(delivery.chunk.room).post(delivery, lambda deliveries: ship(deliveries).run())
         return None
-
-    def _ship(self, link: PeerLink, deliveries: list[Delivery]) -> None:
-        Shipment(self.engine, self.quarantine, link, deliveries).run()
 
     def tell(self, destination: Destination, message: Message) -> None:
         """Post a message to a destination, unless it is lost."""
@@ -165,7 +158,7 @@ class PrefillManager(Manager):
     def suspect(self, link: PeerLink, failure: KVTransferError) -> None:
         """An engine says that this peer is gone: fail all its rooms now, unless it has paired anew."""
         why = f"{failure.happened}: {failure.there_is}"
-        self.channel.call(partial(self._lose_link, link, why))
+        self.channel.call(partial(self._lose, link.route, why, only=link))
 
     # --- on the control thread -------------------------------------------------------------
 
@@ -207,10 +200,17 @@ class PrefillManager(Manager):
             evicted = [] if sender else self._parking.put(destination)
         for other, failure in evicted:
             self.tell(other, self.failed(other, failure, drained=True))
-        if sender is None or sender.accept(destination):
+        if sender is not None:
+            self._offer(sender, destination)
+
+    def _offer(self, sender: KVSender, destination: Destination) -> None:
+        """Have a room take a request, or tell decode how the room has ended."""
+        if sender.accept(destination):
             return
         ended = sender.failure()
-        if ended is not None and not sender.promised_to(route, wanted.generation):
+        if ended is not None and not sender.promised_to(
+            destination.link.route, destination.wanted.generation
+        ):
             self.tell(destination, self.failed(destination, ended, drained=True))
         else:
             self.channel.counts["stale"] += 1
@@ -243,17 +243,15 @@ class PrefillManager(Manager):
         if self._links.pair(route, request.description, old):
             self.heartbeats.track(route, time.monotonic())
 
-    def _lose(self, route: Route, why: str, level: int = logging.WARNING) -> None:
+    def _lose(
+        self, route: Route, why: str, level: int = logging.WARNING, only: PeerLink | None = None
+    ) -> None:
         link = self._links.get(route)
-        if link is None:
-            self.heartbeats.forget(route)
-        else:
-            self._lose_link(link, why, level)
-
-    def _lose_link(self, link: PeerLink, why: str, level: int = logging.WARNING) -> None:
-        if self._links.get(link.route) is not link:
+        if only is not None and link is not only:
             return
-        self.heartbeats.forget(link.route)
+        self.heartbeats.forget(route)
+        if link is None:
+            return
         link.lost = True  # first: a room that takes a parked request of it now sees that
         with self._lock:
             affected = [s for s in self._senders.values() if s.uses(link)]

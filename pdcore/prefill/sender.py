@@ -37,6 +37,7 @@ class KVSender(RoomHandle):
         self._host = host
         self._lock = threading.Lock()
         self._destinations: list[Destination] = []
+        self._asked: dict[Route, Generation] = {}
         self._complete = False
         self._held: list[TransferKVChunk] = []
         self._unfinished = 0
@@ -147,10 +148,11 @@ class KVSender(RoomHandle):
         return any(d.link.route == route and d.wanted.generation == generation for d in self._destinations)
 
     def outlived_by(self, destination: Destination) -> bool:
-        """Whether this room has ended, and this is a later request of its decode rank for the same id."""
-        route, generation = destination.link.route, destination.wanted.generation
-        earlier = any(d.link.route == route and d.wanted.generation < generation for d in self._destinations)
-        return earlier and self.record.status.terminal
+        """Whether this room has ended, and this is a request for the next life of its id."""
+        asked = self._asked.get(destination.link.route)
+        if asked is None:
+            return self.record.status is KVPoll.SUCCESS
+        return self.record.status.terminal and asked < destination.wanted.generation
 
     def accept(self, destination: Destination) -> bool:
         """Take a destination; return False if the room is past BOOTSTRAPPING (a stale message).
@@ -158,6 +160,7 @@ class KVSender(RoomHandle):
         The room waits for all the decode ranks that ask this prefill rank.
         """
         link = destination.link
+        self._asked.setdefault(link.route, destination.wanted.generation)
         with self._lock:
             twice = any(d.link.rank == link.rank for d in self._destinations)
             if self.record.status is not KVPoll.BOOTSTRAPPING or self._complete or twice:

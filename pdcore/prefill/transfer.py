@@ -105,19 +105,24 @@ class Shipment:
 
     def _submit(self, piece: WriteBatch) -> None:
         try:
-            self._transfer = Watched(self._engine.write(self._link.peer, piece))
+            self._transfer = Watched(self._engine.write(self._link.peer, piece), self._give_back)
         except PDCoreError as error:
-            self._link.budget.give(len(piece))
+            self._give_back()
             self._end(error)
         # A third party's adapter may raise anything; the rooms must end, and their pages are suspect.
         except Exception as error:
             _log.exception("the engine raised while writing to %s", self._link.identity)
-            self._transfer = Watched(None)
+            self._transfer = Watched(None, self._give_back)
             self._end(error)
 
+    def _give_back(self) -> None:
+        """Return what the piece under way took of the budget: it has ended, or nobody will ever tell."""
+        piece, self._piece = self._piece, None
+        if piece is not None:
+            self._link.budget.give(len(piece))
+
     def _piece_landed(self) -> None:
-        assert self._piece is not None
-        self._link.budget.give(len(self._piece))
+        self._give_back()
         self._transfer = None
         self._piece = next(self._pieces, None)
 
@@ -132,15 +137,11 @@ class Shipment:
         if transfer.quiescence is not Quiescence.DRAINED:
             for delivery in self._deliveries:
                 delivery.quarantined()
-        if transfer.untraceable and self._piece is not None:
-            # Nobody will ever say that these entries have ended; the peer's next writes must not wait for it.
-            self._link.budget.give(len(self._piece))
-            self._piece = None
         self._quarantine.settle(transfer, self._drained)
 
     def _drained(self) -> None:
-        if self._transfer is not None and self._piece is not None:
-            self._link.budget.give(len(self._piece))
+        if self._transfer is not None:
+            self._give_back()
         for delivery in self._deliveries:
             delivery.drained()
 

@@ -16,14 +16,17 @@ _log = logging.getLogger("pdcore.transfer")
 
 
 class Watched(Transfer):
-    """A transfer that fails once it raised. It is ``untraceable`` then: nobody can tell when it has drained.
+    """A transfer that fails once it raised. Nobody can tell then when it has drained: UNKNOWN for ever.
 
-    ``transfer`` is None for a write that raised instead of returning one.
+    ``transfer`` is None for a write that raised instead of returning one. ``on_raise`` is called once.
     """
 
-    def __init__(self, transfer: Transfer | None) -> None:
-        self._transfer = transfer or Finished()
-        self.untraceable = transfer is None
+    def __init__(self, transfer: Transfer | None, on_raise: Callable[[], None]) -> None:
+        self._transfer = Finished() if transfer is None else transfer
+        self._untraceable = transfer is None
+        self._on_raise = on_raise
+        if self._untraceable:
+            on_raise()
 
     def poll(self) -> TransferState:
         return self._ask(self._transfer.poll)
@@ -33,7 +36,7 @@ class Watched(Transfer):
 
     @property
     def quiescence(self) -> Quiescence:
-        if not self.untraceable:
+        if not self._untraceable:
             try:
                 return self._transfer.quiescence
             except Exception as error:
@@ -41,7 +44,7 @@ class Watched(Transfer):
         return Quiescence.UNKNOWN
 
     def _ask(self, question: Callable[[], TransferState]) -> TransferState:
-        if not self.untraceable:
+        if not self._untraceable:
             try:
                 state = question()
             except Exception as error:
@@ -53,7 +56,8 @@ class Watched(Transfer):
 
     def _raised(self, error: Exception) -> None:
         _log.exception("the engine raised while it was asked about a transfer")
-        self.untraceable = True
+        self._untraceable = True
+        self._on_raise()
         self.error = KVTransferError(
             FailureCode.ENGINE,
             "the transfer engine raised instead of telling how a transfer stands",

@@ -133,6 +133,10 @@ class Channel:
         """Send a message; returns at once, from any thread. Messages on one route keep their order."""
         self.call(partial(self._send, route, self._codec.encode(message)))
 
+    def post_if(self, wanted: Callable[[], bool], route: Route, message: Message) -> None:
+        """Post a message that goes out only if the owner thread finds then that it is wanted."""
+        self.call(partial(self._send_if, wanted, route, self._codec.encode(message)))
+
     def call(self, action: Callable[[], None]) -> None:
         """Have the owner thread do something after what was ordered before; returns at once."""
         self._orders.append(action)
@@ -209,6 +213,10 @@ class Channel:
 
     def _send(self, route: Route, frames: Frames) -> None:
         self._gate.send(route, [self._stamps.next(), *frames])
+
+    def _send_if(self, wanted: Callable[[], bool], route: Route, frames: Frames) -> None:
+        if wanted():
+            self._send(route, frames)
 
     def _transmit(self, route: Route, frames: Frames) -> None:
         dealer = self._dealers.get(route)

@@ -166,8 +166,7 @@ class MoriEngine(TransferEngine):
             peer.connected = False
             if last and self._native is not None:
                 self._native.deregister_remote_engine(remote.desc)
-        if last:
-            self._revisit()
+        self._revisit()
 
     def do_close(self) -> None:
         if not self.flights.settle(Deadline.after(SETTLE), shut=True):
@@ -188,11 +187,13 @@ class MoriEngine(TransferEngine):
         deadline = Deadline.after(PROBE)
         for remote in left:
             why = ask(remote.desc.host, remote.desc.port, deadline) if remote.desc.port else None
-            remote.gone = isinstance(why, ConnectionRefusedError)
+            remote.gone |= isinstance(why, ConnectionRefusedError)
             doubt = self.flights.reach(remote) or remote.lost or remote.astray
             with self._meeting:
-                if not remote.users and (remote.gone or not doubt):
-                    self._remotes.pop(remote.desc.key, None)
+                if not remote.users and remote.desc.key in self._remotes:
+                    del self._remotes[remote.desc.key]
+                    if doubt and not remote.gone:  # it is the last to be asked next time
+                        self._remotes[remote.desc.key] = remote
 
     def _place(self, device: Device) -> object:
         places = self.library.module.MemoryLocationType
@@ -219,8 +220,8 @@ class MoriEngine(TransferEngine):
             memories = [self.library.memory_desc(packed) for packed in export.memories]
             expected = [(desc.key, region.length, self._place(region.device)) for region in regions]
             if desc.key.encode() != endpoint or [(m.engine_key, m.size, m.loc) for m in memories] != expected:
-                there = f"{len(memories)} memories of engine {desc.key[:40]}"
-                raise msgspec.DecodeError(f"{there}, for {len(regions)} regions at {endpoint[:40]!r}")
+                there = f"{len(memories)} memories of engine {desc.key[:40]}, for {len(regions)} regions"
+                raise msgspec.DecodeError(f"{there} at {endpoint[:40]!r}")
         except (msgspec.DecodeError, RuntimeError) as error:
             raise EngineError(
                 "MORI does not accept a peer's export",
@@ -247,10 +248,10 @@ class MoriEngine(TransferEngine):
         transfer = MoriTransfer(peer.remote, self.flights)
         if not self.flights.admit(transfer):
             self._check_usable()
-        nothing = (
+        empty = (
             (self._memories[n], [0], peer.memories[m], [0], [0]) for n, m in pairs if not deadline.expired
         )
-        transfer.post(self.native, nothing)
+        transfer.post(self.native, empty)
         state = transfer.wait(deadline)
         if state is TransferState.DONE and not deadline.expired:
             return ""
