@@ -399,7 +399,8 @@ def test_every_parked_request_of_a_room_that_ends_as_it_is_opened_is_answered() 
             receiver.init()
             receiver.send_metadata([1])
         until(lambda: len(prefill._parking._parked.get(RoomId(2), ())) == 2)
-        prefill._parking._parked[RoomId(2)][0].link.lost = True
+        (lost,) = (d.link for d in prefill._parking._parked[RoomId(2)] if d.link.rank == 0)
+        lost.lost = True
         sender = prefill.sender(RoomId(2))
         assert sender.poll() is KVPoll.FAILED
         assert receivers[1].wait(soon()) is KVPoll.FAILED
