@@ -27,7 +27,7 @@ __all__ = [
 
 SET_IN_CODE = "code"
 MAX_SECONDS = 7 * 24 * 3600.0
-HOST = r"([\w.-]+|\[[\w:.%]+\])"
+HOST = r"[\w.:%\[\]-]+"
 
 Number = TypeVar("Number", int, float)
 
@@ -49,7 +49,7 @@ def _not_empty(_instance: object, attribute: attrs.Attribute[str], value: str) -
 
 def _host(_instance: object, attribute: attrs.Attribute[str], value: str) -> None:
     if not re.fullmatch(HOST, value):
-        reason = f"must be a name or an address of this machine, IPv6 in brackets, is {value!r}"
+        reason = f"must be a name or an address of this machine, is {value!r}"
         raise ConfigError([ConfigProblem(attribute.name, SET_IN_CODE, reason)])
 
 

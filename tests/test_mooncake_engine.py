@@ -152,11 +152,11 @@ def test_a_wedged_engine_is_recognised_and_replaced() -> None:
         assert isinstance(peer, MooncakePeer)
         wedged = engine._native.current
         # What the adapter never does: more blocks at once than the engine's queue takes.
-        offsets = np.tile(np.arange(BLOCKS, dtype=np.uint64) * np.uint64(BLOCK), 3)
+        offsets = np.tile(np.arange(BLOCKS, dtype=np.uint64) * np.uint64(BLOCK), 6)
         here, there = offsets + np.uint64(source.ctypes.data), offsets + np.uint64(target.ctypes.data)
         lengths = np.full(len(offsets), BLOCK, np.uint64)
         reasons: list[str] = []
-        while engine._native.current is wedged and len(reasons) < 15:
+        while engine._native.current is wedged and len(reasons) < 40:
             assert wedged.batch_transfer_sync_write(peer.segment, here, there, lengths) == -1
             failed = engine.write(peer, scattered(np.arange(3)))
             reasons.append(failed.error.there_is if failed.error else "it worked")
