@@ -28,6 +28,7 @@ __all__ = [
 SET_IN_CODE = "code"
 MAX_SECONDS = 7 * 24 * 3600.0
 HOST = r"[\w.:%\[\]-]+"
+"""What a host consists of; whether there is such a one, the system tells."""
 
 Number = TypeVar("Number", int, float)
 

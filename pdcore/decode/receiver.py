@@ -146,7 +146,7 @@ class KVReceiver(RoomHandle):
             aux_index,
             lists,
             decode_prefix_len,
-            0.0,
+            0.0,  # what is left is told when it goes out
             self.events.traceparent(record.room, record.generation) if self.events.on else None,
         )
         with self._lock:

@@ -36,8 +36,8 @@ class Sources:
     """Groups of prefill ranks by bootstrap address and DP rank, and their ranks by route.
 
     ``_dp_sizes`` remembers by bootstrap address what tells the DP rank of a room without a look-up.
-    The lock guards it, ``_groups``, ``_finding``, ``_sources`` and ``_admitting``. ``lost`` is called on
-    the control thread with a source that could not be paired.
+    The lock guards it, ``_groups``, ``_finding``, ``_sources``, ``_admitting`` and ``_closed``. ``lost`` is
+    called on the control thread with a source that could not be paired.
     """
 
     def __init__(
