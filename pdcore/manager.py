@@ -11,23 +11,15 @@ from types import TracebackType
 from typing import TypeVar
 
 from pdcore import __version__
-from pdcore.backend import AuxRoute, AuxTransport, PeerIdentity
-from pdcore.config import Config, TransferModel
-from pdcore.digest import require_host_memory
-from pdcore.errors import (
-    AuthenticationError,
-    ConfigError,
-    ConfigProblem,
-    FailureCode,
-    KVTransferError,
-    LayoutError,
-    RoomError,
-)
-from pdcore.events import EngineStarted, Events, HeartbeatMissed, Node, Stage, Subscriber, stage
+from pdcore.backend import PeerIdentity
+from pdcore.config import Config
+from pdcore.errors import AuthenticationError, FailureCode, KVTransferError, RoomError
+from pdcore.events import Events, HeartbeatMissed, Node, Stage, Subscriber, stage
 from pdcore.handle import RoomHandle
 from pdcore.liveness import Heartbeats
-from pdcore.model import CPU, Deadline, Role, RoomId, new_incarnation
+from pdcore.model import Deadline, Role, RoomId, new_incarnation
 from pdcore.pools import Pools
+from pdcore.ready import ready_engine
 from pdcore.selection import Backend
 from pdcore.status import RoomTable
 from pdcore.topology import Topology
@@ -76,26 +68,9 @@ class Manager(ABC):
         )
         self._closing = threading.Lock()
         self._closed = False
-        self.inline = (config.transfer.model or backend.spec.transfer_model) is TransferModel.INLINE
-        with stage(self.events, Stage.ENGINE_START):
-            self.engine = backend.start_engine(
-                role=role,
-                incarnation=self.incarnation,
-                host=config.host,
-                deadline=Deadline.after(config.timeouts.engine_start),
-                require_transport=config.require_transport,
-            )
-        if self.events.on:
-            self.events.emit(EngineStarted(node, self.engine.effective_transport))
-        try:
-            self.aux_transports = self._choose_aux_transports()
-            self._check_model()
-            require_host_memory(config.transfer.verify, pools.regions)
-            with stage(self.events, Stage.REGISTER_MEMORY):
-                self._regions = self.engine.register(pools.regions)
-        except BaseException:
-            self.engine.close()
-            raise
+        ready = ready_engine(role, backend, pools, config, self.events)
+        self.engine, self.inline = ready.engine, ready.inline
+        self.aux_transports, self._regions = ready.aux_transports, ready.regions
         say_if_open(config.auth_key, config.host)
         self.channel = self._open_channel()
 
@@ -209,38 +184,6 @@ class Manager(ABC):
             f"incarnation {self.incarnation[:8]}",
             "send the request to another worker",
         )
-
-    def _choose_aux_transports(self) -> tuple[AuxTransport, ...]:
-        route = self.backend.aux_route(self.engine)
-        wanted = self.config.transfer.aux
-        if wanted == "engine" and not self.engine.capabilities.aux:
-            problem = ConfigProblem(
-                "transfer.aux",
-                "configuration",
-                "the backend's engine does not carry aux rows; use tcp or auto",
-            )
-            raise ConfigError([problem])
-        if wanted != "auto":
-            route = AuxRoute(AuxTransport(wanted), CPU if wanted == "tcp" else route.device)
-        lies_on = self.pools.aux.region.device if self.pools.aux is not None else route.device
-        if lies_on != route.device:
-            raise LayoutError(
-                "the aux buffers are not where they are needed",
-                f"they lie on {lies_on}; aux over {route.transport.value} takes them on {route.device}",
-                f"make them with MetadataBuffers(device={route.device!r}), or set transfer.aux",
-            )
-        fallback = wanted == "auto" and route.transport is AuxTransport.ENGINE and lies_on == CPU
-        return (route.transport, AuxTransport.TCP) if fallback else (route.transport,)
-
-    def _check_model(self) -> None:
-        if self.inline and self.role is Role.PREFILL and not self.engine.capabilities.asynchronous:
-            problem = ConfigProblem(
-                "transfer.model",
-                "configuration",
-                "inline needs an engine that submits asynchronously, and this one copies inside write(); "
-                "use workers",
-            )
-            raise ConfigError([problem])
 
     # --- on the control thread -------------------------------------------------------------
 

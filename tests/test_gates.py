@@ -27,7 +27,7 @@ FLOW = """
 errors model secret config structuring settings layout schema topology regions outcome budget engine
 backend metrics events trial installation hookspecs discovery plugins environment engine_start assessment
 selection plan wire bootstrap liveness status quarantine rows metadata pools digest pairing handle
-manager prefill decode telemetry echo local demo testing bench cli
+ready manager prefill decode telemetry echo local demo testing bench cli
 """
 """The flow: config, discover, select, engine, register, bootstrap, plan, send, status."""
 ORDER = FLOW.split()
