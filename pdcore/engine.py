@@ -9,66 +9,20 @@ from __future__ import annotations
 
 import os
 import threading
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from enum import Enum
 from typing import Protocol
 
-import attrs
-import msgspec
 import numpy as np
 
+from pdcore.capabilities import Certainty, EffectiveTransport, EngineCapabilities
 from pdcore.errors import EngineClosedError, EngineError, RegistrationError
-from pdcore.model import Deadline, DeviceKind
+from pdcore.export import open_export, seal_export
+from pdcore.model import Deadline
 from pdcore.outcome import Finished, Quiescence, Transfer, TransferState
 from pdcore.regions import OffsetArray, Region, RegionInfo, WriteBatch
 
 __all__ = ["Certainty", "EffectiveTransport", "EngineCapabilities", "Peer", "RawWrite", "TransferEngine"]
-
-EXPORT_VERSION = 1
-
-
-class Certainty(Enum):
-    """How sure an engine is of the transport it runs on."""
-
-    VERIFIED = "verified"
-    INFERRED = "inferred"
-    UNKNOWN = "unknown"
-
-
-@attrs.frozen
-class EffectiveTransport:
-    """The transport that an engine really uses, as far as it can tell; ``how`` says from what."""
-
-    name: str
-    certainty: Certainty
-    how: str = ""
-
-
-@attrs.frozen
-class EngineCapabilities:
-    """Facts about an engine. The core decides by these and never by a backend's name.
-
-    ``max_outstanding_entries`` is per peer over all threads and ``max_entry_bytes`` per entry
-    (None: no limit). ``entry_cost`` is the engine's own cost of one more entry, in seconds.
-    ``asynchronous``: ``write`` returns before the bytes moved, so that inline submission works.
-    ``drained_on_failure``: a FAILED transfer is DRAINED. ``remote_bounds_checked``: the far side
-    refuses an address outside its regions. ``revocable``: ``revoke`` can prove a peer silent.
-    ``silent_after_close``: once ``close`` returned, nothing that it had sent can land at a peer any
-    more, not even what a stopped peer has not read yet. ``aux``: aux rows may travel through it.
-    """
-
-    max_outstanding_entries: int | None = None
-    max_entry_bytes: int | None = None
-    entry_cost: float = 0.0
-    asynchronous: bool = False
-    memory_kinds: frozenset[DeviceKind] = frozenset({DeviceKind.CPU})
-    drained_on_failure: bool = False
-    remote_bounds_checked: bool = False
-    revocable: bool = False
-    silent_after_close: bool = False
-    aux: bool = False
 
 
 class Peer:
@@ -81,17 +35,6 @@ class Peer:
         self.endpoint = endpoint
         self.regions = regions
         self.region_lengths: OffsetArray = np.array([r.length for r in regions], np.uint64)
-
-
-@attrs.frozen
-class _Export:
-    version: int
-    regions: tuple[RegionInfo, ...]
-    native: bytes
-
-
-# Made at import: msgspec 0.22 crashes when two threads are the first to decode a type (lanes that connect).
-_read_export = msgspec.msgpack.Decoder(_Export).decode
 
 
 class TransferEngine(ABC):
@@ -203,8 +146,7 @@ class TransferEngine(ABC):
         native = self.do_register(regions)
         self.regions = tuple(regions)
         self.region_lengths = np.array([r.length for r in regions], np.uint64)
-        body = msgspec.msgpack.encode(_Export(EXPORT_VERSION, tuple(r.info for r in regions), native))
-        return zlib.crc32(body).to_bytes(4, "big") + body
+        return seal_export(regions, native)
 
     def deregister(self) -> None:
         """Take all registrations back; idempotent."""
@@ -220,13 +162,7 @@ class TransferEngine(ABC):
             EngineError: the export is corrupt or of another version, or the peer cannot be reached.
         """
         self._check_usable()
-        if len(regions) < 5 or zlib.crc32(regions[4:]).to_bytes(4, "big") != regions[:4]:
-            raise EngineError(
-                "a peer's region export is corrupt",
-                f"{len(regions)} bytes whose checksum does not match",
-                "pair again; if it persists, look at what carries the control messages",
-            )
-        export = _decode_export(regions[4:])
+        export = open_export(regions)
         return self.do_connect(endpoint, export.regions, export.native, deadline)
 
     def write(self, peer: Peer, batch: WriteBatch) -> Transfer:
@@ -262,18 +198,6 @@ class TransferEngine(ABC):
         if self._closed:
             happened = "a transfer engine was used after close()"
             raise EngineClosedError(happened, "it is closed", "start a new engine")
-
-
-def _decode_export(body: bytes) -> _Export:
-    try:
-        export = _read_export(body)
-    except msgspec.DecodeError as error:
-        there = str(error)
-    else:
-        if export.version == EXPORT_VERSION:
-            return export
-        there = f"version {export.version} there, {EXPORT_VERSION} here"
-    raise EngineError("a peer's region export cannot be read", there, "run the same pdcore on both sides")
 
 
 class RawWrite(Protocol):

@@ -329,21 +329,22 @@ def test_endpoints_are_unique_per_incarnation(real: LocalEngine) -> None:
 
 
 FIRST_READERS = """
-import importlib, sys, threading
+import importlib, sys, threading, zlib
 import msgspec
-from pdcore import engine, model, regions
+from pdcore import export, model, regions
 
 sys.setswitchinterval(1e-6)
 for _ in range(20):
-    for module in (model, regions, engine):
+    for module in (model, regions, export):
         importlib.reload(module)
     infos = tuple(regions.RegionInfo(str(n), 8, model.CPU, 8) for n in range(20))
-    body = msgspec.msgpack.encode(engine._Export(engine.EXPORT_VERSION, infos, b""))
+    body = msgspec.msgpack.encode(export.Export(export.EXPORT_VERSION, infos, b""))
+    sealed = zlib.crc32(body).to_bytes(4, "big") + body
     start = threading.Barrier(8)
 
     def read():
         start.wait()
-        engine._decode_export(body)
+        export.open_export(sealed)
 
     threads = [threading.Thread(target=read) for _ in range(8)]
     for thread in threads:

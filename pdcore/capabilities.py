@@ -1,0 +1,53 @@
+"""What an engine can do and promise, as data. The core decides by it, never by a backend's name."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import attrs
+
+from pdcore.model import DeviceKind
+
+__all__ = ["Certainty", "EffectiveTransport", "EngineCapabilities"]
+
+
+class Certainty(Enum):
+    """How sure an engine is of the transport it runs on."""
+
+    VERIFIED = "verified"
+    INFERRED = "inferred"
+    UNKNOWN = "unknown"
+
+
+@attrs.frozen
+class EffectiveTransport:
+    """The transport that an engine really uses, as far as it can tell; ``how`` says from what."""
+
+    name: str
+    certainty: Certainty
+    how: str = ""
+
+
+@attrs.frozen
+class EngineCapabilities:
+    """Facts about an engine. The core decides by these and never by a backend's name.
+
+    ``max_outstanding_entries`` is per peer over all threads and ``max_entry_bytes`` per entry
+    (None: no limit). ``entry_cost`` is the engine's own cost of one more entry, in seconds.
+    ``asynchronous``: ``write`` returns before the bytes moved, so that inline submission works.
+    ``drained_on_failure``: a FAILED transfer is DRAINED. ``remote_bounds_checked``: the far side
+    refuses an address outside its regions. ``revocable``: ``revoke`` can prove a peer silent.
+    ``silent_after_close``: once ``close`` returned, nothing that it had sent can land at a peer any
+    more, not even what a stopped peer has not read yet. ``aux``: aux rows may travel through it.
+    """
+
+    max_outstanding_entries: int | None = None
+    max_entry_bytes: int | None = None
+    entry_cost: float = 0.0
+    asynchronous: bool = False
+    memory_kinds: frozenset[DeviceKind] = frozenset({DeviceKind.CPU})
+    drained_on_failure: bool = False
+    remote_bounds_checked: bool = False
+    revocable: bool = False
+    silent_after_close: bool = False
+    aux: bool = False
