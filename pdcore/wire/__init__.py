@@ -1,6 +1,6 @@
 """The control plane: typed messages, their encoding, and the channel that carries them."""
 
-from pdcore.wire.channel import Channel, Route
+from pdcore.wire.channel import Channel
 from pdcore.wire.codec import SCHEMA_VERSION, Codec, Frame
 from pdcore.wire.exposure import say_if_open
 from pdcore.wire.messages import (
@@ -20,6 +20,8 @@ from pdcore.wire.messages import (
     RoomStatus,
     Verdict,
 )
+from pdcore.wire.monitor import Connection, ConnectionEvent
+from pdcore.wire.sockets import Route
 
 __all__ = [
     "MESSAGE_KINDS",
@@ -29,6 +31,8 @@ __all__ = [
     "Bye",
     "Channel",
     "Codec",
+    "Connection",
+    "ConnectionEvent",
     "Digests",
     "Failure",
     "Frame",

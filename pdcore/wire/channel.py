@@ -15,36 +15,32 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from functools import partial
-from typing import NewType
 
 import zmq
 
-from pdcore.errors import AuthenticationError, BootstrapError, PDCoreError, WireError
+from pdcore.errors import AuthenticationError, PDCoreError, WireError
 from pdcore.model import Deadline, Incarnation
 from pdcore.secret import AuthKey
 from pdcore.wire.auth import KeyedGate, OpenGate
 from pdcore.wire.codec import Codec
 from pdcore.wire.complaints import COMPLAINT_SECONDS, Complaints
 from pdcore.wire.messages import Message
+from pdcore.wire.monitor import ConnectionEvent
+from pdcore.wire.sockets import Frames, Route, Sockets
 from pdcore.wire.stamp import STAMP_BYTES, Stamps
 
 __all__ = ["Channel", "Route"]
 
-Route = NewType("Route", bytes)
-"""Names one peer of a channel: a dialled address, or the identity with which it dialled us."""
-
-_HIGH_WATER = 100_000
 _BATCH = 256
 _log = logging.getLogger("pdcore.wire")
-
-Frames = list[bytes | memoryview]
 
 
 class Channel:
     """Owns the sockets and the thread ``pdcore-<name>-control``.
 
-    ``on_message``, ``on_tick`` and ``on_refused`` (a dialled peer wants no key, or another) run on that
-    thread: they must neither block nor plan. ``counts`` holds how many messages were malformed,
+    ``on_message``, ``on_tick``, ``on_refused`` (a dialled peer wants no key, or another) and
+    ``on_connection`` (what happens to a dialled connection; route None: to one of those that dialled us)
+    run on that thread: they must neither block nor plan. ``counts`` holds how many messages were malformed,
     unauthenticated, repeated (or late) or undeliverable, ``sent`` how many were sent.
     """
 
@@ -59,30 +55,25 @@ class Channel:
         max_message_bytes: int,
         auth_key: AuthKey | None = None,
         on_refused: Callable[[Route, AuthenticationError], None] | None = None,
+        on_connection: Callable[[Route | None, ConnectionEvent], None] | None = None,
     ) -> None:
         self.counts: Counter[str] = Counter()
         self.sent = 0
-        self._identity = incarnation.encode()
         self._on_message, self._on_tick, self._tick = on_message, on_tick, tick
         self._max_bytes = max_message_bytes
         self._codec = Codec()
         self._stamps = Stamps[Route](incarnation)
         self._complaints = Complaints(_log, COMPLAINT_SECONDS)
-        self._on_refused = on_refused
+        self._on_refused, self._on_connection = on_refused, on_connection
         self._gate: KeyedGate[Route] | OpenGate[Route] = (
-            KeyedGate(auth_key, self._identity, self._transmit, self._refused)
+            KeyedGate(auth_key, incarnation.encode(), self._transmit, self._refused)
             if auth_key is not None
             else OpenGate(self._transmit, self._refused)
         )
-        self._context = zmq.Context()
-        self._router: zmq.Socket[bytes] | None = None
-        self._dealers: dict[Route, zmq.Socket[bytes]] = {}
-        self._routes: dict[zmq.Socket[bytes], Route] = {}
         self._orders: deque[Callable[[], None]] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._waking = threading.Lock()  # keeps a closed, reused descriptor from being written to
-        self._poller = zmq.Poller()
-        self._poller.register(self._wake, zmq.POLLIN)
+        self._sockets = Sockets(incarnation.encode(), max_message_bytes, self._wake)
         self._asleep = False
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name=f"pdcore-{name}-control", daemon=True)
@@ -93,22 +84,7 @@ class Channel:
         Raises:
             BootstrapError: the port is in use or the host is not an address of this machine.
         """
-        router = self._socket(zmq.ROUTER)
-        router.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        router.setsockopt(zmq.ROUTER_HANDOVER, 1)
-        try:
-            router.bind(f"tcp://{host}:{port or '*'}")
-        except zmq.ZMQError as error:
-            router.close()
-            raise BootstrapError(
-                f"the control port {host}:{port} cannot be bound",
-                error.strerror or str(error),
-                "choose a free port (0 takes any) and an address of this machine: control.port, host",
-            ) from error
-        self._router = router
-        self._poller.register(router, zmq.POLLIN)
-        bound = router.getsockopt_string(zmq.LAST_ENDPOINT)
-        return f"{host}:{bound.rsplit(':', 1)[1]}"
+        return self._sockets.bind(host, port)
 
     def start(self) -> None:
         """Start the owner thread."""
@@ -153,7 +129,7 @@ class Channel:
             self._thread.join(deadline.remaining())
             if self._thread.is_alive():  # it releases what is its own when it ends
                 _log.error("%s did not end within its deadline", self._thread.name)
-        elif not self._context.closed:
+        elif not self._sockets.closed:
             self._release()
 
     def _rouse(self) -> None:
@@ -170,13 +146,15 @@ class Channel:
                 self._asleep = True
                 idle = not (self._orders or self._stopping)
                 wait = max(0.0, next_tick - time.monotonic()) if idle else 0.0
-                ready = self._poller.poll(math.ceil(wait * 1000))
+                ready = self._sockets.wait(math.ceil(wait * 1000))
                 self._asleep = False
-                for socket, _ in ready:
-                    if isinstance(socket, zmq.Socket):
-                        self._receive(socket)
-                    else:
+                for socket in ready:
+                    if not isinstance(socket, zmq.Socket):
                         os.eventfd_read(self._wake)
+                    elif self._sockets.is_monitor(socket):
+                        self._watch(socket)
+                    else:
+                        self._receive(socket)
                 if time.monotonic() >= next_tick:
                     next_tick = time.monotonic() + self._tick
                     self._guarded("tick", self._on_tick)
@@ -190,11 +168,10 @@ class Channel:
 
     def _receive(self, socket: zmq.Socket[bytes]) -> None:
         for _ in range(_BATCH):
-            # Asking costs a tenth of the exception by which an empty socket would answer.
-            if not int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            received = self._sockets.receive(socket)
+            if received is None:
                 return
-            frames = socket.recv_multipart(zmq.NOBLOCK, copy=False)
-            route = Route(frames.pop(0).bytes) if socket is self._router else self._routes[socket]
+            route, frames = received
             opened = self._gate.open(route, frames)
             if opened is None:
                 continue
@@ -211,6 +188,14 @@ class Channel:
             else:
                 self.counts["repeated"] += 1
 
+    def _watch(self, socket: zmq.Socket[bytes]) -> None:
+        for route, event in self._sockets.events(socket, _BATCH):
+            if self._on_connection is not None:
+                what = f"connection {event.what.name.lower()}"
+                self._guarded(
+                    what, partial(self._on_connection, route, event), route or b"of those that dial"
+                )
+
     def _send(self, route: Route, frames: Frames) -> None:
         self._gate.send(route, [self._stamps.next(), *frames])
 
@@ -219,7 +204,6 @@ class Channel:
             self._send(route, frames)
 
     def _transmit(self, route: Route, frames: Frames) -> None:
-        dealer = self._dealers.get(route)
         size = sum(map(len, frames)) - STAMP_BYTES
         try:
             if size > self._max_bytes:
@@ -228,14 +212,10 @@ class Channel:
                     f"{size} bytes, the limit is {self._max_bytes}",
                     "raise control.max_message_bytes on both sides",
                 )
-            if dealer is not None:
-                dealer.send_multipart(frames, zmq.NOBLOCK, copy=False)
-            elif self._router is not None:
-                self._router.send_multipart([route, *frames], zmq.NOBLOCK, copy=False)
+            if self._sockets.send(route, frames):
+                self.sent += 1
             else:
                 self.counts["undeliverable"] += 1
-                return
-            self.sent += 1
         except (zmq.ZMQError, WireError) as error:
             self._count("undeliverable", route, error)
 
@@ -262,38 +242,16 @@ class Channel:
             self._guarded("refusal", partial(self._on_refused, route, error), route)
 
     def _dial(self, route: Route) -> None:
-        if route in self._dealers:
-            return
-        dealer = self._socket(zmq.DEALER)
-        dealer.setsockopt(zmq.IDENTITY, self._identity)
-        dealer.connect(f"tcp://{route.decode()}")
-        self._dealers[route] = dealer
-        self._routes[dealer] = route
-        self._poller.register(dealer, zmq.POLLIN)
-        self._gate.dialled(route)
+        if self._sockets.dial(route):
+            self._gate.dialled(route)
 
     def _hang_up(self, route: Route) -> None:
-        dealer = self._dealers.pop(route, None)
-        if dealer is not None:
-            self._poller.unregister(dealer)
-            del self._routes[dealer]
+        if self._sockets.hang_up(route):
             self._stamps.forget(route)
             self._gate.forget(route)
-            dealer.close(linger=0)
-
-    def _socket(self, kind: int) -> zmq.Socket[bytes]:
-        socket = self._context.socket(kind)
-        socket.setsockopt(zmq.SNDHWM, _HIGH_WATER)
-        socket.setsockopt(zmq.RCVHWM, _HIGH_WATER)
-        socket.setsockopt(zmq.MAXMSGSIZE, self._max_bytes)
-        socket.setsockopt(zmq.LINGER, 1000)
-        return socket
 
     def _release(self) -> None:
-        for socket in (self._router, *self._dealers.values()):
-            if socket is not None:
-                socket.close()
-        self._context.term()
+        self._sockets.close()
         with self._waking:
             if self._wake >= 0:
                 os.close(self._wake)

@@ -1,0 +1,159 @@
+"""The sockets of one channel: how they are made, which peer each belongs to, and what is polled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NewType
+
+import attrs
+import zmq
+
+from pdcore.errors import BootstrapError
+from pdcore.wire.monitor import ConnectionEvent, Monitor
+
+__all__ = ["Frames", "Route", "Sockets"]
+
+Route = NewType("Route", bytes)
+"""Names one peer of a channel: a dialled address, or the identity with which it dialled us."""
+
+Frames = list[bytes | memoryview]
+
+_HIGH_WATER = 100_000
+
+
+@attrs.frozen(eq=False)
+class _Line:
+    """One socket, what tells of its connections, and whom it was dialled to (None: it is bound)."""
+
+    socket: zmq.Socket[bytes]
+    monitor: Monitor
+    route: Route | None
+
+
+class Sockets:
+    """One ROUTER at most, a DEALER per dialled peer, and a descriptor that is polled with them.
+
+    Belongs to the owner thread of the channel; ``bind`` comes before that starts. ``identity`` is the one
+    under which peers are dialled.
+    """
+
+    def __init__(self, identity: bytes, max_message_bytes: int, wake: int) -> None:
+        self._identity, self._max_bytes = identity, max_message_bytes
+        self._context = zmq.Context()
+        self._bound: _Line | None = None
+        self._dialled: dict[Route, _Line] = {}
+        self._lines: dict[zmq.Socket[bytes], _Line] = {}
+        self._monitored: dict[zmq.Socket[bytes], _Line] = {}
+        self._poller = zmq.Poller()
+        self._poller.register(wake, zmq.POLLIN)
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``close`` was called."""
+        return self._context.closed
+
+    def bind(self, host: str, port: int) -> str:
+        """Bind the ROUTER and return its ``host:port``.
+
+        Raises:
+            BootstrapError: the port is in use or the host is not an address of this machine.
+        """
+        router = self._socket(zmq.ROUTER)
+        router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        router.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        line = self._poll(router, None)
+        try:
+            router.bind(f"tcp://{host}:{port or '*'}")
+        except zmq.ZMQError as error:
+            self._drop(line)
+            raise BootstrapError(
+                f"the control port {host}:{port} cannot be bound",
+                error.strerror or str(error),
+                "choose a free port (0 takes any) and an address of this machine: control.port, host",
+            ) from error
+        self._bound = line
+        bound = router.getsockopt_string(zmq.LAST_ENDPOINT)
+        return f"{host}:{bound.rsplit(':', 1)[1]}"
+
+    def dial(self, route: Route) -> bool:
+        """Connect to a bound channel without waiting; False if that was done before."""
+        if route in self._dialled:
+            return False
+        dealer = self._socket(zmq.DEALER)
+        dealer.setsockopt(zmq.IDENTITY, self._identity)
+        self._dialled[route] = self._poll(dealer, route)
+        dealer.connect(f"tcp://{route.decode()}")
+        return True
+
+    def hang_up(self, route: Route) -> bool:
+        """Drop a dialled connection and what was not sent on it; return whether there was one."""
+        line = self._dialled.pop(route, None)
+        if line is None:
+            return False
+        self._drop(line)
+        return True
+
+    def send(self, route: Route, frames: Frames) -> bool:
+        """Send without waiting; False if the peer was not dialled and nothing is bound.
+
+        Raises:
+            zmq.ZMQError: the peer is not connected, or takes nothing more at present.
+        """
+        line = self._dialled.get(route)
+        if line is not None:
+            line.socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
+        elif self._bound is not None:
+            self._bound.socket.send_multipart([route, *frames], zmq.NOBLOCK, copy=False)
+        return line is not None or self._bound is not None
+
+    def wait(self, milliseconds: int) -> list[zmq.Socket[bytes] | int]:
+        """Return the sockets and descriptors at which there is something."""
+        return [ready for ready, _ in self._poller.poll(milliseconds)]
+
+    def receive(self, socket: zmq.Socket[bytes]) -> tuple[Route, list[zmq.Frame]] | None:
+        """Return the next message and its sender; None if there is none or the socket was closed."""
+        line = self._lines.get(socket)
+        # Asking costs a tenth of the exception by which an empty socket would answer.
+        if line is None or not int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            return None
+        frames = socket.recv_multipart(zmq.NOBLOCK, copy=False)
+        return line.route if line.route is not None else Route(frames.pop(0).bytes), frames
+
+    def is_monitor(self, socket: zmq.Socket[bytes]) -> bool:
+        """Whether a polled socket tells of connections; it has no messages then."""
+        return socket in self._monitored
+
+    def events(self, socket: zmq.Socket[bytes], most: int) -> Iterator[tuple[Route | None, ConnectionEvent]]:
+        """Yield what a monitor tells, and of whom (None: of one that dialled us), until it is hung up."""
+        line = self._monitored[socket]
+        for event in line.monitor.events(most):
+            if socket in self._monitored:
+                yield line.route, event
+
+    def close(self) -> None:
+        """Close all of them once what was sent is out, or a second has passed."""
+        for line in list(self._lines.values()):
+            self._drop(line, linger=None)
+        self._context.term()
+
+    def _socket(self, kind: int) -> zmq.Socket[bytes]:
+        socket = self._context.socket(kind)
+        socket.setsockopt(zmq.SNDHWM, _HIGH_WATER)
+        socket.setsockopt(zmq.RCVHWM, _HIGH_WATER)
+        socket.setsockopt(zmq.MAXMSGSIZE, self._max_bytes)
+        socket.setsockopt(zmq.LINGER, 1000)
+        return socket
+
+    def _poll(self, socket: zmq.Socket[bytes], route: Route | None) -> _Line:
+        line = _Line(socket, Monitor(socket), route)
+        self._lines[socket] = self._monitored[line.monitor.socket] = line
+        self._poller.register(socket, zmq.POLLIN)
+        self._poller.register(line.monitor.socket, zmq.POLLIN)
+        return line
+
+    def _drop(self, line: _Line, linger: int | None = 0) -> None:
+        self._poller.unregister(line.socket)
+        self._poller.unregister(line.monitor.socket)
+        del self._lines[line.socket], self._monitored[line.monitor.socket]
+        line.monitor.close()
+        line.socket.close(linger)
