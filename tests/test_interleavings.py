@@ -196,10 +196,10 @@ def test_pages_of_a_peer_that_pairs_again_come_back_though_the_engine_proves_not
         assert receiver.wait(soon()) is KVPoll.FAILED
         assert not receiver.release_safe()
         receiver.clear()
-        assert len(pair.decode._draining) == 1
+        assert len(pair.decode._receivers) == 1
         pair.move(3, [1], [1])
         until(receiver.release_safe)
-        until(lambda: not pair.decode._draining)
+        until(lambda: not len(pair.decode._receivers))
         [warned] = [r.getMessage() for r in caplog.records if "may still write" in r.getMessage()]
         assert pair.prefill.address in warned
 
@@ -387,7 +387,7 @@ def test_every_parked_request_of_a_room_that_ends_as_it_is_opened_is_answered() 
         for receiver in receivers:
             receiver.send_metadata([1])
         (prefill,) = both.prefill
-        (first,) = prefill._senders.values()
+        (first,) = prefill._senders.open()
         until(lambda: first.poll() is KVPoll.WAITING_FOR_INPUT)
         first.abort()
         for receiver in receivers:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -14,6 +13,7 @@ from pdcore.bootstrap import ReplicaQuery
 from pdcore.config import Config
 from pdcore.decode.group import PrefillGroup
 from pdcore.decode.receiver import KVReceiver
+from pdcore.decode.receivers import Receivers
 from pdcore.decode.source import PrefillSource, replaced
 from pdcore.decode.sources import Sources
 from pdcore.decode.verifier import Verifier
@@ -47,8 +47,6 @@ _log = logging.getLogger("pdcore.decode")
 class DecodeManager(Manager):
     """The decode side of one rank. Dials out only: it listens on no port.
 
-    The lock guards ``_receivers`` and ``_draining``.
-
     Raises:
         What :class:`~pdcore.manager.Manager` raises.
     """
@@ -62,9 +60,7 @@ class DecodeManager(Manager):
         subscribers: Sequence[Subscriber] = (),
     ) -> None:
         super().__init__(Role.DECODE, backend, pools, topology, config or Config(), subscribers)
-        self._lock = threading.Lock()
-        self._receivers: dict[RoomId, KVReceiver] = {}
-        self._draining: dict[Generation, KVReceiver] = {}
+        self._receivers = Receivers()
         self._remind_at = 0.0
         self._aux_codec = AuxDataCodec(pools.aux) if pools.aux else None
         self._verifier = Verifier(self.config.transfer.verify, pools, self.channel.post)
@@ -92,8 +88,7 @@ class DecodeManager(Manager):
         self._check_open()
         record = self.rooms.open(room, deadline or Deadline.after(self.config.timeouts.request))
         receiver = KVReceiver(self, record, bootstrap)
-        with self._lock:
-            self._receivers[room] = receiver
+        self._receivers.add(receiver)
         self._end_if_closed(receiver)
         return receiver
 
@@ -119,11 +114,7 @@ class DecodeManager(Manager):
 
     def forget(self, receiver: KVReceiver) -> None:
         """Free the id of a room that was cleared; one that is not drained stays known until it is."""
-        with self._lock:
-            if self._receivers.get(receiver.room) is receiver:
-                if not receiver.release_safe():
-                    self._draining[receiver.record.generation] = receiver
-                del self._receivers[receiver.room]
+        self._receivers.clear(receiver)
 
     # --- on the control thread -------------------------------------------------------------
 
@@ -166,11 +157,10 @@ class DecodeManager(Manager):
             self.backend.heartbeat_success(source.identity)
 
     def _known(self, source: PrefillSource, room: RoomId, generation: Generation) -> KVReceiver | None:
-        for candidate in (self._receivers.get(room), self._draining.get(generation)):
-            if candidate is not None and candidate.is_for(source, room, generation):
-                return candidate
-        self.channel.counts["stale"] += 1
-        return None
+        receiver = self._receivers.meant(source, room, generation)
+        if receiver is None:
+            self.channel.counts["stale"] += 1
+        return receiver
 
     def _on_aux(self, source: PrefillSource, message: AuxRow) -> None:
         receiver = self._known(source, message.room, message.generation)
@@ -199,7 +189,7 @@ class DecodeManager(Manager):
         if not source.lose(failure):
             return
         _log.warning("%s", failure)
-        affected = self._using(source)
+        affected = self._receivers.using(source)
         if self.events.on and source.description is not None:
             why = failure.there_is
             self.events.emit(PeerLost(self.events.node, source.identity, why, len(affected)))
@@ -207,12 +197,8 @@ class DecodeManager(Manager):
             receiver.give_up(failure, source)
         self._sources.drop(source, partial(self._drained, source))
 
-    def _using(self, source: PrefillSource) -> list[KVReceiver]:
-        with self._lock:
-            return [r for r in (*self._receivers.values(), *self._draining.values()) if r.uses(source)]
-
     def _drained(self, source: PrefillSource) -> None:
-        for receiver in self._using(source):
+        for receiver in self._receivers.using(source):
             receiver.drained(source)
 
     def _expire(self) -> None:
@@ -228,9 +214,7 @@ class DecodeManager(Manager):
             if receiver is not None and receiver.record is record:
                 receiver.give_up(record.missed())
         self._remind()
-        if self._draining:
-            with self._lock:
-                self._draining = {g: r for g, r in self._draining.items() if not r.release_safe()}
+        self._receivers.sweep()
 
     def _remind(self) -> None:
         """Once per interval, ask again after failed rooms whose pages are not released."""
@@ -238,9 +222,7 @@ class DecodeManager(Manager):
         if now < self._remind_at:
             return
         self._remind_at = now + self.config.liveness.interval
-        with self._lock:
-            known = [*self._receivers.values(), *self._draining.values()]
-        for receiver in [r for r in known if r.poll() is KVPoll.FAILED]:
+        for receiver in [r for r in self._receivers.all() if r.poll() is KVPoll.FAILED]:
             receiver.remind()
 
     def _not_paired_in_time(self, group: PrefillGroup) -> KVTransferError:
@@ -257,17 +239,13 @@ class DecodeManager(Manager):
         return {source.route: source.identity for source in self._sources.all()}
 
     def _end_rooms(self, deadline: Deadline) -> None:
-        with self._lock:
-            receivers = list(self._receivers.values())
-        for receiver in receivers:
+        for receiver in self._receivers.open():
             receiver.give_up(self._shutdown_error())
         self._sources.end_threads(deadline)
         self._verifier.close(deadline)
 
     def _all_drained(self, *, tell: bool) -> None:
-        with self._lock:
-            receivers = [*self._receivers.values(), *self._draining.values()]
-        for receiver in receivers:
+        for receiver in self._receivers.all():
             receiver.drained()
 
     def _leave(self, deadline: Deadline) -> None:

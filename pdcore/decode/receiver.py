@@ -5,52 +5,26 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from typing import Protocol
 
 import attrs
 import numpy.typing as npt
 
 from pdcore.backend import PeerIdentity
 from pdcore.bootstrap import ReplicaQuery
-from pdcore.config import Config
 from pdcore.decode.group import PrefillGroup
+from pdcore.decode.host import ReceiverHost
+from pdcore.decode.placement import Placement, refused
 from pdcore.decode.source import PrefillSource
 from pdcore.errors import FailureCode, KVTransferError, RoomError
-from pdcore.events import Events, MetadataSent
+from pdcore.events import MetadataSent
 from pdcore.handle import RoomHandle
 from pdcore.metrics import RequestMetrics
 from pdcore.model import Generation, KVPoll, RoomId
-from pdcore.plan import index_array
-from pdcore.pools import Pools
-from pdcore.status import Room, RoomTable
+from pdcore.status import Room
 from pdcore.topology import DPChoice
 from pdcore.wire import Abort, Failure, RequestMetadata, RoomStatus
 
-__all__ = ["KVReceiver", "ReceiverHost"]
-
-
-class ReceiverHost(Protocol):
-    """What a receiver needs of its manager."""
-
-    config: Config
-    events: Events
-    pools: Pools
-    rooms: RoomTable
-
-    def group(self, bootstrap: str, query: ReplicaQuery) -> PrefillGroup:
-        """Return the prefill ranks of a DP replica that this rank needs; pairing begins if need be."""
-
-    def request(self, source: PrefillSource, wanted: RequestMetadata) -> None:
-        """Post a request to a paired prefill rank."""
-
-    def abandon(self, source: PrefillSource, abort: Abort) -> None:
-        """Tell prefill that a request was given up."""
-
-    def reaches(self, source: PrefillSource) -> bool:
-        """Whether that prefill process is paired, perhaps anew."""
-
-    def forget(self, receiver: KVReceiver) -> None:
-        """Free the id of a room that was cleared."""
+__all__ = ["KVReceiver"]
 
 
 class KVReceiver(RoomHandle):
@@ -71,8 +45,7 @@ class KVReceiver(RoomHandle):
         self._responded: set[PeerIdentity] = set()
         self._posted = False
         self._writers: set[PeerIdentity] = set()
-        self._num_pages = -1
-        self._aux_index: int | None = None
+        self._placement: Placement | None = None
         self._paired_at = 0.0
         self._posted_at = 0.0
 
@@ -117,38 +90,22 @@ class KVReceiver(RoomHandle):
         """
         if self.record.status is KVPoll.FAILED:
             return
-        reuse = self._host.config.transfer.prefix_reuse
-        if (
-            self._group is None
-            or self._num_pages >= 0
-            or decode_prefix_len < 0
-            or (decode_prefix_len and not reuse)
-        ):
-            raise RoomError(
-                f"send_metadata() of room {self.room} was refused",
-                f"init() called: {self._group is not None}, metadata sent before: {self._num_pages >= 0}, "
-                f"decode_prefix_len={decode_prefix_len}, transfer.prefix_reuse={reuse}",
-                "call init(), then send_metadata() once, with the tokens that decode holds (0: none)",
-            )
-        indices = index_array(pages, "KV pages")
-        pools = self._host.pools
-        pools.check_pages(self.room, indices)
-        pools.check_aux_slot(self.room, aux_index)
-        lists = pools.state_lists(self.room, state_indices, due=True)
+        record, pools = self.record, self._host.pools
+        error = refused(
+            record,
+            initialised=self._group is not None,
+            placed=self._placement is not None,
+            decode_prefix_len=decode_prefix_len,
+            prefix_reuse=self._host.config.transfer.prefix_reuse,
+        )
+        if error is not None:
+            raise error
+        placement = Placement.checked(record, pools, pages, aux_index, state_indices, decode_prefix_len)
         if pools.aux is not None and aux_index is not None:
             pools.aux.empty(aux_index)
-        self._num_pages, self._aux_index = len(indices), aux_index
-        record = self.record
-        wanted = RequestMetadata(
-            record.room,
-            record.generation,
-            indices,
-            aux_index,
-            lists,
-            decode_prefix_len,
-            0.0,  # what is left is told when it goes out
-            self.events.traceparent(record.room, record.generation) if self.events.on else None,
-        )
+        self._placement = placement
+        trace = self.events.traceparent(record.room, record.generation) if self.events.on else None
+        wanted = placement.request(record, trace)
         with self._lock:
             self._held = wanted
         self._post_when_paired()
@@ -163,7 +120,7 @@ class KVReceiver(RoomHandle):
         record = self.record
         end = record.ended_at or time.monotonic()
         paired, posted = self._paired_at or end, self._posted_at or end
-        pages = max(0, self._num_pages)
+        pages = len(self._placement.pages) if self._placement else 0
         return RequestMetrics(
             room=self.room,
             status=record.status,
@@ -242,6 +199,10 @@ class KVReceiver(RoomHandle):
     def aux_slot(self) -> int | None:
         """The slot that an aux row over TCP goes to, while the room is open."""
         return None if self.record.status.terminal else self._aux_index
+
+    @property
+    def _aux_index(self) -> int | None:
+        return self._placement.aux_index if self._placement else None
 
     def is_for(self, source: PrefillSource, room: RoomId, generation: Generation) -> bool:
         """Whether a message of this source belongs to this room's life."""

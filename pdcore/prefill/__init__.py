@@ -1,7 +1,8 @@
 """The prefill side: accepts decode ranks, and sends each request's KV cache to whom it was promised.
 
-``manager`` listens and pairs, ``sender`` is one request, ``link`` one decode rank with its lanes,
-``delivery`` and ``transfer`` are one chunk on its way, ``parking`` keeps requests that came early.
+``manager`` listens and pairs, ``sender`` is one request and ``senders`` are all, ``supply`` is what a
+request was given, ``link`` one decode rank with its lanes, ``delivery`` and ``transfer`` are one chunk on
+its way. ``reception`` brings requests of decode and rooms together, ``parking`` keeps those that came early.
 """
 
 from pdcore.prefill.delivery import TransferKVChunk

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Sequence
 from functools import partial
 
 from pdcore.backend import PeerIdentity
 from pdcore.bootstrap import BootstrapClient, RankRecord, RoomsRecord
-from pdcore.config import MAX_SECONDS, Config
+from pdcore.config import Config
 from pdcore.errors import KVTransferError
 from pdcore.events import Stage, Subscriber, stage
 from pdcore.manager import Manager
@@ -23,7 +22,9 @@ from pdcore.prefill.examiner import Examiner
 from pdcore.prefill.link import Destination, PeerLink
 from pdcore.prefill.links import Links
 from pdcore.prefill.parking import Parking
+from pdcore.prefill.reception import Reception
 from pdcore.prefill.sender import KVSender
+from pdcore.prefill.senders import Senders
 from pdcore.prefill.transfer import Shipment
 from pdcore.quarantine import Quarantine
 from pdcore.selection import Backend
@@ -34,7 +35,6 @@ from pdcore.wire import (
     Heartbeat,
     Message,
     PairRequest,
-    Released,
     RequestMetadata,
     Route,
     Verdict,
@@ -47,7 +47,7 @@ class PrefillManager(Manager):
     """The prefill side of one rank.
 
     Starts the engine, registers the pools, and registers itself with the bootstrap service at
-    ``bootstrap`` ("host:port"). The lock guards ``_senders`` and ``_draining``.
+    ``bootstrap`` ("host:port").
 
     Raises:
         BootstrapError: the control port cannot be bound, or the service cannot be reached.
@@ -67,10 +67,10 @@ class PrefillManager(Manager):
         super().__init__(Role.PREFILL, backend, pools, topology, config or Config(), subscribers)
         self.quarantine = Quarantine()
         self.bootstrap = bootstrap
-        self._lock = threading.Lock()
-        self._senders: dict[RoomId, KVSender] = {}
-        self._draining: list[KVSender] = []
-        self._parking = Parking()
+        self._senders, self._parking = Senders(), Parking()
+        self._reception = Reception(
+            self._senders, self._parking, topology.unique_rank, self.tell, self.channel.counts
+        )
         self._renew_at = 0.0
         self._aux_codec = AuxDataCodec(pools.aux) if pools.aux else None
         try:
@@ -104,10 +104,7 @@ class PrefillManager(Manager):
         self._check_open()
         record = self.rooms.open(room, deadline or Deadline.after(self.config.timeouts.request))
         sender = KVSender(self, record)
-        with self._lock:
-            self._senders[room] = sender
-        for parked in self._parking.take(room):
-            self._offer(sender, parked)
+        self._reception.opened(sender)
         self._end_if_closed(sender)
         return sender
 
@@ -149,11 +146,7 @@ class PrefillManager(Manager):
 
     def forget(self, sender: KVSender) -> None:
         """Free the id of a room that was cleared; one that is not drained stays known until it is."""
-        with self._lock:
-            if self._senders.get(sender.room) is sender:
-                del self._senders[sender.room]
-                if not sender.drained:
-                    self._draining.append(sender)
+        self._senders.clear(sender)
 
     def suspect(self, link: PeerLink, failure: KVTransferError) -> None:
         """An engine says that this peer is gone: fail all its rooms now, unless it has paired anew."""
@@ -189,31 +182,7 @@ class PrefillManager(Manager):
             if link is None:
                 self._disown(route)
             return
-        if not wanted.remaining > 0:
-            self.channel.counts["stale"] += 1
-            return
-        destination = Destination(link, wanted, Deadline.after(min(wanted.remaining, MAX_SECONDS)))
-        with self._lock:
-            sender = self._senders.get(wanted.room)
-            if sender is not None and sender.outlived_by(destination):
-                sender = None  # the next life of its id, which prefill has not opened yet
-            evicted = [] if sender else self._parking.put(destination)
-        for other, failure in evicted:
-            self.tell(other, self.failed(other, failure, drained=True))
-        if sender is not None:
-            self._offer(sender, destination)
-
-    def _offer(self, sender: KVSender, destination: Destination) -> None:
-        """Have a room take a request, or tell decode how the room has ended."""
-        if sender.accept(destination):
-            return
-        ended = sender.failure()
-        if ended is not None and not sender.promised_to(
-            destination.link.route, destination.wanted.generation
-        ):
-            self.tell(destination, self.failed(destination, ended, drained=True))
-        else:
-            self.channel.counts["stale"] += 1
+        self._reception.asked(link, wanted)
 
     def _disown(self, route: Route) -> None:
         """Tell a decode rank that it is not paired, so that its next request pairs anew."""
@@ -224,15 +193,8 @@ class PrefillManager(Manager):
             # Another process may have been here, and nothing is known of what it writes.
             self._disown(route)
             return
-        self._parking.drop(lambda d: d.is_for(route, abort.room, abort.generation))
-        with self._lock:
-            known = [*self._draining, *filter(None, [self._senders.get(abort.room)])]
-        for sender in known:
-            if sender.room == abort.room and sender.promised_to(route, abort.generation):
-                sender.give_up(abort.failure.error())
-                if not sender.drained:
-                    return  # its last write will post Released
-        self.channel.post(route, Released(abort.room, abort.generation))
+        if (answer := self._reception.aborted(route, abort)) is not None:
+            self.channel.post(route, answer)
 
     def _on_pair(self, route: Route, request: PairRequest) -> None:
         old = self._links.get(route)
@@ -253,12 +215,7 @@ class PrefillManager(Manager):
         if link is None:
             return
         link.lost = True  # first: a room that takes a parked request of it now sees that
-        with self._lock:
-            affected = [s for s in self._senders.values() if s.uses(link)]
-        self._parking.drop(lambda d: d.link is link)
-        for sender in affected:
-            sender.give_up(link.loss(sender.room, why))
-        self._links.lose(link, why, len(affected), level)
+        self._links.lose(link, why, self._reception.lost(link, why), level)
 
     def _expire(self) -> None:
         now = time.monotonic()
@@ -270,10 +227,7 @@ class PrefillManager(Manager):
             sender = self._senders.get(record.room)
             if sender is not None and sender.record is record:
                 sender.give_up(record.missed())
-        self._parking.drop(lambda d: d.deadline.expired)
-        if self._draining:
-            with self._lock:
-                self._draining = [s for s in self._draining if not s.drained]
+        self._reception.sweep()
 
     # --- at the end ------------------------------------------------------------------------
 
@@ -286,9 +240,7 @@ class PrefillManager(Manager):
         self.quarantine.release_all()
 
     def _end_rooms(self, deadline: Deadline) -> None:
-        with self._lock:
-            senders = list(self._senders.values())
-        for sender in senders:
+        for sender in self._senders.open():
             sender.give_up(self._shutdown_error())
         self._links.close(deadline)
         self._examiner.close(deadline)

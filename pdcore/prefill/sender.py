@@ -9,14 +9,14 @@ from functools import partial
 
 import numpy.typing as npt
 
-from pdcore.errors import FailureCode, KVTransferError, RoomError
+from pdcore.errors import FailureCode, KVTransferError
 from pdcore.handle import RoomHandle
 from pdcore.metrics import RequestMetrics
 from pdcore.model import Deadline, Generation, KVPoll
-from pdcore.plan import IndexArray, index_array
 from pdcore.prefill.delivery import Delivery, TransferKVChunk
 from pdcore.prefill.host import SenderHost
 from pdcore.prefill.link import Destination, PeerLink
+from pdcore.prefill.supply import Supply
 from pdcore.prefill.transfer import Shipment
 from pdcore.status import Room
 from pdcore.wire import Message, Released, Route
@@ -44,17 +44,14 @@ class KVSender(RoomHandle):
         self._in_flight = 0
         self._deliveries: list[Delivery] = []
         self._shipments: list[Shipment] = []
-        self._num_pages = -1
-        self._sent = 0
-        self._last_sent = False
-        self._aux_index: int | None = None
+        self._supply = Supply(record, host.pools)
         self._met_at = 0.0
         self._first_at = 0.0
 
     @property
     def aux_index(self) -> int | None:
         """The aux slot that ``init`` named."""
-        return self._aux_index
+        return self._supply.aux_index
 
     def init(self, num_pages: int, aux_index: int | None = None) -> None:
         """Announce how many pages ``send`` will bring in total, and the aux slot, if there is aux.
@@ -64,17 +61,11 @@ class KVSender(RoomHandle):
         Raises:
             RoomError: called twice, a negative count, or an aux slot that does not fit the pools.
         """
-        if self._num_pages >= 0 or num_pages < 0:
-            raise RoomError(
-                f"init() of room {self.room} was refused",
-                f"num_pages={num_pages}, announced before: {max(self._num_pages, 0)}",
-                "call init() once, with a count of 0 or more",
-            )
-        self._host.pools.check_aux_slot(self.room, aux_index)
+        self._supply.check_announcement(num_pages, aux_index)
         with self._lock:
-            self._num_pages, self._aux_index = num_pages, aux_index
+            self._supply.announced, self._supply.aux_index = num_pages, aux_index
             destinations = self._destinations
-        for failure in filter(None, map(self._disagreement, destinations)):
+        for failure in filter(None, map(self._supply.disagreement, destinations)):
             self.give_up(failure)
 
     def send(self, pages: npt.ArrayLike, state_indices: Sequence[npt.ArrayLike] | None = None) -> None:
@@ -91,10 +82,9 @@ class KVSender(RoomHandle):
         """
         if self.record.status is KVPoll.FAILED:
             return
-        chunk = self._chunk(index_array(pages, "KV pages"), state_indices)
+        chunk = self._supply.chunk(pages, state_indices)
         with self._lock:
-            self._sent += len(chunk.pages)
-            self._last_sent = chunk.is_last
+            self._supply.taken(chunk)
             self._unfinished += 1
             if not self._complete:
                 self._held.append(chunk)
@@ -125,7 +115,7 @@ class KVSender(RoomHandle):
         return RequestMetrics(
             room=self.room,
             status=record.status,
-            pages=self._sent,
+            pages=self._supply.sent,
             nbytes=sum(d.nbytes for d in self._deliveries),
             chunks=len(self._deliveries),
             entries=sum(d.entries for d in self._deliveries),
@@ -167,7 +157,7 @@ class KVSender(RoomHandle):
                 return False
             # A new list, so that who reads it without the lock sees the old or the new one whole.
             self._destinations = [*self._destinations, destination]
-            failure = self._disagreement(destination)
+            failure = self._supply.disagreement(destination)
             if link.lost:
                 failure = link.loss(self.room, "it was lost before prefill opened the room")
             self._complete = failure is None and len(self._destinations) >= link.served
@@ -215,25 +205,6 @@ class KVSender(RoomHandle):
 
     # --- inside ----------------------------------------------------------------------------
 
-    def _chunk(self, pages: IndexArray, state_indices: Sequence[npt.ArrayLike] | None) -> TransferKVChunk:
-        total = self._sent + len(pages)
-        if self._num_pages < 0 or total > self._num_pages or self._last_sent:
-            raise RoomError(
-                f"send() of room {self.room} was refused",
-                f"{len(pages)} pages, {self._sent} sent before, "
-                f"{max(self._num_pages, 0)} announced by init()",
-                "call init() first, and send() until the announced pages are complete",
-            )
-        self._host.pools.check_pages(self.room, pages)
-        is_last = total == self._num_pages
-        lists = self._host.pools.state_lists(self.room, state_indices, due=is_last)
-        aux = self._host.pools.aux
-        if is_last and aux is not None and self._aux_index is not None:
-            aux.check_room(self._aux_index, self.room)
-        return TransferKVChunk(
-            self.room, self.record.generation, pages, self._sent, is_last, self._aux_index, lists
-        )
-
     def _dispatch(self, chunk: TransferKVChunk, *, from_send: bool) -> None:
         if not self._first_at:
             self._first_at = time.monotonic()
@@ -275,7 +246,7 @@ class KVSender(RoomHandle):
         """End the room if nothing of it is left to do."""
         with self._lock:
             drained = self._in_flight == 0
-            complete = self._unfinished == 0 and self._last_sent
+            complete = self._unfinished == 0 and self._supply.complete
             destinations = list(self._destinations)
         if self.record.status is KVPoll.FAILED:
             if drained:
@@ -287,9 +258,3 @@ class KVSender(RoomHandle):
     def _tell_all(self, messages: list[tuple[Destination, Message]]) -> None:
         for destination, message in messages:
             self._host.tell(destination, message)
-
-    def _disagreement(self, destination: Destination) -> KVTransferError | None:
-        if self._num_pages < 0:
-            return None
-        page_size = self._host.pools.layout.page_size
-        return destination.disagreement(self._num_pages, self._aux_index, page_size)

@@ -268,10 +268,10 @@ class World:
     def _records(self) -> list[str]:
         left = {
             "prefill rooms": self.prefill.rooms.busy(),
-            "senders": len(self.prefill._senders) + len(self.prefill._draining),
+            "senders": len(self.prefill._senders),
             "writes in quarantine": len(self.prefill.quarantine),
             "parked requests": len(self.prefill._parking._parked),
             "decode rooms": self.decode.rooms.busy(),
-            "receivers": len(self.decode._receivers) + len(self.decode._draining),
+            "receivers": len(self.decode._receivers),
         }
         return [f"{count} {what}" for what, count in left.items() if count]

@@ -1,0 +1,43 @@
+"""What a receiver needs of its manager."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from pdcore.bootstrap import ReplicaQuery
+from pdcore.config import Config
+from pdcore.decode.group import PrefillGroup
+from pdcore.decode.source import PrefillSource
+from pdcore.events import Events
+from pdcore.pools import Pools
+from pdcore.status import RoomTable
+from pdcore.wire import Abort, RequestMetadata
+
+if TYPE_CHECKING:
+    from pdcore.decode.receiver import KVReceiver
+
+__all__ = ["ReceiverHost"]
+
+
+class ReceiverHost(Protocol):
+    """What a receiver needs of its manager."""
+
+    config: Config
+    events: Events
+    pools: Pools
+    rooms: RoomTable
+
+    def group(self, bootstrap: str, query: ReplicaQuery) -> PrefillGroup:
+        """Return the prefill ranks of a DP replica that this rank needs; pairing begins if need be."""
+
+    def request(self, source: PrefillSource, wanted: RequestMetadata) -> None:
+        """Post a request to a paired prefill rank."""
+
+    def abandon(self, source: PrefillSource, abort: Abort) -> None:
+        """Tell prefill that a request was given up."""
+
+    def reaches(self, source: PrefillSource) -> bool:
+        """Whether that prefill process is paired, perhaps anew."""
+
+    def forget(self, receiver: KVReceiver) -> None:
+        """Free the id of a room that was cleared."""

@@ -1,0 +1,76 @@
+"""Where decode wants one request: what ``send_metadata`` is given, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+import numpy.typing as npt
+
+from pdcore.errors import RoomError
+from pdcore.plan import IndexArray, index_array
+from pdcore.pools import Pools
+from pdcore.status import Room
+from pdcore.wire import RequestMetadata
+
+__all__ = ["Placement", "refused"]
+
+
+@attrs.frozen(eq=False)
+class Placement:
+    """The pages, aux slot and state items of one request, and how many tokens decode holds already."""
+
+    pages: IndexArray
+    aux_index: int | None
+    state_indices: tuple[IndexArray, ...]
+    decode_prefix_len: int
+
+    @classmethod
+    def checked(
+        cls,
+        room: Room,
+        pools: Pools,
+        pages: npt.ArrayLike,
+        aux_index: int | None,
+        state_indices: Sequence[npt.ArrayLike] | None,
+        decode_prefix_len: int,
+    ) -> Placement:
+        """Return what ``send_metadata`` is given, if all of it lies in the pools.
+
+        Raises:
+            RoomError: a bad aux slot.
+            PlanError: pages outside the pool, or index lists that don't match the components.
+        """
+        indices = index_array(pages, "KV pages")
+        pools.check_pages(room.room, indices)
+        pools.check_aux_slot(room.room, aux_index)
+        return cls(
+            indices, aux_index, pools.state_lists(room.room, state_indices, due=True), decode_prefix_len
+        )
+
+    def request(self, room: Room, trace: str | None) -> RequestMetadata:
+        """Return the message to prefill; what is left of the deadline is put in when it goes out."""
+        return RequestMetadata(
+            room.room,
+            room.generation,
+            self.pages,
+            self.aux_index,
+            self.state_indices,
+            self.decode_prefix_len,
+            0.0,
+            trace,
+        )
+
+
+def refused(
+    room: Room, *, initialised: bool, placed: bool, decode_prefix_len: int, prefix_reuse: bool
+) -> RoomError | None:
+    """Return why ``send_metadata`` may not be called now, or so; None if it may."""
+    if initialised and not placed and decode_prefix_len >= 0 and (prefix_reuse or not decode_prefix_len):
+        return None
+    return RoomError(
+        f"send_metadata() of room {room.room} was refused",
+        f"init() called: {initialised}, metadata sent before: {placed}, "
+        f"decode_prefix_len={decode_prefix_len}, transfer.prefix_reuse={prefix_reuse}",
+        "call init(), then send_metadata() once, with the tokens that decode holds (0: none)",
+    )
