@@ -11,6 +11,7 @@ import msgspec
 from pdcore.errors import EngineError
 from pdcore.local import kernel
 from pdcore.local.page import NONCE, Page
+from pdcore.process import ProcessIdentity, start_time
 
 __all__ = ["PERMISSION_FIX", "Address"]
 
@@ -22,25 +23,16 @@ PERMISSION_FIX = (
 
 @attrs.frozen
 class Address:
-    """One engine: the process it lives in, its nonce, and where its page is.
+    """One engine: the process it lives in, its nonce, and where its page is."""
 
-    A pid alone names nothing: it is a number of one pid namespace of one boot, and is used again.
-    """
-
-    boot: str
-    namespace: int
-    pid: int
-    started: int
+    process: ProcessIdentity
     nonce: bytes = attrs.field(repr=lambda nonce: nonce.hex()[:8])
     page: int = attrs.field(repr=hex)
 
     @classmethod
     def of(cls, page: Page) -> Address:
         """Return the address of an engine of this process."""
-        pid = os.getpid()
-        started = kernel.start_time(pid)
-        assert started is not None
-        return cls(kernel.boot_id(), kernel.pid_namespace(), pid, started, page.nonce, page.address)
+        return cls(ProcessIdentity.here(), page.nonce, page.address)
 
     def encode(self) -> bytes:
         """Return the endpoint that peers are given."""
@@ -63,13 +55,13 @@ class Address:
             ) from error
 
     @property
-    def process(self) -> str:
-        """How messages name this peer."""
-        return f"process {self.pid}"
+    def pid(self) -> int:
+        """The number of its process."""
+        return self.process.pid
 
     def exited(self) -> bool:
         """Whether the process is gone from the process table, its pid free or used by another."""
-        return kernel.start_time(self.pid) != self.started
+        return start_time(self.pid) != self.process.started
 
     def require_reachable(self) -> None:
         """Look whether the engine is there and may be touched.
@@ -81,7 +73,7 @@ class Address:
         if self.exited():
             raise EngineError(
                 f"the peer is gone: {self.process} is not the one that gave its endpoint",
-                f"started at tick {kernel.start_time(self.pid) or 'none'}, the endpoint says {self.started}",
+                f"started at tick {start_time(self.pid) or 'none'}, the endpoint says {self.process.started}",
                 "start the peer again and pair with its new endpoint",
             )
         try:
@@ -105,17 +97,17 @@ class Address:
             )
 
     def _require_same_host(self) -> None:
-        boot, namespace = kernel.boot_id(), kernel.pid_namespace()
-        if self.boot != boot:
+        here, there = ProcessIdentity.here(), self.process
+        if there.boot != here.boot:
             raise EngineError(
                 "the backend 'local' cannot reach another host",
-                f"the peer runs on boot {self.boot}, this process on {boot}",
+                f"the peer runs on boot {there.boot}, this process on {here.boot}",
                 "run both on one host, or choose a backend with a network: `pdcore backends`",
             )
-        if self.namespace != namespace:
+        if there.pids != here.pids:
             raise EngineError(
                 "the backend 'local' cannot reach another pid namespace",
-                f"the peer's pids are of namespace {self.namespace}, this process's of {namespace}",
+                f"the peer's pids are of namespace {there.pids}, this process's of {here.pids}",
                 "let both containers share one: `docker run --pid=container:NAME` (or --pid=host)",
             )
 

@@ -16,12 +16,9 @@ __all__ = [
     "IOV_MAX",
     "Peek",
     "allow_peers",
-    "boot_id",
     "can_trace_any",
-    "pid_namespace",
     "read_memory",
     "self_test",
-    "start_time",
     "write_memory",
     "yama_scope",
 ]
@@ -136,24 +133,3 @@ def can_trace_any() -> bool:
     lines = Path("/proc/self/status").read_text().splitlines()
     effective = next(line.split()[1] for line in lines if line.startswith("CapEff:"))
     return bool(int(effective, 16) >> CAP_SYS_PTRACE & 1)
-
-
-@functools.cache
-def boot_id() -> str:
-    """Return what tells this boot of this machine from every other."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def pid_namespace() -> int:
-    """Return the inode of the pid namespace that this process's pids are numbers of."""
-    return Path("/proc/self/ns/pid").stat().st_ino
-
-
-def start_time(pid: int) -> int | None:
-    """Return when process ``pid`` started (clock ticks since boot), None when there is no such process."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    # The second field is the program's name, which may hold spaces and parentheses.
-    return int(stat[stat.rindex(b")") + 2 :].split()[19])
