@@ -19,6 +19,7 @@ from pdcore.handle import RoomHandle
 from pdcore.liveness import Heartbeats
 from pdcore.model import Deadline, Role, RoomId, new_incarnation
 from pdcore.pools import Pools
+from pdcore.process import ProcessIdentity
 from pdcore.ready import ready_engine
 from pdcore.selection import Backend
 from pdcore.status import RoomTable
@@ -118,6 +119,7 @@ class Manager(ABC):
             endpoint=self.engine.endpoint(),
             regions=self._regions,
             verify=self.config.transfer.verify,
+            process=ProcessIdentity.here(),
         )
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from pdcore.backend import AuxTransport
 from pdcore.errors import FailureCode, Misfit
 from pdcore.layout import KVLayout, StateBuffer, StateComponent
 from pdcore.model import Generation, Incarnation, KVPoll, Role, RoomId
+from pdcore.process import ProcessIdentity
 from pdcore.schema import AuxField, AuxSchema
 from pdcore.topology import Topology
 from pdcore.wire import (
@@ -50,6 +51,9 @@ DESCRIPTION = PeerDescription(
     endpoint=b"\x00endpoint\xff",
     regions=b"\x01regions\xfe",
     verify="sample",
+    process=ProcessIdentity(
+        "0f1e-boot", pids=4026531836, network=4026531840, clock=4026531834, pid=4711, started=99
+    ),
 )
 
 METADATA = RequestMetadata(

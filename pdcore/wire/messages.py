@@ -14,6 +14,7 @@ from pdcore.errors import FailureCode, KVTransferError, Misfit
 from pdcore.layout import KVLayout, StateComponent
 from pdcore.model import Generation, Incarnation, KVPoll, Role, RoomId
 from pdcore.plan import IndexArray
+from pdcore.process import ProcessIdentity
 from pdcore.schema import AuxSchema
 from pdcore.topology import Topology
 
@@ -61,7 +62,7 @@ class PeerDescription:
 
     ``endpoint`` and ``regions`` are the engine's; ``protocol`` is the one it was started with.
     ``aux_transports`` are the ways that aux rows may travel, the preferred one first; ``verify`` says
-    which pages are compared.
+    which pages are compared. ``process`` is the one that runs the engine.
     """
 
     role: Role
@@ -79,6 +80,7 @@ class PeerDescription:
     endpoint: bytes
     regions: bytes
     verify: str = "off"
+    process: ProcessIdentity | None = None
 
 
 @attrs.frozen
