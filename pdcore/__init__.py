@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pdcore.config import Config, ControlConfig, LivenessConfig, Timeouts, TransferConfig, TransferModel
     from pdcore.decode import DecodeManager, KVReceiver
     from pdcore.errors import (
+        AddressError,
         AuthenticationError,
         BootstrapError,
         ConfigError,
@@ -49,6 +50,7 @@ _HOMES = {
     "config": ("Config", "ControlConfig", "LivenessConfig", "Timeouts", "TransferConfig", "TransferModel"),
     "decode": ("DecodeManager", "KVReceiver"),
     "errors": (
+        "AddressError",
         "AuthenticationError",
         "BootstrapError",
         "ConfigError",
@@ -80,6 +82,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "CPU",
+    "AddressError",
     "Attention",
     "AuthenticationError",
     "AuxDataCodec",

@@ -5,14 +5,14 @@ Where the values come from is the matter of :mod:`pdcore.settings`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Literal, TypeVar
 
 import attrs
 
-from pdcore.errors import ConfigError, ConfigProblem
+from pdcore.address import parse_advertised, parse_host
+from pdcore.errors import AddressError, ConfigError, ConfigProblem
 from pdcore.secret import AuthKey
 from pdcore.secret import auth_key as to_auth_key
 
@@ -27,9 +27,6 @@ __all__ = [
 
 SET_IN_CODE = "code"
 MAX_SECONDS = 7 * 24 * 3600.0
-HOST = r"[\w.:%\[\]-]+"
-"""What a host consists of; whether there is such a one, the system tells."""
-
 Number = TypeVar("Number", int, float)
 
 
@@ -49,9 +46,20 @@ def _not_empty(_instance: object, attribute: attrs.Attribute[str], value: str) -
 
 
 def _host(_instance: object, attribute: attrs.Attribute[str], value: str) -> None:
-    if not re.fullmatch(HOST, value):
-        reason = f"must be a name or an address of this machine, is {value!r}"
-        raise ConfigError([ConfigProblem(attribute.name, SET_IN_CODE, reason)])
+    try:
+        parse_host(value)
+    except AddressError as error:
+        reason = f"must be a name or an address of this machine, is {value!r}: {error.there_is}"
+        raise ConfigError([ConfigProblem(attribute.name, SET_IN_CODE, reason)]) from error
+
+
+def _advertised(_instance: object, attribute: attrs.Attribute[str | None], value: str | None) -> None:
+    try:
+        if value is not None:
+            parse_advertised(value)
+    except AddressError as error:
+        reason = f"must be what peers dial, host or host:port, is {value!r}: {error.there_is}"
+        raise ConfigError([ConfigProblem(attribute.name, SET_IN_CODE, reason)]) from error
 
 
 _seconds = _within(0.001, MAX_SECONDS)
@@ -135,8 +143,11 @@ class Config:
 
     ``backend`` is a selectable name; ``backend_options`` are structured by that backend's own options
     class when it is selected. ``require_transport`` turns an engine that really runs on another
-    transport into an error. ``host`` is the address that peers reach this machine by. ``auth_key`` is the
-    secret that all who may speak on the control plane share; None leaves it open.
+    transport into an error. ``host`` is where this side listens: an address or a name of this machine, an
+    interface (``eth0``), or a wildcard. ``advertise`` is what peers are told instead, where they dial
+    another host or host:port (containers, NAT); None: what ``host`` is, and for a wildcard the source
+    address of the default route. ``auth_key`` is the secret that all who may speak on the control plane
+    share; None leaves it open.
 
     Raises:
         ConfigError: a value lies outside its range, or sub-timeouts do not nest.
@@ -146,6 +157,7 @@ class Config:
     backend_options: Mapping[str, object] = attrs.field(factory=dict, hash=False)
     require_transport: str | None = None
     host: str = attrs.field(default="127.0.0.1", validator=_host)
+    advertise: str | None = attrs.field(default=None, validator=_advertised)
     auth_key: AuthKey | None = attrs.field(default=None, converter=to_auth_key)
     control: ControlConfig = attrs.field(factory=ControlConfig)
     transfer: TransferConfig = attrs.field(factory=TransferConfig)

@@ -11,6 +11,7 @@ import numpy as np
 from pdcore.config import Config
 from pdcore.engine import EffectiveTransport, Peer, TransferEngine
 from pdcore.errors import EngineError, PDCoreError
+from pdcore.machine import find_place
 from pdcore.model import Deadline, Role, new_incarnation
 from pdcore.outcome import TransferState
 from pdcore.plan import slices, split_entries
@@ -79,7 +80,7 @@ class _Run:
             engine = self._backend.start_engine(
                 role=Role.PREFILL,
                 incarnation=new_incarnation(),
-                host=self._config.host,
+                host=find_place(self._config.host, self._config.advertise).advertised,
                 deadline=self._deadline.within(self._config.timeouts.engine_start),
                 require_transport=self._config.require_transport,
             )

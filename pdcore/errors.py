@@ -8,6 +8,7 @@ from enum import Enum
 import attrs
 
 __all__ = [
+    "AddressError",
     "AuthenticationError",
     "BootstrapError",
     "ConfigError",
@@ -157,6 +158,10 @@ class WireError(PDCoreError):
 
 class BootstrapError(PDCoreError):
     """The bootstrap service could not be started, reached, or does not know a rank."""
+
+
+class AddressError(BootstrapError):
+    """What was handed in as a host or an address cannot be one, or is none of this machine."""
 
 
 class AuthenticationError(PDCoreError):

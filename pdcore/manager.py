@@ -17,6 +17,7 @@ from pdcore.errors import AuthenticationError, FailureCode, KVTransferError, Roo
 from pdcore.events import Events, HeartbeatMissed, Node, Stage, Subscriber, stage
 from pdcore.handle import RoomHandle
 from pdcore.liveness import Heartbeats
+from pdcore.machine import find_place
 from pdcore.model import Deadline, Role, RoomId, new_incarnation
 from pdcore.pools import Pools
 from pdcore.process import ProcessIdentity
@@ -41,6 +42,7 @@ class Manager(ABC):
     """One side of one rank. Owns the engine, the control channel and all rooms; a context manager.
 
     Raises at construction:
+        AddressError: ``host`` or ``advertise`` is no address that it can have.
         EngineError, RegistrationError, TransportMismatchError: the engine does not start as asked.
         ConfigError: the configuration asks for what this engine cannot do.
         LayoutError: aux over TCP with aux buffers on a device.
@@ -69,10 +71,11 @@ class Manager(ABC):
         )
         self._closing = threading.Lock()
         self._closed = False
-        ready = ready_engine(role, backend, pools, config, self.events)
+        self.place = find_place(config.host, config.advertise)
+        ready = ready_engine(role, backend, pools, config, self.place, self.events)
         self.engine, self.inline = ready.engine, ready.inline
         self.aux_transports, self._regions = ready.aux_transports, ready.regions
-        say_if_open(config.auth_key, config.host)
+        say_if_open(config.auth_key, self.place.listens)
         self.channel = self._open_channel()
 
     def __enter__(self: Self) -> Self:

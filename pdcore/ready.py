@@ -10,6 +10,7 @@ from pdcore.digest import require_host_memory
 from pdcore.engine import TransferEngine
 from pdcore.errors import ConfigError, ConfigProblem, LayoutError
 from pdcore.events import EngineStarted, Events, Stage, stage
+from pdcore.machine import Place
 from pdcore.model import CPU, Deadline, Role
 from pdcore.pools import Pools
 from pdcore.selection import Backend
@@ -29,7 +30,9 @@ class ReadyEngine:
     inline: bool
 
 
-def ready_engine(role: Role, backend: Backend, pools: Pools, config: Config, events: Events) -> ReadyEngine:
+def ready_engine(
+    role: Role, backend: Backend, pools: Pools, config: Config, place: Place, events: Events
+) -> ReadyEngine:
     """Start the engine of one rank and register the pools; what fails leaves no engine behind.
 
     Raises:
@@ -41,7 +44,7 @@ def ready_engine(role: Role, backend: Backend, pools: Pools, config: Config, eve
         engine = backend.start_engine(
             role=role,
             incarnation=events.node.incarnation,
-            host=config.host,
+            host=place.advertised,
             deadline=Deadline.after(config.timeouts.engine_start),
             require_transport=config.require_transport,
         )

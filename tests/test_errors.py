@@ -7,6 +7,7 @@ import pytest
 
 import pdcore.errors as errors_module
 from pdcore.errors import (
+    AddressError,
     AuthenticationError,
     BootstrapError,
     ConfigError,
@@ -47,6 +48,7 @@ PLAIN = (
     WireError,
     AuthenticationError,
     BootstrapError,
+    AddressError,
     RoomError,
 )
 ROWS = (

@@ -15,6 +15,7 @@ from pdcore.demo.messages import Fatal, WorkerSettings
 from pdcore.demo.serving import chosen_backend, configuration
 from pdcore.errors import PDCoreError
 from pdcore.handle import RoomHandle
+from pdcore.machine import find_place
 from pdcore.metadata import MetadataBuffers
 from pdcore.model import Deadline, Role, RoomId, new_incarnation
 from pdcore.topology import Topology
@@ -50,7 +51,7 @@ def run(settings: WorkerSettings, line: ParentLine[Command]) -> None:
     engine = backend.start_engine(
         role=Role.DECODE,
         incarnation=new_incarnation(),
-        host=config.host,
+        host=find_place(config.host, config.advertise).advertised,
         deadline=Deadline.after(config.timeouts.engine_start),
     )
     try:

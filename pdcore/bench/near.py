@@ -19,6 +19,7 @@ from pdcore.demo.messages import Fatal, Stop, WorkerSettings
 from pdcore.demo.serving import chosen_backend, configuration
 from pdcore.engine import Peer, RawWrite, TransferEngine
 from pdcore.handle import RoomHandle
+from pdcore.machine import find_place
 from pdcore.metadata import MetadataBuffers
 from pdcore.model import Deadline, Role, RoomId, new_incarnation
 from pdcore.plan import ItemCopier
@@ -107,7 +108,7 @@ def paired(settings: WorkerSettings) -> Iterator[Pair]:
         engine = backend.start_engine(
             role=Role.PREFILL,
             incarnation=new_incarnation(),
-            host=config.host,
+            host=find_place(config.host, config.advertise).advertised,
             deadline=Deadline.after(config.timeouts.engine_start),
         )
         stack.callback(engine.close)

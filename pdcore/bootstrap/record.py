@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import attrs
-from attrs.validators import matches_re
 
-from pdcore.config import HOST
+from pdcore.address import parse_address
+from pdcore.errors import AddressError
 from pdcore.model import Incarnation, RoomId
 from pdcore.topology import DPChoice, Topology
 
 __all__ = ["RankGroup", "RankRecord", "Refusal", "ReplicaQuery", "RoomsRecord"]
 
 
+def _one_form(_instance: object, _attribute: attrs.Attribute[str], value: str) -> None:
+    written = str(parse_address(value, "the address of a rank"))
+    if written != value:
+        raise AddressError(
+            f"a rank's address is written {written}", f"it is {value[:80]!r}", f"send {written}"
+        )
+
+
 @attrs.frozen
 class RankRecord:
-    """One registered prefill rank: its control ``address`` (host:port), and for how long to believe it.
+    """One registered prefill rank: its control ``address``, and for how long to believe it.
+
+    The address can be dialled and is in its one form: IPv6 has brackets.
 
     The rank renews within ``lease`` seconds from its control thread; one that doesn't is stale.
     """
 
     incarnation: Incarnation
-    address: str = attrs.field(validator=matches_re(HOST + ":[0-9]{1,5}"))
+    address: str = attrs.field(validator=_one_form)
     topology: Topology
     lease: float
 

@@ -13,12 +13,14 @@ import attrs
 import msgspec
 from aiohttp import web
 
+from pdcore.address import join, parse_advertised, parse_host
 from pdcore.bootstrap.auth import CHALLENGE_PATH
 from pdcore.bootstrap.doorkeeper import Doorkeeper, refuse
 from pdcore.bootstrap.loop import LoopThread
 from pdcore.bootstrap.record import RankGroup, RankRecord, ReplicaQuery, RoomsRecord
 from pdcore.bootstrap.rooms import RoomRanks
-from pdcore.errors import BootstrapError
+from pdcore.errors import AddressError, BootstrapError
+from pdcore.machine import find_place, listen
 from pdcore.model import Clock, Deadline, Incarnation, RoomId
 from pdcore.secret import AuthKey
 from pdcore.secret import auth_key as to_auth_key
@@ -45,7 +47,8 @@ class _Entry:
 class BootstrapServer:
     """Serves on ``host:port`` (0: any free port) from the thread ``pdcore-bootstrap-server``.
 
-    A context manager. ``address`` is known once it has started. With an ``auth_key`` it serves only who
+    ``host`` and ``advertise`` are as in :class:`~pdcore.config.Config`. A context manager. ``address``, which
+    prefill and decode dial, is known once it has started. With an ``auth_key`` it serves only who
     has it; ``counts`` says how many requests were turned away. All state belongs to its loop.
     """
 
@@ -54,11 +57,15 @@ class BootstrapServer:
         host: str = "127.0.0.1",
         port: int = 0,
         *,
+        advertise: str | None = None,
         auth_key: AuthKey | str | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
         self._door = Doorkeeper(to_auth_key(auth_key), clock)
-        self._host, self._port, self._clock = host, port, clock
+        self._host, self._port, self._clock = parse_host(host, "host"), _port(port), clock
+        if advertise is not None:
+            parse_advertised(advertise, "advertise")
+        self._advertise = advertise
         self._ranks: dict[tuple[int, int], _Entry] = {}
         self._rooms = RoomRanks(clock)
         self._registered: asyncio.Condition | None = None
@@ -85,17 +92,17 @@ class BootstrapServer:
         """Bind and serve.
 
         Raises:
-            BootstrapError: the port is in use, or the host is not an address of this machine.
+            AddressError: the host is not an address of this machine, or none that peers can be told.
+            BootstrapError: the port is in use.
         """
-        if not 0 <= self._port <= 65_535:
-            raise self._cannot_listen("ports are 0 to 65535")
+        place = find_place(self._host, self._advertise)
         self._loop = LoopThread("bootstrap-server")
         try:
-            self._port = self._loop.call(self._serve(), Deadline.after(_START))
+            self._port = self._loop.call(self._serve(place.listens), Deadline.after(_START))
         except OSError as error:
             self.close()
             raise self._cannot_listen(error.strerror or str(error)) from error
-        self.address = f"{self._host}:{self._port}"
+        self.address = place.address(self._port)
 
     def close(self) -> None:
         """Stop serving and free the port; idempotent."""
@@ -109,12 +116,12 @@ class BootstrapServer:
 
     def _cannot_listen(self, why: str) -> BootstrapError:
         return BootstrapError(
-            f"the bootstrap service cannot listen on {self._host}:{self._port}",
+            f"the bootstrap service cannot listen on {join(self._host, self._port)}",
             why,
             "choose a free port (0 takes any) and an address of this machine",
         )
 
-    async def _serve(self) -> int:
+    async def _serve(self, host: str) -> int:
         self._registered = asyncio.Condition()
         app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[self._door.middleware])
         app.router.add_get(CHALLENGE_PATH, self._door.challenge)
@@ -125,7 +132,7 @@ class BootstrapServer:
         app.router.add_get("/health", self._health)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await self._runner.setup()
-        self._listener = socket.create_server((self._host, self._port))
+        self._listener = listen(host, self._port)
         await web.SockSite(self._runner, self._listener).start()
         return int(self._listener.getsockname()[1])
 
@@ -244,6 +251,16 @@ class BootstrapServer:
         stale = [e.record.address for k, e in self._ranks.items() if k not in fresh]
         body = {"healthy": bool(fresh) and not stale, "ranks": len(fresh), "stale": stale}
         return web.json_response(body, status=200 if body["healthy"] else 503)
+
+
+def _port(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 65_535:
+        return value
+    raise AddressError(
+        f"the port of the bootstrap service cannot be {str(value)[:80]!r}",
+        "ports are 0 to 65535",
+        "choose a free port; 0 takes any",
+    )
 
 
 async def _stop(runner: web.AppRunner, listener: socket.socket | None) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
+from pdcore.address import parse_address
 from pdcore.backend import PeerIdentity
 from pdcore.bootstrap import ReplicaQuery
 from pdcore.config import Config
@@ -64,7 +65,7 @@ class DecodeManager(Manager):
         self._remind_at = 0.0
         self._aux_codec = AuxDataCodec(pools.aux) if pools.aux else None
         self._verifier = Verifier(self.config.transfer.verify, pools, self.channel.post)
-        description = self.describe(f"{self.config.host} pid {os.getpid()}")
+        description = self.describe(f"{self.place.advertised} pid {os.getpid()}")
         self._sources = Sources(
             self.engine,
             description,
@@ -83,9 +84,11 @@ class DecodeManager(Manager):
         The deadline defaults to ``timeouts.request`` from now; prefill gets what is left of it.
 
         Raises:
+            AddressError: ``bootstrap`` cannot be an address; no room was opened.
             RoomError: the room is open already, or the manager is closed.
         """
         self._check_open()
+        bootstrap = str(parse_address(bootstrap, "the address of the bootstrap service"))
         record = self.rooms.open(room, deadline or Deadline.after(self.config.timeouts.request))
         receiver = KVReceiver(self, record, bootstrap)
         self._receivers.add(receiver)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
+from pdcore.address import parse_address
 from pdcore.backend import PeerIdentity
 from pdcore.bootstrap import BootstrapClient, RankRecord, RoomsRecord
 from pdcore.config import Config
@@ -50,6 +51,7 @@ class PrefillManager(Manager):
     ``bootstrap`` ("host:port").
 
     Raises:
+        AddressError: ``bootstrap`` cannot be an address; nothing was started.
         BootstrapError: the control port cannot be bound, or the service cannot be reached.
         AuthenticationError: the service requires a key, or has another or none.
         And what :class:`~pdcore.manager.Manager` raises.
@@ -64,6 +66,7 @@ class PrefillManager(Manager):
         config: Config | None = None,
         subscribers: Sequence[Subscriber] = (),
     ) -> None:
+        bootstrap = str(parse_address(bootstrap, "the address of the bootstrap service"))
         super().__init__(Role.PREFILL, backend, pools, topology, config or Config(), subscribers)
         self.quarantine = Quarantine()
         self.bootstrap = bootstrap
@@ -74,10 +77,11 @@ class PrefillManager(Manager):
         self._renew_at = 0.0
         self._aux_codec = AuxDataCodec(pools.aux) if pools.aux else None
         try:
-            self.address = self.channel.bind(self.config.host, self.config.control.port)
+            bound = self.channel.bind(self.place.listens, self.config.control.port)
         except BaseException:
             self._discard()
             raise
+        self.address = self.place.address(int(bound.rpartition(":")[2]))
         self._examiner = Examiner(self.config.transfer.verify, pools, topology.unique_rank, self.tell)
         self.examine = self._examiner.begin
         ours = self.describe(self.address)

@@ -8,6 +8,7 @@ from typing import NewType
 import attrs
 import zmq
 
+from pdcore.address import join
 from pdcore.errors import BootstrapError
 from pdcore.wire.monitor import ConnectionEvent, Monitor
 
@@ -53,7 +54,7 @@ class Sockets:
         return self._context.closed
 
     def bind(self, host: str, port: int) -> str:
-        """Bind the ROUTER and return its ``host:port``.
+        """Bind the ROUTER and return its address; ``host`` has no brackets.
 
         Raises:
             BootstrapError: the port is in use or the host is not an address of this machine.
@@ -63,17 +64,18 @@ class Sockets:
         router.setsockopt(zmq.ROUTER_HANDOVER, 1)
         line = self._poll(router, None)
         try:
-            router.bind(f"tcp://{host}:{port or '*'}")
+            router.setsockopt(zmq.IPV6, int(":" in host))
+            router.bind(f"tcp://{join(host, port or '*')}")
         except zmq.ZMQError as error:
             self._drop(line)
             raise BootstrapError(
-                f"the control port {host}:{port} cannot be bound",
+                f"the control port {join(host, port)} cannot be bound",
                 error.strerror or str(error),
                 "choose a free port (0 takes any) and an address of this machine: control.port, host",
             ) from error
         self._bound = line
         bound = router.getsockopt_string(zmq.LAST_ENDPOINT)
-        return f"{host}:{bound.rsplit(':', 1)[1]}"
+        return join(host, bound.rpartition(":")[2])
 
     def dial(self, route: Route) -> bool:
         """Connect to a bound channel without waiting; False if that was done before."""
@@ -81,6 +83,7 @@ class Sockets:
             return False
         dealer = self._socket(zmq.DEALER)
         dealer.setsockopt(zmq.IDENTITY, self._identity)
+        dealer.setsockopt(zmq.IPV6, int(route.startswith(b"[")))
         self._dialled[route] = self._poll(dealer, route)
         dealer.connect(f"tcp://{route.decode()}")
         return True
