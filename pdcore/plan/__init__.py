@@ -10,7 +10,7 @@ from pdcore.plan.items import ItemCopier
 from pdcore.plan.kv import KVCopier
 from pdcore.plan.pieces import PieceCopier, Pieces
 from pdcore.plan.runs import Runs, merge_runs
-from pdcore.plan.split import join, slices, split_entries
+from pdcore.plan.split import Slicer, join, slices, split_entries
 from pdcore.plan.state import plan_state
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "PieceCopier",
     "Pieces",
     "Runs",
+    "Slicer",
     "check_lists",
     "index_array",
     "join",

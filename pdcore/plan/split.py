@@ -8,7 +8,7 @@ import numpy as np
 
 from pdcore.regions import WriteBatch
 
-__all__ = ["join", "slices", "split_entries"]
+__all__ = ["Slicer", "join", "slices", "split_entries"]
 
 _ZERO = np.zeros(1, np.int64)
 
@@ -48,17 +48,33 @@ def split_entries(batch: WriteBatch, max_entry_bytes: int | None) -> WriteBatch:
     )
 
 
-def slices(batch: WriteBatch, max_entries: int | None) -> Iterator[WriteBatch]:
-    """Yield the batch in pieces of at most ``max_entries`` entries, in order."""
-    n = len(batch)
-    if max_entries is None or n <= max_entries:
-        yield batch
-        return
-    for low in range(0, n, max_entries):
-        high = min(n, low + max_entries)
+class Slicer:
+    """Takes a batch in pieces, in order. ``entries`` and ``nbytes`` are those that are left."""
+
+    def __init__(self, batch: WriteBatch) -> None:
+        self._batch = batch
+        self._low = 0
+        self._ends = batch.lengths.cumsum()
+        self.entries = len(batch)
+        self.nbytes = int(self._ends[-1]) if len(batch) else 0
+
+    def take(self, max_entries: int | None, max_bytes: int | None = None) -> WriteBatch:
+        """Take at most so many entries and bytes, but at least one entry; empty when none is left."""
+        batch, low, n = self._batch, self._low, len(self._batch)
+        high = n if max_entries is None else min(n, low + max_entries)
+        if max_bytes is not None and low < n:
+            before = int(self._ends[low - 1]) if low else 0
+            within = int(np.searchsorted(self._ends, np.uint64(before + max_bytes), side="right"))
+            high = min(high, max(low + 1, within))
+        self._low, self.entries = high, n - high
+        self.nbytes = int(self._ends[-1] - self._ends[high - 1]) if high else self.nbytes
+        if low == 0 and high == n:
+            return batch
+        if low == high:
+            return WriteBatch.empty()
         first = int(np.searchsorted(batch.starts, low, side="right")) - 1
         last = int(np.searchsorted(batch.starts, high, side="left"))
-        yield WriteBatch(
+        return WriteBatch(
             batch.local_regions[first:last],
             batch.remote_regions[first:last],
             np.clip(batch.starts[first : last + 1], low, high) - low,
@@ -66,3 +82,11 @@ def slices(batch: WriteBatch, max_entries: int | None) -> Iterator[WriteBatch]:
             batch.remote_offsets[low:high],
             batch.lengths[low:high],
         )
+
+
+def slices(batch: WriteBatch, max_entries: int | None) -> Iterator[WriteBatch]:
+    """Yield the batch in pieces of at most ``max_entries`` entries, in order; an empty one as it is."""
+    rest = Slicer(batch)
+    yield rest.take(max_entries)
+    while rest.entries:
+        yield rest.take(max_entries)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
-from functools import partial
 
 import attrs
 import numpy as np
@@ -19,44 +16,14 @@ from pdcore.model import Deadline, Generation, RoomId
 from pdcore.pairing import aux_writer_misfits, chosen_aux_transport
 from pdcore.plan import IndexArray, ItemCopier, KVCopier, plan_state
 from pdcore.pools import Pools, RegionTable
-from pdcore.prefill.delivery import Delivery, TransferKVChunk
+from pdcore.prefill.delivery import TransferKVChunk
 from pdcore.prefill.lane import Lane
+from pdcore.prefill.outbox import Outbox
 from pdcore.regions import WriteBatch
 from pdcore.topology import Topology, map_ranks, served_ranks
 from pdcore.wire import PeerDescription, RequestMetadata, Route
 
-__all__ = ["Destination", "Outbox", "PeerLink"]
-
-SHARED_BYTES = 2**20
-"""Deliveries share an engine call until they reach this many bytes: past it, sharing gains nothing
-and a small request would wait for a large one."""
-
-
-class Outbox:
-    """The deliveries that wait for one lane. Those that are small go out together."""
-
-    def __init__(self, lane: Lane, page_bytes: int) -> None:
-        self.lane = lane
-        self._page_bytes = page_bytes
-        self._waiting: deque[Delivery] = deque()
-
-    def post(self, delivery: Delivery, ship: Callable[[list[Delivery]], None]) -> None:
-        """Have the lane ship a delivery, with others that wait; refuses it if the lane is closed."""
-        self._waiting.append(delivery)
-        if not self.lane.put(partial(self._ship, ship)):
-            # An earlier job of the closing lane may have taken it along.
-            with suppress(ValueError):
-                self._waiting.remove(delivery)
-                delivery.refuse()
-
-    def _ship(self, ship: Callable[[list[Delivery]], None]) -> None:
-        together: list[Delivery] = []
-        nbytes = 0
-        while self._waiting and nbytes < SHARED_BYTES:
-            together.append(self._waiting.popleft())
-            nbytes += len(together[-1].chunk.pages) * self._page_bytes
-        if together:
-            ship(together)
+__all__ = ["Destination", "PeerLink"]
 
 
 class PeerLink:

@@ -131,8 +131,7 @@ class PrefillManager(Manager):
             shipment.begin()
             return shipment
         # Chunks that had to wait for decode go on the lane in both models: there is no send to submit in.
-        ship = partial(Shipment, self.engine, self.quarantine, link)
-        link.outbox(delivery.chunk.room).post(delivery, lambda deliveries: ship(deliveries).run())
+        link.outbox(delivery.chunk.room).post(delivery, partial(Shipment, self.engine, self.quarantine, link))
         return None
 
     def tell(self, destination: Destination, message: Message) -> None:

@@ -1,0 +1,48 @@
+"""How much goes to a peer between two looks at who else waits: what the engine moves in some milliseconds."""
+
+from __future__ import annotations
+
+import attrs
+
+__all__ = ["ENTRY_BYTES", "Pace"]
+
+FIRST_ENTRIES, FIRST_BYTES = 1024, 4 * 2**20
+"""What is tried first; what it takes tells what is tried next."""
+TARGET = 0.01
+"""Seconds that one piece shall take, within a factor of two: long enough that cutting costs nothing, short
+enough to wait for."""
+LOWEST, HIGHEST = -4, 8
+ENTRY_BYTES = 8 * 2**20
+"""Longer entries are cut: an engine cannot be asked to pause within one."""
+
+
+@attrs.define
+class Pace:
+    """The size of the pieces that a large transfer goes out in; belongs to one lane.
+
+    Pieces are doubled or halved, from 64 entries and 256 KiB to 262,144 entries and 1 GiB.
+    """
+
+    _doublings: int = attrs.field(default=0, init=False)
+    _usual: float = attrs.field(default=TARGET, init=False)
+
+    @property
+    def entries(self) -> int:
+        """Entries of the next piece, at most."""
+        return int(FIRST_ENTRIES * 2.0**self._doublings)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the next piece, at most (but one entry)."""
+        return int(FIRST_BYTES * 2.0**self._doublings)
+
+    def took(self, seconds: float) -> None:
+        """Note how long a piece of that size took while nothing else was under way."""
+        # Two pieces are under way at once, and often land together: one alone tells little.
+        self._usual = (self._usual + seconds) / 2
+        if self._usual > 2 * TARGET and self._doublings > LOWEST:
+            self._doublings -= 1
+            self._usual /= 2
+        elif self._usual < TARGET / 2 and self._doublings < HIGHEST:
+            self._doublings += 1
+            self._usual *= 2

@@ -1,0 +1,132 @@
+"""A short request beside a long one of the same pair: in turns, a piece at a time."""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Iterator
+from types import ModuleType
+
+import attrs
+import numpy as np
+import pytest
+from distributions import install
+from pair import Pair, config, finish, paired, pools, same_pages, soon
+from recorder import Recorder
+
+from pdcore import Deadline, KVLayout, KVPoll, KVReceiver, KVSender, Role
+from pdcore.events import ChunkSubmitted, RoomEnded
+from pdcore.prefill.pace import Pace
+
+LONG = list(range(40))
+BROAD = KVLayout.heads(layers=range(16), kv_heads=2, head_dim=32, page_size=4, num_pages=2100)
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """An engine that takes 10 entries at once, and keeps every write until a test lets it go."""
+    install(monkeypatch, "scripted")
+    module = importlib.import_module("pd_scripted")
+    module.script.reset()
+    yield module
+    module.script.reset()
+
+
+def begin(pair: Pair, room: int, source: list[int], target: list[int]) -> tuple[KVSender, KVReceiver]:
+    """Open a room whose pages decode has named, so that the next ``send`` goes out."""
+    sender, receiver = pair.open(room)
+    sender.init(len(source))
+    receiver.send_metadata(target)
+    deadline = soon()
+    while sender.poll() is KVPoll.BOOTSTRAPPING:
+        assert not deadline.expired
+        pair.decode.finished(Deadline.after(0.005))
+    return sender, receiver
+
+
+def scattered(pages: int, seed: int) -> list[int]:
+    return [int(p) for p in np.random.default_rng(seed).permutation(pages)]
+
+
+def let_go_until(module: ModuleType, sender: KVSender) -> int:
+    """Let the oldest write go, one after the other, until a room has ended; return how many."""
+    deadline, count, looked = soon(), 0, threading.Event()
+    while not sender.poll().terminal:
+        assert not deadline.expired
+        if len(module.script.held) > count:
+            module.script.held[count].let_go()
+            count += 1
+        else:
+            looked.wait(0.001)
+    return count
+
+
+def test_a_short_request_goes_out_between_two_pieces_of_a_long_one(held: ModuleType) -> None:
+    with paired(backend="scripted") as pair:
+        short = begin(pair, 2, [63], [63])
+        long = begin(pair, 1, LONG, LONG)
+        held.script.hold = True
+        long[0].send(LONG[::-1])
+        deadline = soon()
+        while not held.script.held:
+            assert not deadline.expired
+            threading.Event().wait(0.001)
+        short[0].send([63])
+        assert let_go_until(held, short[0]) <= 8
+        assert long[0].poll() is KVPoll.TRANSFERRING
+        let_go_until(held, long[0])
+        finish(*short)
+        finish(*long)
+        assert same_pages(pair.prefill.pools, LONG[::-1], pair.decode.pools, LONG)
+    assert held.script.most_outstanding <= 10
+
+
+def test_chunks_of_one_room_keep_their_order(held: ModuleType) -> None:
+    events = Recorder()
+    with paired(backend="scripted", subscribers=[events]) as pair:
+        sender, receiver = begin(pair, 1, LONG, LONG)
+        for page in range(0, 40, 4):
+            sender.send(LONG[page : page + 4])
+        finish(sender, receiver)
+        assert same_pages(pair.prefill.pools, LONG, pair.decode.pools, LONG)
+    assert [e.is_last for e in events.of(ChunkSubmitted)] == [False] * 9 + [True]
+
+
+@pytest.mark.parametrize(("backend", "pages"), [("local", 2000), ("nixl_tcp", 2000), ("mooncake_tcp", 300)])
+def test_a_page_behind_many_scattered_ones_ends_before_them(backend: str, pages: int) -> None:
+    events = Recorder()
+    cfg = attrs.evolve(config(), timeouts=config(request=100).timeouts)
+    source, target = pools(BROAD), pools(BROAD)
+    with paired(cfg, backend=backend, source=source, target=target, subscribers=[events]) as pair:
+        pair.move(9, [2099], [2099])
+        here, there = scattered(pages, 1), scattered(pages, 2)
+        long = begin(pair, 1, here, there)
+        short = begin(pair, 2, [2050], [2060])
+        long[0].send(here)
+        events.wait_for(ChunkSubmitted, Role.PREFILL, lambda e: e.room == 1)
+        short[0].send([2050])
+        finish(*short)
+        finish(*long)
+        assert same_pages(source, here, target, there)
+        assert same_pages(source, [2050], target, [2060])
+    ended = [e.room for e in events.of(RoomEnded, Role.PREFILL)]
+    assert ended == [9, 2, 1]
+
+
+def test_pieces_grow_and_shrink_with_what_they_take() -> None:
+    pace = Pace()
+    first = pace.entries, pace.nbytes
+    for _ in range(50):
+        pace.took(1.0)
+    slow = pace.entries, pace.nbytes
+    for _ in range(50):
+        pace.took(0.0001)
+    fast = pace.entries, pace.nbytes
+    assert slow == (64, 2**18)
+    assert first == (1024, 2**22)
+    assert fast == (2**18, 2**30)
+    for _ in range(10):
+        pace.took(0.01)
+    steady = pace.entries
+    pace.took(0.012)
+    assert pace.entries == steady
