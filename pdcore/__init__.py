@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         TransportMismatchError,
         VariantConflictError,
     )
-    from pdcore.layout import Attention, KVBuffer, KVLayout, StateBuffer, StateComponent
+    from pdcore.layout import Attention, KVBuffer, KVLayout, PageOrder, StateBuffer, StateComponent
     from pdcore.metadata import AuxDataCodec, MetadataBuffers
     from pdcore.metrics import RequestMetrics
     from pdcore.model import CPU, Deadline, Device, DeviceKind, KVPoll, Role, RoomId
@@ -66,7 +66,7 @@ _HOMES = {
         "TransportMismatchError",
         "VariantConflictError",
     ),
-    "layout": ("Attention", "KVBuffer", "KVLayout", "StateBuffer", "StateComponent"),
+    "layout": ("Attention", "KVBuffer", "KVLayout", "PageOrder", "StateBuffer", "StateComponent"),
     "metadata": ("AuxDataCodec", "MetadataBuffers"),
     "metrics": ("RequestMetrics",),
     "model": ("CPU", "Deadline", "Device", "DeviceKind", "KVPoll", "Role", "RoomId"),
@@ -113,6 +113,7 @@ __all__ = [
     "LivenessConfig",
     "MetadataBuffers",
     "PDCoreError",
+    "PageOrder",
     "PlanError",
     "Pools",
     "PrefillManager",

@@ -1,9 +1,7 @@
-"""What is where in memory: KV pages and per-request state. Pure descriptions."""
+"""What is where in memory, and what it means: KV pages. Pure descriptions; state has its own."""
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Sequence
 from enum import Enum
 
@@ -11,25 +9,13 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
+from pdcore.components import StateBuffer, StateComponent
+from pdcore.elements import ELEMENT_BITS, bytes_of, element_name
 from pdcore.errors import LayoutError
+from pdcore.names import repeated
+from pdcore.order import PageOrder
 
-__all__ = ["Attention", "KVBuffer", "KVLayout", "StateBuffer", "StateComponent", "repeated"]
-
-DTYPE_BYTES = {
-    "float32": 4,
-    "float16": 2,
-    "bfloat16": 2,
-    "float8_e4m3fn": 1,
-    "float8_e5m2": 1,
-    "uint8": 1,
-    "int8": 1,
-}
-"""KV element types by their torch name, with their size in bytes."""
-
-
-def repeated(names: Sequence[str]) -> list[str]:
-    """Return the names that occur more than once."""
-    return sorted(name for name, count in Counter(names).items() if count > 1)
+__all__ = ["Attention", "KVBuffer", "KVLayout", "PageOrder", "StateBuffer", "StateComponent"]
 
 
 class Attention(Enum):
@@ -43,48 +29,71 @@ class Attention(Enum):
 class KVBuffer:
     """One per-layer KV buffer: ``num_pages`` items of ``item_len`` bytes, one per page.
 
-    ``layer`` is the model's absolute layer id; ``part`` is ``"k"``, ``"v"`` or ``"latent"``.
+    ``layer`` is the model's absolute layer id; ``part`` is ``"k"``, ``"v"``, ``"kv"`` (both fused),
+    ``"latent"``, or another name, such as ``"k_scale"``. ``order`` is that of its pages, if it is not its
+    layout's. ``units`` says how the TP ranks share it out, where the layout doesn't: the KV heads of its
+    layer over all ranks, or 1 if every rank holds all of it. Where there are more ranks than units,
+    neighbouring ranks hold the same unit.
     """
 
     layer: int
     part: str
     item_len: int
+    order: PageOrder | None = attrs.field(default=None, kw_only=True)
+    units: int | None = attrs.field(default=None, kw_only=True)
 
     @property
     def name(self) -> str:
         """The region name: ``layer.3.k``."""
         return f"layer.{self.layer}.{self.part}"
 
+    def contradictions(self, order: PageOrder) -> list[str]:
+        """Return what is wrong with it, given the order of its pages."""
+        apart = {"k": True, "v": True, "kv": False}.get(self.part)
+        return [
+            *([f"{self.name}.item_len={self.item_len}"] if self.item_len < 1 else []),
+            *([f"{self.name}.units={self.units}"] if self.units is not None and self.units < 1 else []),
+            *([f"{self.name} of order {order}"] if apart is not None and apart is order.fused else []),
+        ]
+
 
 @attrs.frozen
 class KVLayout:
     """The KV cache of one rank: page geometry and the buffers, one region each.
 
-    ``page_size`` is in tokens, ``total_kv_heads`` counts over all TP ranks (0 for latent).
+    ``page_size`` is in tokens, ``total_kv_heads`` counts over all TP ranks (0 for latent). ``order`` is
+    that of the pages of all buffers that name none. ``dtype`` is a torch or numpy dtype, or its torch
+    name; of a type that pdcore does not know, ``element_bits`` says the bits of one value.
     """
 
     page_size: int
     num_pages: int
-    dtype: str
+    dtype: str = attrs.field(converter=element_name)
     attention: Attention
     total_kv_heads: int
     buffers: tuple[KVBuffer, ...]
+    order: PageOrder = attrs.field(default=PageOrder.TOKEN_HEAD, kw_only=True)
+    element_bits: int | None = attrs.field(default=None, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         names = [b.name for b in self.buffers]
+        known, told = ELEMENT_BITS.get(self.dtype), self.element_bits
+        sized = known or told is not None
         wrong = [
             *(f"{k}={v}" for k, v in (("page_size", self.page_size), ("num_pages", self.num_pages)) if v < 1),
-            *([] if self.dtype in DTYPE_BYTES else [f"dtype={self.dtype!r}"]),
-            *(f"{b.name}.item_len={b.item_len}" for b in self.buffers if b.item_len < 1),
+            *([] if self.dtype and sized else [f"dtype={self.dtype!r}"]),
+            *([f"element_bits={told}"] if told is not None and (told < 1 or told != (known or told)) else []),
+            *(wrong for b in self.buffers for wrong in b.contradictions(b.order or self.order)),
             *(f"{n} twice" for n in repeated(names)),
             *([] if self.buffers else ["no buffers"]),
-            *([f"total_kv_heads={self.total_kv_heads}"] if self.units < 1 else []),
+            *([f"total_kv_heads={self.total_kv_heads}"] if self.default_units < 1 else []),
         ]
         if wrong:
             raise LayoutError(
                 "the KV layout contradicts itself",
                 ", ".join(wrong),
-                f"use sizes of at least 1, distinct buffers, and a dtype of {', '.join(DTYPE_BYTES)}",
+                "use sizes of at least 1, distinct buffers, an order with kv for fused buffers alone, and a "
+                f"dtype of {', '.join(ELEMENT_BITS)}, or any name with its element_bits",
             )
 
     @classmethod
@@ -96,16 +105,26 @@ class KVLayout:
         head_dim: int,
         page_size: int,
         num_pages: int,
-        dtype: str = "bfloat16",
+        dtype: object = "bfloat16",
         total_kv_heads: int | None = None,
+        order: PageOrder = PageOrder.TOKEN_HEAD,
+        element_bits: int | None = None,
     ) -> KVLayout:
-        """Return the layout of MHA, GQA or MQA: a K and a V buffer per layer, K first.
+        """Return the layout of MHA, GQA or MQA: a K and a V buffer per layer, K first; or, where
+        ``order`` has K and V fused, one ``kv`` buffer per layer.
 
-        ``kv_heads`` are this rank's heads; an item is ``page_size * kv_heads * head_dim`` elements.
+        ``kv_heads`` are this rank's heads; an item is ``page_size * kv_heads * head_dim`` values, or
+        twice that if fused.
         """
-        item = page_size * kv_heads * head_dim * DTYPE_BYTES.get(dtype, 0)
-        buffers = tuple(KVBuffer(layer, part, item) for part in ("k", "v") for layer in layers)
-        return cls(page_size, num_pages, dtype, Attention.HEADS, total_kv_heads or kv_heads, buffers)
+        parts = ("kv",) if order.fused else ("k", "v")
+        values = (2 if order.fused else 1) * page_size * kv_heads
+        item = values * _head_bytes(head_dim, dtype, element_bits)
+        buffers = tuple(KVBuffer(layer, part, item) for part in parts for layer in layers)
+        total = total_kv_heads or kv_heads
+        return cls(
+            page_size, num_pages, dtype, Attention.HEADS, total, buffers,
+            order=order, element_bits=element_bits,
+        )  # fmt: skip
 
     @classmethod
     def latent(
@@ -115,20 +134,70 @@ class KVLayout:
         latent_dim: int,
         page_size: int,
         num_pages: int,
-        dtype: str = "bfloat16",
+        dtype: object = "bfloat16",
+        element_bits: int | None = None,
     ) -> KVLayout:
         """Return the layout of MLA: one latent buffer per layer, the same on every TP rank.
 
-        ``latent_dim`` counts the elements per token (compressed KV plus rope part).
+        ``latent_dim`` counts the values per token (compressed KV plus rope part).
         """
-        item = page_size * latent_dim * DTYPE_BYTES.get(dtype, 0)
+        item = page_size * _head_bytes(latent_dim, dtype, element_bits)
         buffers = tuple(KVBuffer(layer, "latent", item) for layer in layers)
-        return cls(page_size, num_pages, dtype, Attention.LATENT, 0, buffers)
+        return cls(page_size, num_pages, dtype, Attention.LATENT, 0, buffers, element_bits=element_bits)
+
+    def beside(self, other: KVLayout) -> KVLayout:
+        """Return this layout with the buffers of ``other`` after its own: of layers with other heads, or
+        of another order. Every buffer then says its order and units itself.
+
+        Raises:
+            LayoutError: they differ in page size, pages or dtype, or have a buffer in common.
+        """
+        here, there = (
+            f"{x.page_size} tokens, {x.num_pages} pages, {x.dtype}, element_bits {x.element_bits}"
+            for x in (self, other)
+        )
+        if here != there:
+            raise LayoutError(
+                "two KV layouts do not fit beside each other",
+                f"{here}; {there}",
+                "give both the same page_size, num_pages and dtype",
+            )
+        buffers = (
+            attrs.evolve(b, order=layout.order_of(b), units=layout.units_of(b))
+            for layout in (self, other)
+            for b in layout.buffers
+        )
+        most = max(self.total_kv_heads, other.total_kv_heads)
+        attention = Attention.HEADS if most else Attention.LATENT
+        return attrs.evolve(self, attention=attention, total_kv_heads=most, buffers=tuple(buffers))
 
     @property
-    def units(self) -> int:
-        """Into how many units the TP ranks share out each layer: its KV heads, or the one latent."""
+    def default_units(self) -> int:
+        """Into how many units the TP ranks share out a buffer that does not say: its KV heads, or the
+        one latent."""
         return self.total_kv_heads if self.attention is Attention.HEADS else 1
+
+    @property
+    def units(self) -> tuple[int, ...]:
+        """The different numbers of units that its buffers have, rising."""
+        return tuple(sorted({self.units_of(b) for b in self.buffers}))
+
+    def units_of(self, buffer: KVBuffer) -> int:
+        """Return into how many units the TP ranks share out a buffer."""
+        return self.default_units if buffer.units is None else buffer.units
+
+    def order_of(self, buffer: KVBuffer) -> PageOrder:
+        """Return the order of a buffer's pages."""
+        return buffer.order or self.order
+
+    def rows_of(self, buffer: KVBuffer) -> int:
+        """Return how often a page of a buffer lists its heads: :meth:`~pdcore.order.PageOrder.rows`."""
+        return self.order_of(buffer).rows(self.page_size)
+
+    @property
+    def value_bits(self) -> int:
+        """Bits of one value."""
+        return self.element_bits or ELEMENT_BITS[self.dtype]
 
     @property
     def item_lens(self) -> npt.NDArray[np.uint64]:
@@ -141,85 +210,15 @@ class KVLayout:
         return sum(b.item_len for b in self.buffers)
 
 
-@attrs.frozen
-class StateBuffer:
-    """One buffer of a state component: items of ``item_len`` bytes, indexed by slot or page.
-
-    Where the TP ranks share an item out, ``shape`` is this rank's part in elements (C order) and
-    ``slice_dim`` the dimension that is cut. ``groups`` are the lengths of blocks within that dimension
-    which are cut one by one, such as query, key and value of a gated delta net; none: it is one block.
-    """
-
-    name: str
-    item_len: int
-    shape: tuple[int, ...] = ()
-    slice_dim: int | None = None
-    groups: tuple[int, ...] = ()
-
-    def __attrs_post_init__(self) -> None:
-        elements, dim = math.prod(self.shape), self.slice_dim
-        cut = None if dim is None or not 0 <= dim < len(self.shape) else self.shape[dim]
-        if (
-            self.item_len < 1
-            or elements < 1
-            or self.item_len % elements
-            or any(n < 1 for n in (*self.shape, *self.groups))
-            or (dim is not None and cut is None)
-            or (self.groups and sum(self.groups) != cut)
-        ):
-            raise LayoutError(
-                f"the state buffer {self.name!r} contradicts itself",
-                self.described,
-                "use whole elements, lengths of at least 1, a slice_dim within the shape, "
-                "and groups that add up to that dimension",
-            )
-
-    @property
-    def described(self) -> str:
-        """All but the name, for messages."""
-        groups = f", groups {self.groups}" if self.groups else ""
-        return f"{self.item_len} bytes, shape {self.shape}, slice_dim {self.slice_dim}{groups}"
-
-    def joined(self, tp_size: int) -> StateBuffer:
-        """Return the whole buffer, of which this is what one of ``tp_size`` ranks holds."""
-        shape = tuple(n * (tp_size if dim == self.slice_dim else 1) for dim, n in enumerate(self.shape))
-        groups = tuple(n * tp_size for n in self.groups)
-        return StateBuffer(self.name, self.item_len * tp_size, shape, self.slice_dim, groups)
-
-    @property
-    def outer(self) -> int:
-        """How often the sliced dimension occurs in one item."""
-        return 1 if self.slice_dim is None else math.prod(self.shape[: self.slice_dim])
-
-    @property
-    def blocks(self) -> tuple[int, ...]:
-        """Bytes of each block of the sliced dimension, or of the item where none is sliced."""
-        if self.slice_dim is None:
-            return (self.item_len,)
-        inner = self.item_len // math.prod(self.shape[: self.slice_dim + 1])
-        return tuple(n * inner for n in self.groups or (self.shape[self.slice_dim],))
-
-
-@attrs.frozen
-class StateComponent:
-    """Per-request state beside the KV pages, such as ``mamba``, ``swa`` or ``dsa``.
-
-    ``num_items`` is the number of slots or pages that each buffer holds.
-    """
-
-    kind: str
-    num_items: int
-    buffers: tuple[StateBuffer, ...]
-
-    def __attrs_post_init__(self) -> None:
-        if twice := repeated([b.name for b in self.buffers]):
-            raise LayoutError(
-                f"the state component {self.kind!r} names {', '.join(map(repr, twice))} twice",
-                f"buffers {', '.join(b.name for b in self.buffers)}",
-                "give each buffer its own name, over all pipeline stages",
-            )
-
-    @property
-    def sharded(self) -> bool:
-        """Whether the TP ranks share out a buffer of it."""
-        return any(b.slice_dim is not None for b in self.buffers)
+def _head_bytes(values: int, dtype: object, element_bits: int | None) -> int:
+    """Return the bytes of one head of one token; those of 8 bits for an unknown type, which the layout
+    refuses."""
+    name = element_name(dtype)
+    bits = ELEMENT_BITS.get(name, 8) if element_bits is None else element_bits
+    if (size := bytes_of(values, bits)) is None:
+        raise LayoutError(
+            "a head of one token ends within a byte",
+            f"{values} values of {bits} bits ({name})",
+            "use a head_dim (or latent_dim) that fills whole bytes",
+        )
+    return size

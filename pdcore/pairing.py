@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pdcore.backend import AuxTransport
 from pdcore.errors import Misfit
-from pdcore.layout import StateComponent
+from pdcore.layout import KVBuffer, StateComponent
 from pdcore.schema import AuxSchema
+from pdcore.sharding import shared_units
 from pdcore.topology import Share, held_units, kv_share, state_share, topology_misfits
 from pdcore.wire import PeerDescription
 
 __all__ = ["chosen_aux_transport", "coverage_misfits", "pairing_misfits"]
 
 SAME_MODEL = "serve the same model with the same cache settings on both sides"
+SAME_ORDER = "keep the pages in one order on both sides: pdcore copies what lies there and converts nothing"
+SAME_SIZES = (
+    f"{SAME_MODEL}; where a layer has other KV heads than total_kv_heads, or each rank holds all of it, "
+    "say so with KVBuffer(units=...)"
+)
 
 
 def pairing_misfits(prefill: PeerDescription, decode: PeerDescription) -> tuple[Misfit, ...]:
@@ -35,7 +41,7 @@ def pairing_misfits(prefill: PeerDescription, decode: PeerDescription) -> tuple[
     return (
         *(Misfit(field, p, d, change) for field, p, d, change in plain if p != d),
         *_aux_transport_misfits(prefill.aux_transports, decode.aux_transports),
-        *topology_misfits(prefill.topology, decode.topology, prefill.layout.units),
+        *topology_misfits(prefill.topology, decode.topology, *prefill.layout.units),
         *_layout_misfits(prefill, decode),
         *_state_misfits(prefill.state, decode.state),
         *_aux_misfits(prefill.aux, decode.aux),
@@ -48,25 +54,29 @@ def coverage_misfits(prefills: Sequence[PeerDescription], decode: PeerDescriptio
     ``prefills`` describe the ``prefill_ranks`` of its mapping. Each pair of them is known to fit; this
     finds a layer that no pipeline stage holds, or two do. Decode alone sees all stages, so it decides.
     """
-    units = decode.layout.units
-    shares = [(p, kv_share(p.topology, decode.topology, units)) for p in prefills]
-    offers = [(p, s, {b.name for b in p.layout.buffers}) for p, s in shares if s is not None]
+    offers = [(p, _kv_shares(p, decode)) for p in prefills]
     out = _coverage("layout.buffers", [b.name for b in decode.layout.buffers], offers)
     for index, component in enumerate(decode.state):
         parts = [(p, state_share(p.topology, decode.topology, sharded=component.sharded)) for p in prefills]
-        held = [(p, s, {b.name for b in p.state[index].buffers}) for p, s in parts if s is not None]
+        held = [(p, {b.name: share for b in p.state[index].buffers} if share else {}) for p, share in parts]
         out += _coverage(f"state {component.kind!r}", [b.name for b in component.buffers], held)
     return tuple(out)
 
 
-_Offer = tuple[PeerDescription, Share, set[str]]
+def _kv_shares(prefill: PeerDescription, decode: PeerDescription) -> Mapping[str, Share]:
+    """Return what a prefill rank sends of each buffer, by name; those that it does not send are missing."""
+    units = shared_units(prefill.topology, decode.topology, prefill.layout, decode.layout)
+    shares = {count: kv_share(prefill.topology, decode.topology, count) for count in set(units.values())}
+    return {name: share for name, count in units.items() if (share := shares[count]) is not None}
 
 
-def _coverage(field: str, names: Sequence[str], offers: Sequence[_Offer]) -> list[Misfit]:
-    for cp_rank in sorted({p.topology.cp_rank for p, _, _ in offers}) or [0]:
+def _coverage(
+    field: str, names: Sequence[str], offers: Sequence[tuple[PeerDescription, Mapping[str, Share]]]
+) -> list[Misfit]:
+    for cp_rank in sorted({p.topology.cp_rank for p, shares in offers if shares}) or [0]:
         mine = [offer for offer in offers if offer[0].topology.cp_rank == cp_rank]
         for name in names:
-            senders = [(p, share) for p, share, held in mine if name in held]
+            senders = [(p, shares[name]) for p, shares in mine if name in shares]
             if not senders or sum(s.count for _, s in senders) != senders[0][1].decode_count:
                 ranks = ", ".join(str(p.topology.unique_rank) for p, _ in senders)
                 found = f"{name} from ranks {ranks}" if ranks else f"{name} from no rank"
@@ -83,12 +93,34 @@ def _layout_misfits(prefill: PeerDescription, decode: PeerDescription) -> list[M
     ours, theirs = prefill.layout, decode.layout
     out = [
         Misfit(f"layout.{field}", str(p), str(d), SAME_MODEL)
-        for field in ("page_size", "dtype", "total_kv_heads")
+        for field in ("page_size", "dtype", "value_bits", "total_kv_heads")
         if (p := getattr(ours, field)) != (d := getattr(theirs, field))
     ]
     if ours.attention is not theirs.attention:
         out.append(Misfit("layout.attention", ours.attention.value, theirs.attention.value, SAME_MODEL))
-    return [*out, *_name_misfits(prefill, decode), *_item_misfits(prefill, decode)]
+    out += _name_misfits(prefill, decode)
+    there = {b.name: b for b in theirs.buffers}
+    pairs = [(b, there[b.name]) for b in ours.buffers if b.name in there]
+    orders = [
+        (a.name, str(p), str(d)) for a, b in pairs if (p := ours.order_of(a)) is not (d := theirs.order_of(b))
+    ]
+    out += _first_of("order", orders, SAME_ORDER)
+    # The layouts' own total_kv_heads have been compared.
+    units = [
+        (a.name, f"{ours.units_of(a)} units", f"{theirs.units_of(b)} units")
+        for a, b in pairs
+        if ours.units_of(a) != theirs.units_of(b) and (a.units, b.units) != (None, None)
+    ]
+    out += _first_of("units", units, SAME_MODEL)
+    return out if units or orders else [*out, *_item_misfits(prefill, decode, pairs)]
+
+
+def _first_of(field: str, differing: Sequence[tuple[str, str, str]], change: str) -> list[Misfit]:
+    """Return the misfit of a field of some buffers: the first with its values, and how many there are."""
+    if not differing:
+        return []
+    name, here, there = differing[0]
+    return [Misfit(f"layout.{field} ({len(differing)} buffers, first {name})", here, there, change)]
 
 
 def _name_misfits(prefill: PeerDescription, decode: PeerDescription) -> list[Misfit]:
@@ -106,27 +138,23 @@ def _names(names: list[str], alone: list[str]) -> str:
     return f"{len(names)} buffers" + (f", {len(alone)} only here, first {alone[0]}" if alone else "")
 
 
-def _item_misfits(prefill: PeerDescription, decode: PeerDescription) -> list[Misfit]:
+def _item_misfits(
+    prefill: PeerDescription, decode: PeerDescription, pairs: Sequence[tuple[KVBuffer, KVBuffer]]
+) -> list[Misfit]:
     """Compare bytes per page and unit, since between unequal TP sizes the items themselves differ."""
-    if topology_misfits(prefill.topology, decode.topology, prefill.layout.units):
+    ours, theirs = prefill.layout, decode.layout
+    groups = prefill.topology, decode.topology
+    if topology_misfits(*groups, *ours.units):
         return []
-    counts = held_units(prefill.topology, decode.topology, prefill.layout.units)
-    theirs = {b.name: b.item_len for b in decode.layout.buffers}
-    pairs = [(b.name, b.item_len, theirs[b.name]) for b in prefill.layout.buffers if b.name in theirs]
-    # Between equal counts items are copied whole; else a token's part must be cut into whole units.
-    cuts = [1, 1] if counts[0] == counts[1] else [n * prefill.layout.page_size for n in counts]
-    differing = [
-        (name, p, d) for name, p, d in pairs if p % cuts[0] or d % cuts[1] or p * cuts[1] != d * cuts[0]
-    ]
-    if not differing:
-        return []
-    name, *sizes = differing[0]
-    values = [
-        f"{size} bytes" + ("" if counts[0] == counts[1] else f" of {count} heads")
-        for size, count in zip(sizes, counts, strict=True)
-    ]
-    field = f"layout.item_len ({len(differing)} buffers, first {name})"
-    return [Misfit(field, values[0], values[1], SAME_MODEL)]
+    good = shared_units(*groups, ours, theirs)
+    differing = []
+    for a, b in pairs:
+        if a.name not in good:
+            counts = held_units(*groups, ours.units_of(a))
+            heads = [f" of {n} heads" if counts[0] != counts[1] else "" for n in counts]
+            differing.append((a.name, f"{a.item_len} bytes{heads[0]}", f"{b.item_len} bytes{heads[1]}"))
+    cut = len(set(held_units(*groups, max(ours.units)))) > 1
+    return _first_of("item_len", differing, SAME_SIZES if cut else SAME_MODEL)
 
 
 def _state_misfits(prefill: tuple[StateComponent, ...], decode: tuple[StateComponent, ...]) -> list[Misfit]:

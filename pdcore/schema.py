@@ -8,7 +8,7 @@ import attrs
 import numpy as np
 
 from pdcore.errors import LayoutError
-from pdcore.layout import repeated
+from pdcore.names import repeated
 
 __all__ = ["AUX_DTYPES", "AuxField", "AuxSchema"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from enum import Enum
 
 import attrs
@@ -20,11 +21,16 @@ __all__ = [
     "dp_rank_of",
     "held_units",
     "kv_share",
+    "legal_tp",
     "map_ranks",
     "served_ranks",
     "state_share",
     "topology_misfits",
 ]
+
+
+MOST_NAMED = 1024
+"""TP sizes from here on are not named as legal ones: the units may be a stranger's."""
 
 
 class CPSenders(Enum):
@@ -164,10 +170,10 @@ def held_units(prefill: Topology, decode: Topology, units: int) -> tuple[int, in
 
 
 def kv_share(prefill: Topology, decode: Topology, units: int) -> Share | None:
-    """Return what a prefill rank sends of every KV buffer that both hold; None: nothing.
+    """Return what a prefill rank sends of a KV buffer that both hold; None: nothing.
 
-    ``units`` is :attr:`~pdcore.layout.KVLayout.units`. Over all prefill ranks of one pipeline stage
-    and one context-parallel rank, a decode rank gets each of its units exactly once.
+    ``units`` is what :func:`~pdcore.sharding.shared_units` says of the buffer. Over all prefill ranks of
+    one pipeline stage and one context-parallel rank, a decode rank gets each of its units exactly once.
     """
     silent = prefill.cp_rank > 0 and prefill.cp_senders is CPSenders.RANK_0
     return None if silent else _share(prefill, decode, units)
@@ -199,13 +205,15 @@ def _share(prefill: Topology, decode: Topology, units: int) -> Share | None:
 
 
 def served_ranks(
-    prefill: Topology, decode: Topology, units: int, *, sharded_state: bool = False
+    prefill: Topology, decode: Topology, *units: int, sharded_state: bool = False
 ) -> tuple[int, ...]:
     """Return the decode ranks, by unique rank, that a prefill rank hears from for each room; never none.
 
     They are those that it sends KV or state to. A dummy hears from one that tells it to send nothing.
-    ``decode`` is any rank of the decode group; ``sharded_state`` tells whether that group has a
-    component with :attr:`~pdcore.layout.StateComponent.sharded`.
+    ``decode`` is any rank of the decode group; ``units`` are the
+    :attr:`~pdcore.layout.KVLayout.units` of its buffers, and ``sharded_state`` tells whether it has a
+    component with :attr:`~pdcore.layout.StateComponent.sharded`. A rank that would send a buffer of some
+    units counts as a sender of all of its pipeline stages, even where its own stage has no such buffer.
     """
     served = [rank.unique_rank for rank in decode.replica() if _sends(prefill, rank, units, sharded_state)]
     return tuple(served) or (_teller(prefill, decode),)
@@ -217,17 +225,18 @@ def _teller(prefill: Topology, decode: Topology) -> int:
     return attrs.evolve(decode, tp_rank=place, pp_rank=stage, cp_rank=0).unique_rank
 
 
-def _sends(prefill: Topology, decode: Topology, units: int, sharded_state: bool) -> bool:
-    if kv_share(prefill, decode, units) is not None:
+def _sends(prefill: Topology, decode: Topology, units: Sequence[int], sharded_state: bool) -> bool:
+    if any(kv_share(prefill, decode, count) is not None for count in units):
         return True
     return sharded_state and state_share(prefill, decode, sharded=True) is not None
 
 
-def map_ranks(prefill: Topology, decode: Topology, units: int, *, sharded_state: bool = False) -> RankMapping:
+def map_ranks(prefill: Topology, decode: Topology, *units: int, sharded_state: bool = False) -> RankMapping:
     """Return what the decode rank ``decode`` needs of the group of which ``prefill`` is any rank.
 
-    A pure function of both sides' descriptions, like :func:`served_ranks`, so that they agree. The
-    pair must be without :func:`topology_misfits`. The rule is SGLang's, but a head is sent once.
+    ``units`` and ``sharded_state`` are those of :func:`served_ranks`, of the decode rank's layout. A pure
+    function of both sides' descriptions, like :func:`served_ranks`, so that they agree. The pair must be
+    without :func:`topology_misfits`. The rule is SGLang's, but a head is sent once.
     """
     senders: list[Topology] = []
     dummies: list[int] = []
@@ -244,18 +253,28 @@ def map_ranks(prefill: Topology, decode: Topology, units: int, *, sharded_state:
     return RankMapping(tuple(rank.unique_rank for rank in senders), tuple(dummies), aux_rank)
 
 
-def topology_misfits(prefill: Topology, decode: Topology, units: int) -> tuple[Misfit, ...]:
+def legal_tp(sizes: Sequence[int], units: int) -> bool:
+    """Whether groups of these TP sizes can share out ``units`` units: they are equal, or each divides
+    ``units`` or is a multiple of it."""
+    return len(set(sizes)) == 1 or not any(units % size and size % units for size in sizes)
+
+
+def topology_misfits(prefill: Topology, decode: Topology, *units: int) -> tuple[Misfit, ...]:
     """Return every axis in which the two groups cannot be paired, with the legal sizes; empty: they can.
 
-    TP sizes are equal, or each divides ``units`` (the KV heads) or is a multiple of it; PP is equal,
-    or 1 on the decode side; CP is 1 on the decode side; DP may differ.
+    TP sizes are equal, or each divides the ``units`` (the KV heads) of each buffer or is a multiple of
+    them; PP is equal, or 1 on the decode side; CP is 1 on the decode side; DP may differ.
     """
     out = []
     tp = (prefill.tp_size, decode.tp_size)
-    if tp[0] != tp[1] and any(units % size and size % units for size in tp):
-        dividers = ", ".join(str(size) for size in range(1, units) if units % size == 0)
-        change = f"use the same tp_size on both sides, or on each {dividers} or a multiple of {units}"
-        out.append(_misfit("tp", *tp, f"{change} (the model has {units} KV heads)"))
+    if not all(legal_tp(tp, count) for count in units):
+        most, every = min(max(units), MOST_NAMED), math.lcm(*units)
+        smaller = [n for n in range(1, most) if all(legal_tp((n, every), count) for count in units)]
+        change = (
+            f"use the same tp_size on both sides, or on each {', '.join(map(str, smaller))} or a multiple "
+            f"of {every} (the model has {' and '.join(map(str, sorted(set(units) - {1})))} KV heads)"
+        )
+        out.append(_misfit("tp", *tp, change))
     if decode.pp_size not in (1, prefill.pp_size):
         sizes = " or ".join(map(str, sorted({1, prefill.pp_size})))
         out.append(_misfit("pp", prefill.pp_size, decode.pp_size, f"use pp_size {sizes} on the decode side"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import reduce
 
 import attrs
 import numpy as np
@@ -14,11 +15,13 @@ from pdcore import (
     BootstrapServer,
     Config,
     DecodeManager,
+    KVBuffer,
     KVLayout,
     KVPoll,
     KVReceiver,
     KVSender,
     MetadataBuffers,
+    PageOrder,
     Pools,
     PrefillManager,
     RoomId,
@@ -40,10 +43,18 @@ def ranks(*, tp: int = 1, pp: int = 1, cp: int = 1, dp_size: int = 1, dp_rank: i
 
 @attrs.frozen
 class Model:
-    """A model's KV cache: its layers, and its KV heads (0: one latent per token)."""
+    """A model's KV cache: its layers, its KV heads (0: one latent per token), and the order of its pages.
+
+    The ``narrow`` layers have ``narrow_heads`` KV heads of twice the width. ``scaled``: beside each layer
+    lie scales that every rank holds whole.
+    """
 
     layers: int = 4
     kv_heads: int = 4
+    order: PageOrder = PageOrder.TOKEN_HEAD
+    narrow: tuple[int, ...] = ()
+    narrow_heads: int = 0
+    scaled: bool = False
 
     def layout(self, rank: Topology) -> KVLayout:
         """Return what a rank holds of it."""
@@ -51,23 +62,32 @@ class Model:
         layers = range(rank.pp_rank * per_stage, (rank.pp_rank + 1) * per_stage)
         if not self.kv_heads:
             return KVLayout.latent(layers=layers, latent_dim=LATENT, page_size=PAGE_SIZE, num_pages=PAGES)
+        wide = [layer for layer in layers if layer not in self.narrow]
+        parts = [self._part(wide, self.kv_heads, HEAD_DIM, rank)]
+        if self.narrow:
+            parts.append(self._part(self.narrow, self.narrow_heads, 2 * HEAD_DIM, rank))
+        layout = reduce(KVLayout.beside, parts)
+        scales = tuple(KVBuffer(layer, "scale", PAGE_SIZE * 4, units=1) for layer in layers)
+        return attrs.evolve(layout, buffers=(*layout.buffers, *(scales if self.scaled else ())))
+
+    def _part(self, layers: Sequence[int], heads: int, head_dim: int, rank: Topology) -> KVLayout:
         return KVLayout.heads(
             layers=layers,
-            kv_heads=max(1, self.kv_heads // rank.tp_size),
-            head_dim=HEAD_DIM,
+            kv_heads=max(1, heads // rank.tp_size),
+            head_dim=head_dim,
             page_size=PAGE_SIZE,
             num_pages=PAGES,
-            total_kv_heads=self.kv_heads,
+            total_kv_heads=heads,
+            order=self.order,
         )
 
-    def heads(self, rank: Topology) -> list[int]:
-        """Return the KV heads that a rank holds; a latent counts as one."""
-        if not self.kv_heads:
-            return [0]
-        if rank.tp_size > self.kv_heads:
-            return [rank.tp_rank * self.kv_heads // rank.tp_size]
-        held = self.kv_heads // rank.tp_size
-        return list(range(rank.tp_rank * held, (rank.tp_rank + 1) * held))
+
+def held(units: int, rank: Topology) -> list[int]:
+    """Return which of so many units (heads, or the one latent or scale) a rank holds."""
+    if rank.tp_size > units:
+        return [rank.tp_rank * units // rank.tp_size]
+    count = units // rank.tp_size
+    return list(range(rank.tp_rank * count, (rank.tp_rank + 1) * count))
 
 
 def logical(layer: int, part: str, token: int, head: int, width: int) -> npt.NDArray[np.uint8]:
@@ -76,14 +96,22 @@ def logical(layer: int, part: str, token: int, head: int, width: int) -> npt.NDA
     return np.random.default_rng(seed.tolist()).integers(1, 256, width, np.uint8)
 
 
-def page_of(model: Model, rank: Topology, layout: KVLayout, buffer: int, page: int) -> npt.NDArray[np.uint8]:
+def page_of(rank: Topology, layout: KVLayout, buffer: int, page: int) -> npt.NDArray[np.uint8]:
     """The bytes that page ``page`` of the request has on a rank."""
-    described, heads = layout.buffers[buffer], model.heads(rank)
-    width = described.item_len // PAGE_SIZE // len(heads)
-    tokens = range(page * PAGE_SIZE, (page + 1) * PAGE_SIZE)
-    return np.concatenate(
-        [logical(described.layer, described.part, token, head, width) for token in tokens for head in heads]
+    described = layout.buffers[buffer]
+    order, heads = layout.order_of(described), held(layout.units_of(described), rank)
+    kinds = "kv" if order.fused else described.part[0]
+    width = described.item_len // PAGE_SIZE // len(heads) // len(kinds)
+    values = np.array(
+        [
+            [[logical(described.layer, kind, token, head, width) for head in heads] for kind in kinds]
+            for token in range(page * PAGE_SIZE, (page + 1) * PAGE_SIZE)
+        ]
     )
+    axes = {"token": 0, "kv": 1, "head": 2}
+    named = [dim for dim in axes if dim not in order.dims] + list(order.dims)
+    turned: npt.NDArray[np.uint8] = values.transpose([*(axes[dim] for dim in named), 3]).reshape(-1)
+    return turned
 
 
 @attrs.define
@@ -111,7 +139,7 @@ class Groups:
         layout = manager.pools.layout
         for buffer, array in enumerate(manager.pools.arrays):
             for number, page in enumerate(pages):
-                array[page] = page_of(self.model, manager.topology, layout, buffer, number)
+                array[page] = page_of(manager.topology, layout, buffer, number)
 
     def wipe(self) -> None:
         """Zero all pages of the decode ranks."""
@@ -125,7 +153,7 @@ class Groups:
         for buffer, array in enumerate(manager.pools.arrays):
             expected = np.zeros_like(array)
             for number, page in enumerate(pages):
-                expected[page] = page_of(self.model, topology, layout, buffer, held + number)
+                expected[page] = page_of(topology, layout, buffer, held + number)
             assert np.array_equal(array, expected), layout.buffers[buffer].name
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pdcore.layout import StateBuffer
+from pdcore.layout import PageOrder, StateBuffer
 from pdcore.regions import WriteBatch
 
 __all__ = [
@@ -95,19 +95,28 @@ def held_heads(tp_rank: int, tp_size: int, heads: int) -> list[int]:
 
 
 def paged(
-    logical: Bytes, heads: Iterable[int], positions: Iterable[int], pages: Sequence[int], pool: int, fill: int
+    logical: Bytes,
+    heads: Iterable[int],
+    positions: Iterable[int],
+    pages: Sequence[int],
+    pool: int,
+    fill: int,
+    order: PageOrder = PageOrder.TOKEN_HEAD,
 ) -> Bytes:
     """Return one KV buffer of ``pool`` pages that holds some heads of the request's pages.
 
-    ``logical`` has shape (pages of the request, tokens of a page, heads, bytes); its page
-    ``positions[i]`` lies in page ``pages[i]`` of the buffer. All else is ``fill``.
+    ``logical`` has shape (pages of the request, tokens of a page, 1 or K and V, heads, bytes); its page
+    ``positions[i]`` lies in page ``pages[i]`` of the buffer, as ``order`` says. All else is ``fill``.
     """
-    chosen = list(heads)
-    buffer = np.full((pool, logical.shape[1], len(chosen), logical.shape[3]), fill, np.int64)
+    dims = order.value.split()
+    kept = logical[:, :, :, list(heads)]
+    if "kv" not in dims:
+        dims = ["kv", *dims]  # of length 1
+    axes = ["token", "kv", "head"]
+    turned = kept.transpose([0, *(1 + axes.index(dim) for dim in dims), 4])
+    buffer = np.full((pool, int(np.prod(turned.shape[1:]))), fill, np.int64)
     for position, page in zip(positions, pages, strict=True):
-        for token in range(logical.shape[1]):
-            for place, head in enumerate(chosen):
-                buffer[page, token, place] = logical[position, token, head]
+        buffer[page] = turned[position].reshape(-1)
     return buffer
 
 

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import attrs
 import numpy as np
 import pytest
+import torch
 
+from pdcore.elements import ELEMENT_BITS, element_name
 from pdcore.errors import LayoutError
-from pdcore.layout import DTYPE_BYTES, Attention, KVBuffer, KVLayout, StateBuffer, StateComponent
+from pdcore.layout import Attention, KVBuffer, KVLayout, PageOrder, StateBuffer, StateComponent
 from pdcore.schema import AuxField, AuxSchema
 
 
@@ -40,15 +43,142 @@ def test_a_latent_layout_has_one_buffer_per_layer() -> None:
 
 
 def test_heads_are_shared_out_and_a_latent_is_one_unit(layout: KVLayout) -> None:
-    assert attrs.evolve(layout, total_kv_heads=8).units == 8
-    assert KVLayout.latent(layers=[0], latent_dim=576, page_size=64, num_pages=3).units == 1
+    assert attrs.evolve(layout, total_kv_heads=8).units == (8,)
+    assert KVLayout.latent(layers=[0], latent_dim=576, page_size=64, num_pages=3).units == (1,)
 
 
-@pytest.mark.parametrize(("dtype", "size"), DTYPE_BYTES.items())
-def test_every_dtype_has_its_size(dtype: str, size: int) -> None:
-    assert KVLayout.latent(layers=[0], latent_dim=3, page_size=5, num_pages=1, dtype=dtype).page_bytes == (
-        15 * size
+def test_a_buffer_may_have_units_and_an_order_of_its_own(layout: KVLayout) -> None:
+    scale = KVBuffer(4, "k_scale", 64, units=1, order=PageOrder.HEAD_TOKEN)
+    mixed = attrs.evolve(layout, total_kv_heads=8, buffers=(*layout.buffers, scale))
+    assert mixed.units == (1, 8)
+    assert [mixed.units_of(b) for b in mixed.buffers] == [8, 8, 8, 8, 1]
+    assert [mixed.order_of(b) for b in mixed.buffers[3:]] == [PageOrder.TOKEN_HEAD, PageOrder.HEAD_TOKEN]
+    assert [mixed.rows_of(b) for b in mixed.buffers[3:]] == [16, 1]
+
+
+@pytest.mark.parametrize(
+    ("order", "rows", "fused"),
+    [
+        (PageOrder.TOKEN_HEAD, 16, False),
+        (PageOrder.HEAD_TOKEN, 1, False),
+        (PageOrder.KV_TOKEN_HEAD, 32, True),
+        (PageOrder.KV_HEAD_TOKEN, 2, True),
+        (PageOrder.TOKEN_KV_HEAD, 32, True),
+        (PageOrder.TOKEN_HEAD_KV, 16, True),
+        (PageOrder.HEAD_KV_TOKEN, 1, True),
+        (PageOrder.HEAD_TOKEN_KV, 1, True),
+    ],
+)
+def test_an_order_tells_into_how_many_pieces_a_page_of_16_tokens_falls(
+    order: PageOrder, rows: int, fused: bool
+) -> None:
+    assert (order.rows(16), order.fused) == (rows, fused)
+    layout = KVLayout.heads(
+        layers=[4, 5], kv_heads=2, head_dim=8, page_size=16, num_pages=10, order=order, total_kv_heads=4
     )
+    assert [(b.name, b.item_len) for b in layout.buffers] == (
+        [("layer.4.kv", 1024), ("layer.5.kv", 1024)]
+        if fused
+        else [(name, 512) for name in ("layer.4.k", "layer.5.k", "layer.4.v", "layer.5.v")]
+    )
+
+
+def test_every_order_is_known() -> None:
+    assert {order.dims for order in PageOrder} == {
+        dims
+        for names in (("token", "head"), ("kv", "token", "head"))
+        for dims in itertools.permutations(names)
+    }
+    assert str(PageOrder.HEAD_TOKEN_KV) == "(head, token, kv)"
+
+
+def test_layers_of_other_heads_stand_beside_each_other_and_each_says_what_it_is() -> None:
+    def part(layers: list[int], heads: int, dim: int, order: PageOrder) -> KVLayout:
+        return KVLayout.heads(
+            layers=layers,
+            kv_heads=heads // 2,
+            total_kv_heads=heads,
+            head_dim=dim,
+            page_size=4,
+            num_pages=9,
+            order=order,
+        )
+
+    window = part([0, 2], 8, 8, PageOrder.TOKEN_HEAD)
+    both = window.beside(part([1], 4, 16, PageOrder.HEAD_TOKEN_KV))
+    assert (both.total_kv_heads, both.units, both.attention) == (8, (4, 8), Attention.HEADS)
+    assert [(b.name, b.units, b.order) for b in both.buffers[3:]] == [
+        ("layer.2.v", 8, PageOrder.TOKEN_HEAD),
+        ("layer.1.kv", 4, PageOrder.HEAD_TOKEN_KV),
+    ]
+    latent = KVLayout.latent(layers=[7], latent_dim=8, page_size=4, num_pages=9)
+    assert latent.beside(window).units == (1, 8)
+    assert latent.beside(attrs.evolve(latent, buffers=(KVBuffer(8, "latent", 64),))).total_kv_heads == 0
+    with pytest.raises(LayoutError, match="two KV layouts do not fit beside each other") as caught:
+        window.beside(attrs.evolve(latent, num_pages=8))
+    assert caught.value.there_is == (
+        "4 tokens, 9 pages, bfloat16, element_bits None; 4 tokens, 8 pages, bfloat16, element_bits None"
+    )
+    with pytest.raises(LayoutError, match="contradicts itself"):
+        window.beside(window)
+
+
+@pytest.mark.parametrize(("dtype", "bits"), ELEMENT_BITS.items())
+def test_every_dtype_has_its_size(dtype: str, bits: int) -> None:
+    assert KVLayout.latent(layers=[0], latent_dim=6, page_size=5, num_pages=1, dtype=dtype).page_bytes == (
+        30 * bits // 8
+    )
+
+
+def test_the_dtypes_of_torch_have_the_sizes_that_torch_gives_them() -> None:
+    for name, bits in ELEMENT_BITS.items():
+        values = 2 if name.endswith("_x2") else 1
+        dtype = getattr(torch, name)
+        assert torch.empty(1, dtype=dtype).element_size() * 8 == values * bits
+        assert KVLayout.latent(layers=[0], latent_dim=2, page_size=1, num_pages=1, dtype=dtype).dtype == name
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name"),
+    [
+        (torch.float8_e4m3fnuz, "float8_e4m3fnuz"),
+        ("torch.bfloat16", "bfloat16"),
+        (np.float16, "float16"),
+        (np.dtype("float32"), "float32"),
+    ],
+)
+def test_a_dtype_may_be_an_object_where_its_meaning_is_plain(dtype: object, name: str) -> None:
+    layout = KVLayout.heads(layers=[0], kv_heads=1, head_dim=8, page_size=1, num_pages=1, dtype=dtype)
+    assert layout.dtype == name
+
+
+@pytest.mark.parametrize("dtype", ["auto", "fp8", "int3", "", None, int, torch.complex64])
+def test_a_dtype_of_unknown_meaning_is_refused(dtype: object) -> None:
+    with pytest.raises(LayoutError) as caught:
+        KVLayout.heads(layers=[0], kv_heads=1, head_dim=8, page_size=1, num_pages=1, dtype=dtype)
+    assert caught.value.there_is == f"dtype={element_name(dtype)!r}"
+    assert caught.value.to_do.endswith("or any name with its element_bits")
+
+
+def test_of_a_dtype_the_size_is_enough() -> None:
+    layout = KVLayout.latent(
+        layers=[0], latent_dim=656, page_size=64, num_pages=2, dtype="fp8_ds_mla", element_bits=8
+    )
+    assert (layout.dtype, layout.page_bytes) == ("fp8_ds_mla", 656 * 64)
+    six = KVLayout.heads(
+        layers=[0], kv_heads=1, head_dim=128, page_size=1, num_pages=1, dtype="fp6", element_bits=6
+    )
+    assert six.buffers[0].item_len == 96
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [("float4_e2m1fn_x2", None), ("fp6", 6)])
+def test_a_head_that_ends_within_a_byte_is_refused(dtype: str, bits: int | None) -> None:
+    with pytest.raises(LayoutError, match="a head of one token ends within a byte") as caught:
+        KVLayout.heads(
+            layers=[0], kv_heads=2, head_dim=7, page_size=2, num_pages=1, dtype=dtype, element_bits=bits
+        )
+    assert caught.value.there_is == f"7 values of {bits or 4} bits ({dtype})"
+    assert caught.value.to_do == "use a head_dim (or latent_dim) that fills whole bytes"
 
 
 @pytest.mark.parametrize(
@@ -61,6 +191,14 @@ def test_every_dtype_has_its_size(dtype: str, size: int) -> None:
         ({"buffers": ()}, "no buffers"),
         ({"buffers": (KVBuffer(0, "k", 0),)}, "layer.0.k.item_len=0"),
         ({"buffers": (KVBuffer(0, "k", 8), KVBuffer(0, "k", 8))}, "layer.0.k twice"),
+        ({"buffers": (KVBuffer(0, "k", 8, units=0),)}, "layer.0.k.units=0"),
+        ({"buffers": (KVBuffer(0, "kv", 8),)}, "layer.0.kv of order (token, head)"),
+        (
+            {"order": PageOrder.TOKEN_KV_HEAD},
+            ", ".join(f"layer.{n}.{part} of order (token, kv, head)" for part in "kv" for n in (4, 5)),
+        ),
+        ({"element_bits": 8}, "element_bits=8"),
+        ({"dtype": "fp6", "element_bits": 0}, "element_bits=0"),
         ({"page_size": 0, "dtype": "int3", "buffers": ()}, "page_size=0, dtype='int3', no buffers"),
     ],
 )

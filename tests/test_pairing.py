@@ -9,7 +9,7 @@ from wire_samples import DESCRIPTION
 
 from pdcore.backend import AuxTransport
 from pdcore.errors import IncompatiblePeerError
-from pdcore.layout import KVBuffer, KVLayout, StateBuffer, StateComponent
+from pdcore.layout import KVBuffer, KVLayout, PageOrder, StateBuffer, StateComponent
 from pdcore.model import Incarnation, Role
 from pdcore.pairing import chosen_aux_transport, coverage_misfits, pairing_misfits
 from pdcore.schema import AuxField, AuxSchema
@@ -30,6 +30,11 @@ PREFILL = attrs.evolve(
     layout=attrs.evolve(DESCRIPTION.layout, num_pages=99),
 )
 SAME_MODEL = "serve the same model with the same cache settings on both sides"
+SAME_SIZES = (
+    f"{SAME_MODEL}; where a layer has other KV heads than total_kv_heads, or each rank holds all of it, "
+    "say so with KVBuffer(units=...)"
+)
+SAME_ORDER = "keep the pages in one order on both sides: pdcore copies what lies there and converts nothing"
 
 
 def with_layout(**changes: Any) -> PeerDescription:
@@ -44,6 +49,16 @@ def test_what_may_differ_between_two_sides_is_no_misfit() -> None:
     assert pairing_misfits(PREFILL, DECODE) == ()
     assert pairing_misfits(PREFILL, attrs.evolve(DECODE, version="0.1.7")) == ()
     assert pairing_misfits(PREFILL, with_layout(buffers=DECODE.layout.buffers[::-1])) == ()
+
+
+def test_a_size_that_is_known_anyway_is_no_misfit_and_another_is() -> None:
+    assert pairing_misfits(PREFILL, with_layout(element_bits=16)) == ()
+    here, there = (
+        attrs.evolve(side, layout=attrs.evolve(side.layout, dtype="fp6", element_bits=bits))
+        for side, bits in ((PREFILL, 6), (DECODE, 8))
+    )
+    (misfit,) = pairing_misfits(here, there)
+    assert (misfit.field, misfit.prefill, misfit.decode) == ("layout.value_bits", "6", "8")
 
 
 ENGINE, TCP = AuxTransport.ENGINE, AuxTransport.TCP
@@ -125,11 +140,32 @@ ONE_MISFIT: list[tuple[PeerDescription, str, str, str, str]] = [
         "layout.item_len (4 buffers, first layer.0.k)",
         "4096 bytes of 2 heads",
         "4096 bytes of 1 heads",
-        SAME_MODEL,
+        SAME_SIZES,
     ),
     (with_layout(page_size=64), "layout.page_size", "16", "64", SAME_MODEL),
     (with_layout(dtype="float16"), "layout.dtype", "bfloat16", "float16", SAME_MODEL),
     (with_layout(total_kv_heads=8), "layout.total_kv_heads", "2", "8", SAME_MODEL),
+    (
+        with_layout(order=PageOrder.HEAD_TOKEN),
+        "layout.order (4 buffers, first layer.0.k)",
+        "(token, head)",
+        "(head, token)",
+        SAME_ORDER,
+    ),
+    (
+        with_layout(buffers=(*buffers("0k", "1k", "0v"), KVBuffer(1, "v", 4096, order=PageOrder.HEAD_TOKEN))),
+        "layout.order (1 buffers, first layer.1.v)",
+        "(token, head)",
+        "(head, token)",
+        SAME_ORDER,
+    ),
+    (
+        with_layout(buffers=(*buffers("0k", "1k", "0v"), KVBuffer(1, "v", 4096, units=1))),
+        "layout.units (1 buffers, first layer.1.v)",
+        "2 units",
+        "1 units",
+        SAME_MODEL,
+    ),
     (with_layout(attention=LATENT.attention), "layout.attention", "heads", "latent", SAME_MODEL),
     (
         with_layout(buffers=buffers("0k", "1k", "0v")),

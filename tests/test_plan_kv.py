@@ -8,7 +8,7 @@ import pytest
 from oracle import Copy, copies, i64
 
 from pdcore.errors import PlanError
-from pdcore.layout import KVLayout
+from pdcore.layout import Attention, KVBuffer, KVLayout, PageOrder
 from pdcore.plan import KVCopier
 from pdcore.regions import WriteBatch
 from pdcore.topology import CPSenders, Topology
@@ -97,6 +97,75 @@ def test_keys_and_values_may_differ_in_size() -> None:
     )
     batch = copier(tp(2, 1), tp(1), local, remote)(i64([0]), 0, i64([0]))
     assert copies(batch) == [(0, 100, 0, 8, 8), (0, 100, 8, 24, 8), (1, 101, 0, 4, 4), (1, 101, 4, 12, 4)]
+
+
+# Orders
+
+
+def ordered(heads: int, order: PageOrder) -> KVLayout:
+    """A head of one token is 4 bytes, or 8 with K and V fused; a page is 2 tokens; the model has 4 heads."""
+    return KVLayout.heads(
+        layers=[0], kv_heads=heads, head_dim=2, page_size=2, num_pages=8, total_kv_heads=4, order=order
+    )
+
+
+@pytest.mark.parametrize(
+    ("order", "pieces"),
+    [
+        # Rank 1 of 2 has heads 2 and 3 of 4: offsets within its page and within decode's, and bytes.
+        (PageOrder.TOKEN_HEAD, [(0, 8, 8), (8, 24, 8)]),
+        (PageOrder.HEAD_TOKEN, [(0, 16, 16)]),
+        (PageOrder.KV_TOKEN_HEAD, [(0, 8, 8), (8, 24, 8), (16, 40, 8), (24, 56, 8)]),
+        (PageOrder.KV_HEAD_TOKEN, [(0, 16, 16), (16, 48, 16)]),
+        (PageOrder.TOKEN_KV_HEAD, [(0, 8, 8), (8, 24, 8), (16, 40, 8), (24, 56, 8)]),
+        (PageOrder.TOKEN_HEAD_KV, [(0, 16, 16), (16, 48, 16)]),
+        (PageOrder.HEAD_KV_TOKEN, [(0, 32, 32)]),
+        (PageOrder.HEAD_TOKEN_KV, [(0, 32, 32)]),
+    ],
+)
+def test_the_order_of_a_page_says_how_it_is_cut(order: PageOrder, pieces: list[tuple[int, int, int]]) -> None:
+    batch = copier(tp(2, 1), tp(1), ordered(2, order), ordered(4, order))(i64([3, 1]), 0, i64([1, 5]))
+    size = ordered(2, order).buffers[0].item_len
+    assert keys(batch) == [
+        (0, 100, page * size + here, to * 2 * size + there, length)
+        for page, to in ((3, 1), (1, 5))
+        for here, there, length in pieces
+    ]
+
+
+@pytest.mark.parametrize("order", PageOrder)
+def test_equal_groups_copy_whole_pages_in_any_order(order: PageOrder) -> None:
+    one = ordered(2, order)
+    batch = copier(tp(2, 1), tp(2, 1), one, one)(i64([1, 2]), 0, i64([4, 5]))
+    size = one.buffers[0].item_len
+    assert keys(batch) == [(0, 100, size, 4 * size, 2 * size)]
+
+
+def test_buffers_that_are_cut_otherwise_travel_in_one_batch_and_whole_ones_stay_whole() -> None:
+    def mixed(tp_size: int) -> KVLayout:
+        wide, narrow = 8 // tp_size, max(1, 4 // tp_size)
+        return KVLayout(
+            2, 8, "uint8", Attention.HEADS, 8,
+            (
+                KVBuffer(0, "k", 2 * wide),
+                KVBuffer(0, "v", 2 * wide, order=PageOrder.HEAD_TOKEN),
+                KVBuffer(1, "kv", 2 * 2 * narrow, order=PageOrder.TOKEN_KV_HEAD, units=4),
+                KVBuffer(1, "scale", 6, units=1),
+            ),
+        )  # fmt: skip
+
+    batch = copier(tp(4, 1), tp(8, 3), mixed(4), mixed(8))(i64([1, 2]), 0, i64([5, 6]))
+    assert sorted(copies(batch)) == [
+        (0, 100, 4 + 1, 10, 1),
+        (0, 100, 6 + 1, 11, 1),
+        (0, 100, 8 + 1, 12, 1),
+        (0, 100, 10 + 1, 13, 1),
+        (1, 101, 4 + 2, 10, 2),
+        (1, 101, 8 + 2, 12, 2),
+        (2, 102, 4, 20, 8),
+        (3, 103, 6, 30, 12),
+    ]
+    batch.prove_inside(np.full(4, 64, np.uint64), np.full(104, 64, np.uint64))
 
 
 # Chunks and prefixes

@@ -12,11 +12,31 @@ from hypothesis import strategies as st
 from oracle import EMPTY, GARBAGE, Bytes, Target
 
 from pdcore.backend import StateRequest
-from pdcore.layout import Attention, KVBuffer, KVLayout, StateBuffer, StateComponent
+from pdcore.layout import Attention, KVBuffer, KVLayout, PageOrder, StateBuffer, StateComponent
 from pdcore.plan import IndexArray, KVCopier, plan_state
 from pdcore.topology import CPSenders, Topology, map_ranks, served_ranks
 
 thorough = settings(deadline=None, max_examples=500, suppress_health_check=list(HealthCheck))
+
+
+@attrs.frozen
+class Buffer:
+    """A KV buffer of all ranks together: what its bytes mean. ``said`` tells whether it says its units."""
+
+    layer: int
+    part: str
+    units: int
+    width: int
+    order: PageOrder
+    said: bool
+
+    @property
+    def name(self) -> str:
+        return f"layer.{self.layer}.{self.part}"
+
+    def held(self, rank: Topology) -> list[int]:
+        """The units that a rank holds."""
+        return oracle.held_heads(rank.tp_rank, rank.tp_size, self.units)
 
 
 @attrs.frozen
@@ -25,8 +45,7 @@ class Request:
 
     attention: Attention
     heads: int
-    head_bytes: int
-    stages: tuple[tuple[int, ...], ...]
+    stages: tuple[tuple[Buffer, ...], ...]
     prefill: Topology
     decode: Topology
     page_size: int
@@ -34,26 +53,32 @@ class Request:
     decode_prefix_len: int
     seed: int
 
-    @property
-    def parts(self) -> tuple[str, ...]:
-        return ("k", "v") if self.attention is Attention.HEADS else ("latent",)
-
-    def layers(self, rank: Topology) -> tuple[int, ...]:
-        """The absolute ids of the layers that a rank of either side holds."""
+    def buffers(self, rank: Topology) -> tuple[Buffer, ...]:
+        """The buffers that a rank of either side holds."""
         if rank.pp_size == len(self.stages):
             return self.stages[rank.pp_rank]
-        return tuple(layer for stage in self.stages for layer in stage)
+        return tuple(buffer for stage in self.stages for buffer in stage)
 
     def layout(self, rank: Topology, pool: int, rng: np.random.Generator) -> KVLayout:
-        """The layout of a rank, its buffers in any order."""
-        held = len(oracle.held_heads(rank.tp_rank, rank.tp_size, self.heads))
-        item = self.page_size * held * self.head_bytes
-        buffers = [KVBuffer(layer, part, item) for layer in self.layers(rank) for part in self.parts]
-        order = rng.permutation(len(buffers))
-        total = self.heads if self.attention is Attention.HEADS else 0
-        return KVLayout(
-            self.page_size, pool, "uint8", self.attention, total, tuple(buffers[i] for i in order)
+        """The layout of a rank, its buffers in any order, some of them of the layout's own page order."""
+        held = [
+            KVBuffer(
+                buffer.layer,
+                buffer.part,
+                self.page_size * (1 + buffer.order.fused) * len(buffer.held(rank)) * buffer.width,
+                order=buffer.order,
+                units=buffer.units if buffer.said else None,
+            )
+            for buffer in self.buffers(rank)
+        ]
+        default = held[rng.integers(len(held))].order
+        assert default is not None
+        order = rng.permutation(len(held))
+        buffers = (
+            held[i] if held[i].order is not default else attrs.evolve(held[i], order=None) for i in order
         )
+        total = self.heads if self.attention is Attention.HEADS else 0
+        return KVLayout(self.page_size, pool, "uint8", self.attention, total, tuple(buffers), order=default)
 
 
 def topologies(draw: st.DrawFn, sizes: list[int], stages: int) -> tuple[Topology, Topology]:
@@ -71,13 +96,38 @@ def topologies(draw: st.DrawFn, sizes: list[int], stages: int) -> tuple[Topology
     return prefill, decode
 
 
+def layer(draw: st.DrawFn, number: int, units: int, said: bool) -> list[Buffer]:
+    """Return the buffers of a layer: K and V apart or fused, in any order, perhaps beside scales."""
+    order = draw(st.sampled_from(PageOrder))
+    parts = ("kv",) if order.fused else ("k", "v")
+    out = [Buffer(number, part, units, draw(st.integers(1, 3)), order, said) for part in parts]
+    if draw(st.booleans()):
+        scales = draw(st.sampled_from(PageOrder))
+        out.append(Buffer(number, "scale", draw(st.sampled_from([1, units])), 1, scales, True))
+    return out
+
+
 @st.composite
 def requests(draw: st.DrawFn) -> Request:
     attention = draw(st.sampled_from(Attention))
     heads = draw(st.sampled_from([1, 2, 3, 4, 6, 8])) if attention is Attention.HEADS else 1
-    sizes = [n for n in range(1, 9) if heads % n == 0 or n % heads == 0]
+    # Some layers may have fewer heads, and only if the stage has one of all heads they need not say so.
+    fewer = draw(st.sampled_from([n for n in range(1, heads + 1) if heads % n == 0]))
+    sizes = [n for n in range(1, 9) if all(units % n == 0 or n % units == 0 for units in (heads, fewer))]
     count = draw(st.sampled_from([1, 1, 2, 3]))
-    stages = tuple(tuple(10 * stage + n for n in range(draw(st.integers(1, 2)))) for stage in range(count))
+    said = count > 1 or draw(st.booleans())
+    stages = []
+    for stage in range(count):
+        buffers: list[Buffer] = []
+        for n in range(draw(st.integers(1, 2))):
+            number = 10 * stage + n
+            if attention is Attention.LATENT:
+                latent = Buffer(number, "latent", 1, draw(st.integers(1, 3)), PageOrder.TOKEN_HEAD, False)
+                buffers.append(latent)
+            else:
+                units = draw(st.sampled_from([heads, fewer])) if said or n else heads
+                buffers += layer(draw, number, units, said)
+        stages.append(tuple(buffers))
     prefill, decode = topologies(draw, sizes, count)
     # Context-parallel ranks take turns at blocks of 256 tokens: only big pages make several of them.
     page_size = draw(st.sampled_from([1, 2, 3, 4] if prefill.cp_size == 1 else [1, 4, 128]))
@@ -85,7 +135,7 @@ def requests(draw: st.DrawFn) -> Request:
     held = draw(st.sampled_from([0, draw(st.integers(0, num_pages)), num_pages]))
     beyond = draw(st.integers(0, page_size - 1))
     return Request(
-        attention, heads, draw(st.integers(1, 3)), stages, prefill, decode, page_size, num_pages,
+        attention, heads, tuple(stages), prefill, decode, page_size, num_pages,
         held * page_size + (beyond if held < num_pages else 0), draw(st.integers(0, 2**32 - 1)),
     )  # fmt: skip
 
@@ -109,10 +159,14 @@ def chunks(count: int, rng: np.random.Generator) -> list[tuple[int, int]]:
 
 
 def logical_cache(request: Request) -> dict[str, Bytes]:
-    names = [f"layer.{layer}.{part}" for stage in request.stages for layer in stage for part in request.parts]
-    shape = (len(names), request.num_pages, request.page_size, request.heads, request.head_bytes)
-    numbers = np.arange(np.prod(shape), dtype=np.int64).reshape(shape)
-    return dict(zip(names, numbers, strict=True))
+    out, start = {}, 0
+    for buffer in (buffer for stage in request.stages for buffer in stage):
+        kinds = 1 + buffer.order.fused
+        shape = (request.num_pages, request.page_size, kinds, buffer.units, buffer.width)
+        size = int(np.prod(shape))
+        out[buffer.name] = np.arange(start, start + size, dtype=np.int64).reshape(shape)
+        start += size
+    return out
 
 
 @attrs.frozen
@@ -134,10 +188,14 @@ class Side:
         pool = request.num_pages + int(rng.integers(1, 4))
         layout = request.layout(rank, pool, rng)
         pages = some_pages(len(positions), pool, rng)
-        heads = oracle.held_heads(rank.tp_rank, rank.tp_size, request.heads)
+        meant = {buffer.name: buffer for buffer in request.buffers(rank)}
         buffers = [
-            oracle.paged(cache[b.name], heads, positions, pages.tolist(), pool, fill) for b in layout.buffers
-        ]
+            oracle.paged(
+                cache[b.name], meant[b.name].held(rank), positions, pages.tolist(), pool, fill,
+                meant[b.name].order,
+            )
+            for b in layout.buffers
+        ]  # fmt: skip
         return cls(rank, layout, pages, [np.full(64, fill, np.int64), *buffers])
 
     @property
@@ -154,7 +212,7 @@ def send(request: Request, source: Side, target: Side, memory: Target, rng: np.r
         oracle.copy_batch(batch, source.regions, memory)
 
 
-@thorough
+@settings(thorough, max_examples=350)
 @given(requests())
 def test_every_kv_byte_that_decode_lacks_is_written_once_and_nothing_else_is_touched(
     request: Request,
@@ -166,7 +224,7 @@ def test_every_kv_byte_that_decode_lacks_is_written_once_and_nothing_else_is_tou
     for rank in request.decode.replica():
         side = Side.of(request, cache, rank, held, EMPTY, rng)
         memory = Target(side.regions)
-        for unique in map_ranks(request.prefill, rank, prefills[0].layout.units).prefill_ranks:
+        for unique in map_ranks(request.prefill, rank, *side.layout.units).prefill_ranks:
             send(request, prefills[unique], side, memory, rng)
         memory.check()
 
@@ -174,12 +232,12 @@ def test_every_kv_byte_that_decode_lacks_is_written_once_and_nothing_else_is_tou
 @settings(thorough, max_examples=200)
 @given(requests(), st.booleans())
 def test_both_sides_derive_the_same_mapping_and_nobody_is_forgotten(request: Request, sharded: bool) -> None:
-    units = request.heads
+    units = {buffer.units if buffer.said else request.heads for stage in request.stages for buffer in stage}
     decodes = request.decode.replica()
-    maps = {d.unique_rank: map_ranks(request.prefill, d, units, sharded_state=sharded) for d in decodes}
+    maps = {d.unique_rank: map_ranks(request.prefill, d, *units, sharded_state=sharded) for d in decodes}
     for prefill in request.prefill.replica():
         me = prefill.unique_rank
-        served = served_ranks(prefill, request.decode, units, sharded_state=sharded)
+        served = served_ranks(prefill, request.decode, *units, sharded_state=sharded)
         senders = [d for d, mapping in maps.items() if me in mapping.prefill_ranks]
         tellers = [d for d, mapping in maps.items() if me in mapping.dummies]
         assert sorted(senders + tellers) == sorted(served)

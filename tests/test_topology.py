@@ -88,6 +88,20 @@ def test_other_tp_sizes_would_split_a_head(prefill: int, decode: int, units: int
     assert misfit.field == "topology.tp_size"
 
 
+def test_tp_sizes_must_suit_the_heads_of_every_layer() -> None:
+    assert topology_misfits(Topology(tp_size=4), Topology(tp_size=8), 8, 4, 1) == ()
+    (misfit,) = topology_misfits(Topology(tp_size=3), Topology(tp_size=6), 6, 4, 1)
+    assert misfit.change == (
+        "use the same tp_size on both sides, or on each 1, 2 or a multiple of 12 "
+        "(the model has 4 and 6 KV heads)"
+    )
+
+
+def test_a_stranger_with_many_heads_does_not_have_all_sizes_tried() -> None:
+    (misfit,) = topology_misfits(Topology(tp_size=3), Topology(tp_size=2), 2**61)
+    assert "512 or a multiple of 2305843009213693952" in misfit.change
+
+
 @pytest.mark.parametrize(("prefill", "decode"), [(1, 1), (2, 1), (4, 4), (4, 1)])
 def test_pipelines_are_equal_or_end_in_one_decode_stage(prefill: int, decode: int) -> None:
     assert topology_misfits(Topology(pp_size=prefill), Topology(pp_size=decode), 8) == ()
@@ -101,8 +115,8 @@ def test_data_and_prefill_context_parallelism_may_differ() -> None:
 # Who sends what
 
 
-def mappings(prefill: Topology, decode: Topology, units: int, *, sharded: bool = False) -> list[RankMapping]:
-    return [map_ranks(prefill, rank, units, sharded_state=sharded) for rank in decode.replica()]
+def mappings(prefill: Topology, decode: Topology, *units: int, sharded: bool = False) -> list[RankMapping]:
+    return [map_ranks(prefill, rank, *units, sharded_state=sharded) for rank in decode.replica()]
 
 
 def test_in_equal_groups_every_rank_pairs_with_its_own_number() -> None:
@@ -139,6 +153,14 @@ def test_of_replicated_heads_one_replica_sends_and_the_other_is_a_dummy() -> Non
     found = mappings(prefill, decode, 4)
     assert [(m.prefill_ranks, m.dummies) for m in found] == [((0, 2), (1, 3)), ((4, 6), (5, 7))]
     assert [served_ranks(rank, decode, 4) for rank in prefill.replica()] == [(0,)] * 4 + [(1,)] * 4
+
+
+def test_a_rank_sends_if_any_of_its_buffers_is_to_be_sent() -> None:
+    prefill, decode = Topology(tp_size=8), Topology(tp_size=2)
+    assert mappings(prefill, decode, 4, 8) == mappings(prefill, decode, 8)
+    assert mappings(prefill, decode, 4, 1)[0] == RankMapping((0, 2), (1, 3), 0)
+    assert mappings(prefill, decode, 1)[0] == RankMapping((0,), (1, 2, 3), 0)
+    assert served_ranks(attrs.evolve(prefill, tp_rank=1), decode, 4, 8) == (0,)
 
 
 def test_replicas_take_a_share_of_the_decode_replicas_each() -> None:

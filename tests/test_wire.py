@@ -285,8 +285,15 @@ def test_an_array_frame_with_a_broken_number_is_refused() -> None:
     [
         ("PairRequest", ("description", "topology", "tp_size"), 0),
         ("PairRequest", ("description", "layout", "page_size"), -3),
-        ("PairRequest", ("description", "layout", "dtype"), "int3"),
+        ("PairRequest", ("description", "layout", "dtype"), ""),
         ("PairRequest", ("description", "layout", "buffers"), []),
+        ("PairRequest", ("description", "layout", "order"), "sideways"),
+        ("PairRequest", ("description", "layout", "element_bits"), 0),
+        (
+            "PairRequest",
+            ("description", "layout", "buffers"),
+            [{"layer": 0, "part": "k", "item_len": 4, "units": 0}],
+        ),
         ("PairRequest", ("description", "role"), "router"),
         ("PairRequest", ("description", "aux", "fields"), [{"name": "a", "dtype": "object"}]),
         ("PairReply", ("failure", "code"), "bored"),

@@ -7,7 +7,7 @@ import numpy as np
 
 from pdcore.backend import AuxTransport
 from pdcore.errors import FailureCode, Misfit
-from pdcore.layout import KVLayout, StateBuffer, StateComponent
+from pdcore.layout import KVBuffer, KVLayout, PageOrder, StateBuffer, StateComponent
 from pdcore.model import Generation, Incarnation, KVPoll, Role, RoomId
 from pdcore.process import ProcessIdentity
 from pdcore.schema import AuxField, AuxSchema
@@ -56,6 +56,14 @@ DESCRIPTION = PeerDescription(
     ),
 )
 
+LAYOUT = attrs.evolve(
+    DESCRIPTION.layout,
+    dtype="fp6",
+    order=PageOrder.HEAD_TOKEN,
+    element_bits=6,
+    buffers=(KVBuffer(0, "k", 96), KVBuffer(0, "kv_scale", 64, order=PageOrder.TOKEN_KV_HEAD, units=1)),
+)
+
 METADATA = RequestMetadata(
     ROOM,
     NTH,
@@ -68,7 +76,7 @@ METADATA = RequestMetadata(
 )
 
 _SAMPLES: tuple[Message, ...] = (
-    PairRequest(DESCRIPTION),
+    PairRequest(attrs.evolve(DESCRIPTION, layout=LAYOUT)),
     PairReply(
         attrs.evolve(DESCRIPTION, role=Role.PREFILL, aux=None, aux_slots=0, state=()),
         (Misfit("layout.page_size", "16", "64", "serve the same model"),),

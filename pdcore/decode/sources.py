@@ -176,13 +176,13 @@ class Sources:
     def _dial(self, group: PrefillGroup, ranks: Sequence[RankRecord]) -> None:
         ours = self._description
         theirs, units = ranks[0].topology, ours.layout.units
-        if topology_misfits(theirs, ours.topology, units):
+        if topology_misfits(theirs, ours.topology, *units):
             # Pairing refuses it on both sides, and names every other misfit as well.
             some = ranks[min(ours.topology.unique_rank, len(ranks) - 1)]
             group.found([self._source(some)], [], partial(coverage_misfits, decode=ours))
             return
         sharded = any(component.sharded for component in ours.state)
-        mapping = map_ranks(theirs, ours.topology, units, sharded_state=sharded)
+        mapping = map_ranks(theirs, ours.topology, *units, sharded_state=sharded)
         senders, dummies = (
             [self._source(ranks[rank]) for rank in wanted]
             for wanted in (mapping.prefill_ranks, mapping.dummies)

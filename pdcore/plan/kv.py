@@ -6,14 +6,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pdcore.layout import KVLayout
+from pdcore.layout import KVBuffer, KVLayout
 from pdcore.plan.indices import IndexArray, check_lists
 from pdcore.plan.items import ItemCopier
 from pdcore.plan.pieces import PieceCopier, Pieces
+from pdcore.plan.split import join
 from pdcore.regions import WriteBatch
+from pdcore.sharding import shared_units
 from pdcore.topology import CPSenders, Share, Topology, kv_share
 
 __all__ = ["KVCopier"]
+
+WHAT = "KV page"
 
 CP_BLOCK_TOKENS = 256
 """Context-parallel ranks take turns at blocks of about this many tokens: long enough to be merged,
@@ -42,31 +46,30 @@ class KVCopier:
         self._cp = prefill.cp_size, prefill.cp_rank
         self._takes_turns = prefill.cp_size > 1 and prefill.cp_senders is CPSenders.ALL_RANKS
         self._block = max(1, CP_BLOCK_TOKENS // local.page_size)
-        share = kv_share(prefill, decode, local.units)
-        self._copy: ItemCopier | PieceCopier | None = None
-        if share is None:
-            return
-        there = {b.name: n for n, b in enumerate(remote.buffers)}
-        paired = [there[b.name] for b in local.buffers]
-        targets = [remote_regions[n] for n in paired]
-        if share.whole:
-            lens = [b.item_len for b in local.buffers]
-            self._copy = ItemCopier("KV page", lens, local_regions, targets, *self._items)
-        else:
-            pieces = [
-                _head_slice(
-                    share, buffer.item_len // local.page_size, remote.buffers[n].item_len // local.page_size
-                )
-                for buffer, n in zip(local.buffers, paired, strict=True)
-            ]
-            self._copy = PieceCopier(
-                "KV page", pieces, local_regions, targets, *self._items, parts=local.page_size
-            )
+        units = shared_units(prefill, decode, local, remote)
+        shares = {count: kv_share(prefill, decode, count) for count in set(units.values())}
+        there = {b.name: (b, region) for b, region in zip(remote.buffers, remote_regions, strict=True)}
+        wholes: list[tuple[int, int, int]] = []
+        cuts: list[tuple[Pieces, int, int]] = []
+        for buffer, region in zip(local.buffers, local_regions, strict=True):
+            other, target = there[buffer.name]
+            share = shares[units[buffer.name]]
+            if share is not None and share.whole:
+                wholes.append((buffer.item_len, region, target))
+            elif share is not None:
+                cuts.append((_heads(share, buffer, other, local.rows_of(buffer)), region, target))
+        self._copiers: list[ItemCopier | PieceCopier] = []
+        if wholes:
+            lens, here, targets = zip(*wholes, strict=True)
+            self._copiers.append(ItemCopier(WHAT, lens, here, targets, *self._items))
+        if cuts:
+            pieces, here, targets = zip(*cuts, strict=True)
+            self._copiers.append(PieceCopier(WHAT, pieces, here, targets, *self._items))
 
     @property
     def sends(self) -> bool:
         """Whether this rank sends KV to that decode rank at all."""
-        return self._copy is not None
+        return bool(self._copiers)
 
     def __call__(
         self, pages: IndexArray, start: int, wanted: IndexArray, decode_prefix_len: int = 0
@@ -84,23 +87,25 @@ class KVCopier:
         held = min(max(prefix - start, 0), len(pages))
         first = start + held
         local, remote = pages[held:], wanted[first - prefix : start + len(pages) - prefix]
-        if self._copy is None or len(local) == 0:
+        if not self._copiers or len(local) == 0:
             return WriteBatch.empty()
         if self._takes_turns:
-            check_lists("KV page", local, remote, *self._items)
+            check_lists(WHAT, local, remote, *self._items)
             size, rank = self._cp
             mine = np.arange(first, start + len(pages)) // self._block % size == rank
             local, remote = local[mine], remote[mine]
-        return self._copy(local, remote)
+        return join([copy(local, remote) for copy in self._copiers])
 
 
-def _head_slice(share: Share, here: int, there: int) -> Pieces:
-    """Return the heads of one token, of which ``here`` and ``there`` bytes lie on either side."""
+def _heads(share: Share, ours: KVBuffer, theirs: KVBuffer, rows: int) -> Pieces:
+    """Return the heads that a page gives to one of the other side: a piece per row, wherever heads lie."""
+    here, there = ours.item_len // rows, theirs.item_len // rows
     head = here // share.prefill_count
+    row = np.arange(rows, dtype=np.uint64)
     return Pieces(
-        here,
-        there,
-        np.array([share.prefill_first * head], np.uint64),
-        np.array([share.decode_first * head], np.uint64),
-        np.array([share.count * head], np.uint64),
+        ours.item_len,
+        theirs.item_len,
+        row * np.uint64(here) + np.uint64(share.prefill_first * head),
+        row * np.uint64(there) + np.uint64(share.decode_first * head),
+        np.full(rows, share.count * head, np.uint64),
     )

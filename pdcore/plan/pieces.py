@@ -6,21 +6,21 @@ from collections.abc import Sequence
 
 import attrs
 import numpy as np
+import numpy.typing as npt
 
 from pdcore.plan.indices import IndexArray, check_lists
+from pdcore.plan.split import join
 from pdcore.regions import OffsetArray, WriteBatch
 
 __all__ = ["PieceCopier", "Pieces"]
-
-_NONE = np.zeros(0, np.uint64)
 
 
 @attrs.frozen(eq=False)
 class Pieces:
     """The pieces of one buffer's items, in bytes; the arrays are uint64 of shape (pieces,).
 
-    Piece ``m`` of part ``i`` is ``lengths[m]`` bytes from ``i * local_stride + local_offsets[m]`` on
-    here, and from ``i * remote_stride + remote_offsets[m]`` on there.
+    From one item to the next it is ``local_stride`` bytes here and ``remote_stride`` there. Piece ``m`` is
+    ``lengths[m]`` bytes from ``local_offsets[m]`` within an item on here, and ``remote_offsets[m]`` there.
     """
 
     local_stride: int
@@ -30,11 +30,22 @@ class Pieces:
     lengths: OffsetArray
 
 
+@attrs.frozen(eq=False)
+class _Group:
+    """``B`` buffers whose items have as many pieces, ``M``: regions (B,), strides (B, 1, 1), the others
+    (B, 1, M)."""
+
+    regions: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+    strides: tuple[OffsetArray, OffsetArray]
+    offsets: tuple[OffsetArray, OffsetArray]
+    lengths: OffsetArray
+
+
 class PieceCopier:
     """Plans copies of pieces between the buffers of two sides; made once per pairing.
 
-    Buffer ``b`` is engine region ``local_regions[b]`` here and ``remote_regions[b]`` there. An item is
-    ``parts`` equal parts (a page is ``page_size`` tokens), and every part has ``pieces[b]``.
+    Buffer ``b`` is engine region ``local_regions[b]`` here and ``remote_regions[b]`` there. Buffers may
+    have different numbers of pieces.
     """
 
     def __init__(
@@ -45,18 +56,12 @@ class PieceCopier:
         remote_regions: Sequence[int],
         local_items: int,
         remote_items: int,
-        parts: int = 1,
     ) -> None:
         self._what = what
         self._items = local_items, remote_items
-        self._local_regions = np.array(local_regions, np.int64)
-        self._remote_regions = np.array(remote_regions, np.int64)
-        counts = [len(p.lengths) for p in pieces]
-        self._starts = np.concatenate((np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)))
-        self._local = _columns([(p.local_stride, p.local_offsets) for p in pieces])
-        self._remote = _columns([(p.remote_stride, p.remote_offsets) for p in pieces])
-        self._lengths = np.concatenate([_NONE, *(p.lengths for p in pieces)])
-        self._parts = np.arange(parts, dtype=np.int64)
+        rows = list(zip(pieces, local_regions, remote_regions, strict=True))
+        counts = dict.fromkeys(len(p.lengths) for p in pieces)
+        self._groups = [_group([row for row in rows if len(row[0].lengths) == n]) for n in counts if n]
 
     def __call__(self, local: IndexArray, remote: IndexArray) -> WriteBatch:
         """Return the batch that copies the pieces of item ``local[i]`` of every buffer to ``remote[i]``.
@@ -65,26 +70,30 @@ class PieceCopier:
             PlanError: the lists differ in length, or an index is outside its side's buffers.
         """
         check_lists(self._what, local, remote, *self._items)
-        count = len(local) * len(self._parts)
-        if count == 0 or len(self._lengths) == 0:
+        if len(local) == 0:
             return WriteBatch.empty()
-        return WriteBatch(
-            self._local_regions,
-            self._remote_regions,
-            self._starts * count,
-            self._offsets(local, *self._local),
-            self._offsets(remote, *self._remote),
-            self._lengths.repeat(count),
-        )
-
-    def _offsets(self, items: IndexArray, strides: OffsetArray, shifts: OffsetArray) -> OffsetArray:
-        parts = (items[:, None] * len(self._parts) + self._parts).ravel().view(np.uint64)
-        offsets = parts * strides
-        offsets += shifts
-        return offsets.ravel()
+        # A loop over the different numbers of pieces, of which there are few.
+        return join([_batch(group, local, remote) for group in self._groups])
 
 
-def _columns(sides: Sequence[tuple[int, OffsetArray]]) -> tuple[OffsetArray, OffsetArray]:
-    strides = np.array([stride for stride, _ in sides], np.uint64).repeat([len(o) for _, o in sides])
-    offsets = np.concatenate([_NONE, *(offsets for _, offsets in sides)])
-    return strides.reshape(-1, 1), offsets.reshape(-1, 1)
+def _group(rows: Sequence[tuple[Pieces, int, int]]) -> _Group:
+    pieces = [p for p, _, _ in rows]
+    strides = ([p.local_stride for p in pieces], [p.remote_stride for p in pieces])
+    offsets = ([p.local_offsets for p in pieces], [p.remote_offsets for p in pieces])
+    return _Group(
+        (np.array([here for _, here, _ in rows]), np.array([there for _, _, there in rows])),
+        (np.array(strides[0], np.uint64)[:, None, None], np.array(strides[1], np.uint64)[:, None, None]),
+        (np.stack(offsets[0])[:, None, :], np.stack(offsets[1])[:, None, :]),
+        np.stack([p.lengths for p in pieces])[:, None, :],
+    )
+
+
+def _batch(group: _Group, local: IndexArray, remote: IndexArray) -> WriteBatch:
+    buffers, _, parts = group.lengths.shape
+    here, there = (
+        (items.view(np.uint64)[None, :, None] * strides + offsets).reshape(-1)
+        for items, strides, offsets in zip((local, remote), group.strides, group.offsets, strict=True)
+    )
+    count = len(local) * parts
+    lengths = np.broadcast_to(group.lengths, (buffers, len(local), parts)).reshape(-1)
+    return WriteBatch(*group.regions, np.arange(buffers + 1) * count, here, there, lengths)

@@ -44,10 +44,10 @@ class PeerLink:
         self.route = route
         self.description = description
         self.rank = description.topology.unique_rank
-        groups = ours.topology, description.topology, ours.layout.units
+        groups, units = (ours.topology, description.topology), description.layout.units
         sharded = any(component.sharded for component in description.state)
-        mapping = map_ranks(*groups, sharded_state=sharded)
-        self.served = len(served_ranks(*groups, sharded_state=sharded))
+        mapping = map_ranks(*groups, *units, sharded_state=sharded)
+        self.served = len(served_ranks(*groups, *units, sharded_state=sharded))
         self.dummy = ours.topology.unique_rank not in mapping.prefill_ranks
         self.carries_aux = ours.topology.unique_rank == mapping.aux_rank
         self._aux_rank = mapping.aux_rank

@@ -1,0 +1,96 @@
+"""State of a request beside its KV pages: what is where in memory. Pure descriptions."""
+
+from __future__ import annotations
+
+import math
+
+import attrs
+
+from pdcore.errors import LayoutError
+from pdcore.names import repeated
+
+__all__ = ["StateBuffer", "StateComponent"]
+
+
+@attrs.frozen
+class StateBuffer:
+    """One buffer of a state component: items of ``item_len`` bytes, indexed by slot or page.
+
+    Where the TP ranks share an item out, ``shape`` is this rank's part in elements (C order) and
+    ``slice_dim`` the dimension that is cut. ``groups`` are the lengths of blocks within that dimension
+    which are cut one by one, such as query, key and value of a gated delta net; none: it is one block.
+    """
+
+    name: str
+    item_len: int
+    shape: tuple[int, ...] = ()
+    slice_dim: int | None = None
+    groups: tuple[int, ...] = ()
+
+    def __attrs_post_init__(self) -> None:
+        elements, dim = math.prod(self.shape), self.slice_dim
+        cut = None if dim is None or not 0 <= dim < len(self.shape) else self.shape[dim]
+        if (
+            self.item_len < 1
+            or elements < 1
+            or self.item_len % elements
+            or any(n < 1 for n in (*self.shape, *self.groups))
+            or (dim is not None and cut is None)
+            or (self.groups and sum(self.groups) != cut)
+        ):
+            raise LayoutError(
+                f"the state buffer {self.name!r} contradicts itself",
+                self.described,
+                "use whole elements, lengths of at least 1, a slice_dim within the shape, "
+                "and groups that add up to that dimension",
+            )
+
+    @property
+    def described(self) -> str:
+        """All but the name, for messages."""
+        groups = f", groups {self.groups}" if self.groups else ""
+        return f"{self.item_len} bytes, shape {self.shape}, slice_dim {self.slice_dim}{groups}"
+
+    def joined(self, tp_size: int) -> StateBuffer:
+        """Return the whole buffer, of which this is what one of ``tp_size`` ranks holds."""
+        shape = tuple(n * (tp_size if dim == self.slice_dim else 1) for dim, n in enumerate(self.shape))
+        groups = tuple(n * tp_size for n in self.groups)
+        return StateBuffer(self.name, self.item_len * tp_size, shape, self.slice_dim, groups)
+
+    @property
+    def outer(self) -> int:
+        """How often the sliced dimension occurs in one item."""
+        return 1 if self.slice_dim is None else math.prod(self.shape[: self.slice_dim])
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Bytes of each block of the sliced dimension, or of the item where none is sliced."""
+        if self.slice_dim is None:
+            return (self.item_len,)
+        inner = self.item_len // math.prod(self.shape[: self.slice_dim + 1])
+        return tuple(n * inner for n in self.groups or (self.shape[self.slice_dim],))
+
+
+@attrs.frozen
+class StateComponent:
+    """Per-request state beside the KV pages, such as ``mamba``, ``swa`` or ``dsa``.
+
+    ``num_items`` is the number of slots or pages that each buffer holds.
+    """
+
+    kind: str
+    num_items: int
+    buffers: tuple[StateBuffer, ...]
+
+    def __attrs_post_init__(self) -> None:
+        if twice := repeated([b.name for b in self.buffers]):
+            raise LayoutError(
+                f"the state component {self.kind!r} names {', '.join(map(repr, twice))} twice",
+                f"buffers {', '.join(b.name for b in self.buffers)}",
+                "give each buffer its own name, over all pipeline stages",
+            )
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the TP ranks share out a buffer of it."""
+        return any(b.slice_dim is not None for b in self.buffers)
