@@ -131,15 +131,7 @@ class Pools:
         Raises:
             PlanError: one lies outside the pool.
         """
-        limit = self.layout.num_pages
-        # As unsigned, a negative index is huge: one comparison holds both bounds.
-        if len(pages) and int(pages.view(np.uint64).max()) >= limit:
-            bad = pages[(pages < 0) | (pages >= limit)]
-            raise PlanError(
-                f"pages of room {room} are outside the pool",
-                f"{len(bad)} of {len(pages)}, the first is {int(bad[0])}; the pool holds {limit} pages",
-                f"use page numbers from 0 to {limit - 1}",
-            )
+        _check_inside("pages", room, pages, self.layout.num_pages)
 
     def check_aux_slot(self, room: RoomId, slot: int | None) -> None:
         """Check that a request's aux slot exists.
@@ -161,7 +153,7 @@ class Pools:
         """Return private copies of a request's state index lists, one per component where they are due.
 
         Raises:
-            PlanError: there are more or fewer lists.
+            PlanError: there are more or fewer lists, or an item is outside its component.
         """
         arrays = tuple(index_array(items, "state indices") for items in lists or ())
         if len(arrays) != (len(self.state) if due else 0):
@@ -170,9 +162,24 @@ class Pools:
                 f"{len(arrays)} lists, {len(self.state)} state components, last chunk: {due}",
                 "hand in one list per state component with the last chunk, and none before",
             )
+        for pool, items in zip(self.state if due else (), arrays, strict=True):
+            component = pool.component
+            _check_inside(f"items of state {component.kind!r}", room, items, component.num_items)
         return arrays
 
     @property
     def arrays(self) -> tuple[npt.NDArray[np.uint8], ...]:
         """The KV memory that :meth:`allocate` made: uint8 of shape (num_pages, item_len) per buffer."""
         return tuple(r.owner for r in self.kv if isinstance(r.owner, np.ndarray))
+
+
+def _check_inside(what: str, room: RoomId, indices: IndexArray, limit: int) -> None:
+    # As unsigned, a negative index is huge: one comparison holds both bounds.
+    if len(indices) and int(indices.view(np.uint64).max()) >= limit:
+        bad = indices[(indices < 0) | (indices >= limit)]
+        raise PlanError(
+            f"{what} of room {room} are outside the pool",
+            f"{len(bad)} of {len(indices)}, the first is {int(bad[0])}; "
+            f"the pool holds {limit} {what.partition(' ')[0]}",
+            f"use numbers from 0 to {limit - 1}",
+        )

@@ -27,7 +27,7 @@ FLOW = """
 errors address model process secret config structuring settings machine names elements order components
 layout schema topology sharding regions outcome budget capabilities export engine
 backend metrics events trial installation hookspecs discovery plugins environment engine_start assessment
-selection plan wire bootstrap liveness status quarantine rows metadata pools digest pairing handle
+selection plan wire bootstrap liveness status quarantine rows metadata pools claims digest pairing handle
 ready manager prefill decode telemetry echo local demo testing bench cli
 """
 """The flow: config, discover, select, engine, register, bootstrap, plan, send, status."""

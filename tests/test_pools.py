@@ -101,7 +101,7 @@ def test_pages_outside_the_pool_are_named(pools: Pools, bad: int) -> None:
         pools.check_pages(ROOM, i64(3, bad, 4, bad))
     assert caught.value.happened == "pages of room 5 are outside the pool"
     assert caught.value.there_is == f"2 of 4, the first is {bad}; the pool holds 10 pages"
-    assert caught.value.to_do == "use page numbers from 0 to 9"
+    assert caught.value.to_do == "use numbers from 0 to 9"
 
 
 def test_aux_slots_are_checked(pools: Pools) -> None:

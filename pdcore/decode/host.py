@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from pdcore.bootstrap import ReplicaQuery
+from pdcore.claims import Claims
 from pdcore.config import Config
 from pdcore.decode.group import PrefillGroup
 from pdcore.decode.source import PrefillSource
@@ -22,6 +23,7 @@ __all__ = ["ReceiverHost"]
 class ReceiverHost(Protocol):
     """What a receiver needs of its manager."""
 
+    claims: Claims
     config: Config
     events: Events
     pools: Pools

@@ -11,6 +11,7 @@ from functools import partial
 from pdcore.address import parse_address
 from pdcore.backend import PeerIdentity
 from pdcore.bootstrap import ReplicaQuery
+from pdcore.claims import Claims
 from pdcore.config import Config
 from pdcore.decode.group import PrefillGroup
 from pdcore.decode.receiver import KVReceiver
@@ -61,6 +62,7 @@ class DecodeManager(Manager):
         subscribers: Sequence[Subscriber] = (),
     ) -> None:
         super().__init__(Role.DECODE, backend, pools, topology, config or Config(), subscribers)
+        self.claims = Claims(pools)
         self._receivers = Receivers()
         self._remind_at = 0.0
         self._aux_codec = AuxDataCodec(pools.aux) if pools.aux else None

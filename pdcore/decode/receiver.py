@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from pdcore.backend import PeerIdentity
 from pdcore.bootstrap import ReplicaQuery
+from pdcore.claims import Claim
 from pdcore.decode.group import PrefillGroup
 from pdcore.decode.host import ReceiverHost
 from pdcore.decode.placement import Placement, refused
@@ -46,6 +47,7 @@ class KVReceiver(RoomHandle):
         self._posted = False
         self._writers: set[PeerIdentity] = set()
         self._placement: Placement | None = None
+        self._claim: Claim | None = None
         self._paired_at = 0.0
         self._posted_at = 0.0
 
@@ -84,9 +86,9 @@ class KVReceiver(RoomHandle):
                 them are not sent, and ``pages`` names only those after them; aux and state come anyway.
 
         Raises:
-            RoomError: before ``init``, called twice, a bad aux slot, a negative prefix, or a prefix where
-                ``transfer.prefix_reuse`` is off.
-            PlanError: pages outside the pool, or index lists that don't match the components.
+            RoomError: before ``init``, called twice, a bad aux slot, a negative prefix, a prefix where
+                ``transfer.prefix_reuse`` is off, or what another room has and may still be written to.
+            PlanError: indices outside their pool or named twice, or lists that don't match the components.
         """
         if self.record.status is KVPoll.FAILED:
             return
@@ -101,6 +103,7 @@ class KVReceiver(RoomHandle):
         if error is not None:
             raise error
         placement = Placement.checked(record, pools, pages, aux_index, state_indices, decode_prefix_len)
+        self._claim = self._host.claims.take(self, placement.pages, aux_index, placement.state_indices)
         if pools.aux is not None and aux_index is not None:
             pools.aux.empty(aux_index)
         self._placement = placement
@@ -114,7 +117,10 @@ class KVReceiver(RoomHandle):
         if not self.record.status.terminal:
             return False
         with self._lock:
-            return not self._writers
+            safe = not self._writers
+        if safe:
+            self._host.claims.free(self._claim)
+        return safe
 
     def metric(self) -> RequestMetrics:
         record = self.record
@@ -194,6 +200,7 @@ class KVReceiver(RoomHandle):
         """No byte of this room can come from this prefill process any more; None: from any."""
         with self._lock:
             self._writers = self._writers - {source.identity} if source else set()
+        self.release_safe()
 
     @property
     def aux_slot(self) -> int | None:
