@@ -197,7 +197,7 @@ def test_pages_of_a_peer_that_pairs_again_come_back_though_the_engine_proves_not
         assert not receiver.release_safe()
         receiver.clear()
         assert len(pair.decode._receivers) == 1
-        pair.move(3, [1], [1])
+        pair.move(3, [1], [1], 1)
         until(receiver.release_safe)
         until(lambda: not len(pair.decode._receivers))
         [warned] = [r.getMessage() for r in caplog.records if "may still write" in r.getMessage()]
