@@ -533,7 +533,7 @@ def test_a_heartbeat_of_another_process_at_a_peers_address_loses_the_old_one_at_
         assert failure.code is FailureCode.PEER_LOST
         assert failure.there_is == "incarnation bbbbbbbb runs there now"
         assert pair.decode.channel.counts["stale"] == 1
-        pair.move(3, [3], [5])
+        pair.move(3, [3], [6])
 
 
 def test_heartbeats_reach_the_hook_on_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
