@@ -6,22 +6,19 @@ import argparse
 import importlib.util
 import json
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
-import attrs
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-from pdcore.cli.arguments import key_value, positive
+from pdcore.cli.arguments import count, key_value, positive
 from pdcore.selection import select
 from pdcore.structuring import Text
 
 if TYPE_CHECKING:
-    from pdcore.testing.runner import Outcome
-    from pdcore.testing.target import Target
+    from pdcore.testing.outcomes import Outcome, Report
 
 __all__ = ["add_parser", "run"]
+
+LEAST = 60.0
+"""Seconds that every test may take, however small the patience is."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -29,8 +26,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "conform",
         help="run the conformance suite against a backend",
-        description="Runs the conformance suite with real processes and real bytes. Exit status: 0 all "
-        "tests passed, 1 some failed, 2 wrong usage.",
+        description="Runs the conformance suite with real processes and real bytes. Exit status: 0 all that "
+        "was chosen ran and passed (conformance, if that was all there is), 1 not, 2 wrong usage, 128 + the "
+        "signal that interrupted it.",
     )
     parser.set_defaults(run=run)
     parser.add_argument("backend", metavar="NAME", help="the backend's registered name")
@@ -45,75 +43,109 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="seconds after which a call of the engine counts as hung (default: %(default)s)",
     )
     parser.add_argument(
+        "--limit",
+        type=positive,
+        metavar="S",
+        help=f"seconds that one test may take (default: 4 times the patience, at least {LEAST:g})",
+    )
+    parser.add_argument(
+        "--hangs",
+        type=count,
+        default=3,
+        metavar="N",
+        help="stop after so many tests that hung or took the patience to fail (default: %(default)s)",
+    )
+    parser.add_argument(
         "-k",
         dest="expression",
         default="",
         metavar="EXPR",
-        help="only tests or groups that match, as in pytest",
+        help="only tests or groups that match, as in pytest; a selection is no conformance",
     )
-    parser.add_argument("--json", action="store_true", help="print the outcomes as JSON")
+    parser.add_argument("--json", action="store_true", help="print what came out as JSON, progress on stderr")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the suite; returns the exit status."""
     if importlib.util.find_spec("pytest") is None:
-        return _unusable('the suite needs pytest: pip install "pdcore[testing]"')
+        print('the suite needs pytest: pip install "pdcore[testing]"', file=sys.stderr)
+        return 2
+    from pdcore.testing.runner import Limits, run_suite
     from pdcore.testing.target import Target
 
     given = {key: Text(value) for key, value in args.option}
-    # Refuses with every reason, before sixty tests do so one by one.
+    # Refuses with every reason, before eighty tests do so one by one.
     chosen = select(args.backend, given)
     options = {key: getattr(chosen.options, key) for key in given}
-    outcomes = _watched(Target(args.backend, options, args.patience), args.expression)
-    if not outcomes:
-        return _unusable(f"no test matches {args.expression!r}")
-    failed = [o for o in outcomes if not o.passed]
+    target = Target(args.backend, options, args.patience)
+    limits = Limits(args.limit or max(LEAST, 4 * args.patience), args.hangs)
+    progress = _Progress(sys.stderr if args.json else sys.stdout)
+    report = run_suite(target, args.expression, limits, progress.show)
     if args.json:
-        print(json.dumps(_as_data(args.backend, outcomes), indent=2))
-    else:
-        _print_groups(args.backend, outcomes)
-    return 1 if failed else 0
+        print(json.dumps(_as_data(report), indent=2))
+    elif report.outcomes:
+        _print_groups(report)
+    if report.misused:
+        print(report.stopped, file=sys.stderr)
+    elif not args.json:
+        print(report.summary)
+    return report.exit_status
 
 
-def _unusable(why: str) -> int:
-    print(why, file=sys.stderr)
-    return 2
+class _Progress:
+    """Prints each test as it ends, so that one sees what an engine is at."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._count = 0
+
+    def show(self, outcome: Outcome, total: int) -> None:
+        """Print one line, and the reason of a failure below it."""
+        self._count += 1
+        word = "ok" if outcome.passed else outcome.ending.value.upper()
+        place = f"[{self._count:{len(str(total))}} of {total}]"
+        line = f"{place} {word:<7} {outcome.group:<11} {outcome.seconds:6.2f} s  {outcome.test}"
+        reason = "".join(f"    {text}\n" for text in outcome.reason.splitlines())
+        print(f"{line}\n{reason}", end="", file=self._file, flush=True)
 
 
-def _watched(target: Target, expression: str) -> list[Outcome]:
-    from pdcore.testing.runner import run_suite
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(f"conform {target.name}", total=None)
-
-        def watch(outcome: Outcome, total: int) -> None:
-            progress.update(task, advance=1, total=total, description=outcome.group)
-
-        return run_suite(target, expression, watch)
-
-
-def _as_data(backend: str, outcomes: Sequence[Outcome]) -> dict[str, object]:
-    failed = sum(not o.passed for o in outcomes)
+def _as_data(report: Report) -> dict[str, object]:
     return {
-        "backend": backend,
-        "passed": len(outcomes) - failed,
-        "failed": failed,
-        "tests": [attrs.asdict(o) for o in outcomes],
+        "backend": report.backend,
+        "conforms": report.conforms,
+        "verdict": report.verdict,
+        "summary": report.summary,
+        "stopped": report.stopped,
+        "signal": report.signal,
+        "exit_status": report.exit_status,
+        "expression": report.expression,
+        "suite": report.suite,
+        "chosen": len(report.planned),
+        "ran": len(report.outcomes),
+        "passed": report.passed,
+        "failed": len(report.outcomes) - report.passed,
+        "not_run": [name.test for name in report.not_run],
+        "tests": [
+            {
+                "group": outcome.group,
+                "test": outcome.test,
+                "passed": outcome.passed,
+                "ending": outcome.ending.value,
+                "reason": outcome.reason,
+                "seconds": round(outcome.seconds, 3),
+            }
+            for outcome in report.outcomes
+        ],
     }
 
 
-def _print_groups(backend: str, outcomes: Sequence[Outcome]) -> None:
-    groups = dict.fromkeys(o.group for o in outcomes)
-    for group in groups:
-        mine = [o for o in outcomes if o.group == group]
-        passed = sum(o.passed for o in mine)
-        print(f"{'ok    ' if passed == len(mine) else 'FAILED'}  {group:<12}  {passed} of {len(mine)}")
-        for outcome in mine:
-            if not outcome.passed:
-                print(f"          {outcome.test}")
-                print("".join(f"              {line}\n" for line in outcome.reason.splitlines()), end="")
-    passed = sum(o.passed for o in outcomes)
-    verdict = "conforms" if passed == len(outcomes) else "does not conform"
-    print(f"{backend} {verdict}: {passed} of {len(outcomes)} tests passed")
+def _print_groups(report: Report) -> None:
+    from pdcore.testing.outcomes import groups_of
+
+    print()
+    for group, outcomes in groups_of(report.outcomes).items():
+        passed = sum(outcome.passed for outcome in outcomes)
+        seconds = sum(outcome.seconds for outcome in outcomes)
+        chosen = sum(name.group == group for name in report.planned)
+        word = "ok" if passed == chosen else "FAILED" if passed < len(outcomes) else "PARTLY"
+        print(f"{word:<6}  {group:<12}  {passed} of {chosen} passed in {seconds:.1f} s")

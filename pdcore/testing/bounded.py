@@ -6,9 +6,13 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-__all__ = ["bounded"]
+__all__ = ["HungError", "bounded"]
 
 T = TypeVar("T")
+
+
+class HungError(AssertionError):
+    """A call did not end in time; the thread that made it is still in it."""
 
 
 class _Call(Generic[T]):
@@ -28,14 +32,17 @@ def bounded(call: Callable[[], T], seconds: float, what: str) -> T:
     """Return what a call returns or raise what it raises, within so many seconds.
 
     Raises:
-        AssertionError: the call had not ended by then.
+        HungError: the call had not ended by then.
+        AssertionError: it raised what is no Exception, and would have ended the process of a user.
     """
     made = _Call(call)
     thread = threading.Thread(target=made, name="pdcore-testing-bounded", daemon=True)
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
-        raise AssertionError(f"{what} had not ended after {seconds:g} s")
+        raise HungError(f"{what} had not ended after {seconds:g} s")
+    if made.error is not None and not isinstance(made.error, Exception):
+        raise AssertionError(f"{what} raised {made.error!r}") from made.error
     if made.error is not None:
         raise made.error
     return made.results[0]

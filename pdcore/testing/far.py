@@ -13,6 +13,7 @@ import msgspec
 
 from pdcore.model import Deadline
 from pdcore.testing import commands as c
+from pdcore.testing.deaths import how_it_ended
 
 __all__ = ["FarError", "FarProcess"]
 
@@ -114,7 +115,7 @@ class FarProcess:
                 raise FarError("Deadline", f"the far process {self.pid} did not answer in time")
             piece = os.read(pipe, 1 << 20)
             if not piece:
-                raise FarError("Ended", f"the far process {self.pid} ended with {self._process.wait()}")
+                raise FarError("Ended", f"the far process {self.pid} {how_it_ended(self._process.wait())}")
             pieces.append(piece)
         line, _, self._received = b"".join(pieces).partition(b"\n")
         return line
