@@ -15,6 +15,7 @@ import attrs
 
 from pdcore.config import Config
 from pdcore.errors import ConfigError, ConfigProblem
+from pdcore.service_links import say_ignored, service_links
 from pdcore.structuring import Text, nearest, try_structure
 
 if sys.version_info >= (3, 11):
@@ -82,7 +83,8 @@ def load_config(
     Args:
         code: values by field name, with sections as nested mappings or as dotted keys.
         cli: the same from a command line; None means that a flag was not given.
-        environ: the environment, ``os.environ`` by default. An empty variable counts as not set.
+        environ: the environment, ``os.environ`` by default. An empty variable counts as not set; those that
+            Kubernetes makes of a Service named ``pdcore-...`` are ignored, which is logged once.
         toml_path: a file of the same shape; by default the one that PDCORE_CONFIG names, if any.
         plugin_prefixes: backend names; ``PDCORE_<NAME>_<OPTION>`` is an option of that backend and of
             those whose names continue its name with an underscore, and ignored when another is selected.
@@ -201,12 +203,16 @@ def _read_environment(
     known = {PREFIX + path.upper().replace(".", "_"): path for path in _leaves(Config)}
     plugin_settings: dict[str, _Settings] = {_word(name): {} for name in plugin_prefixes}
     settings: _Settings = {}
-    for variable, value in sorted(environ.items()):
-        if not variable.startswith(PREFIX) or variable in RESERVED or not value:
+    ours = {name: value for name, value in environ.items() if name.startswith(PREFIX) and value}
+    families = {name: _family(name[len(PREFIX) :].lower(), plugin_settings) for name in ours}
+    foreign = service_links(ours, [name for name, family in families.items() if family])
+    say_ignored(foreign)
+    for variable, value in sorted(ours.items()):
+        if variable in RESERVED or variable in foreign:
             continue
         setting = _Setting(Text(value), Origin(OriginKind.ENVIRONMENT, variable))
         rest = variable[len(PREFIX) :].lower()
-        family = _family(rest, plugin_settings)
+        family = families[variable]
         if variable in known:
             settings[known[variable]] = setting
         elif family and rest != family:

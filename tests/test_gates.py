@@ -24,11 +24,66 @@ PLUGINS = sorted((ROOT / "plugins").iterdir())
 SOURCES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "plugins").rglob("*.py")])
 
 FLOW = """
-errors address model process secret config structuring settings machine names elements order components
-layout schema topology sharding regions outcome budget capabilities export engine
-backend metrics events trial installation hookspecs discovery plugins environment engine_start assessment
-selection plan wire bootstrap liveness status quarantine rows metadata pools claims digest pairing handle
-ready manager prefill decode telemetry echo local demo testing bench cli
+errors
+address
+model
+process
+secret
+config
+structuring
+service_links
+settings
+machine
+names
+elements
+order
+components
+layout
+schema
+topology
+sharding
+regions
+outcome
+budget
+capabilities
+export
+engine
+backend
+metrics
+events
+trial
+installation
+hookspecs
+discovery
+plugins
+environment
+engine_start
+assessment
+selection
+plan
+wire
+bootstrap
+liveness
+status
+quarantine
+rows
+metadata
+pools
+claims
+digest
+pairing
+handle
+ready
+manager
+prefill
+decode
+telemetry
+echo
+local
+demo
+testing
+bench
+cli
 """
 """The flow: config, discover, select, engine, register, bootstrap, plan, send, status."""
 ORDER = FLOW.split()
