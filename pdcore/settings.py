@@ -27,7 +27,7 @@ __all__ = ["LoadedConfig", "Origin", "OriginKind", "load_config"]
 
 PREFIX = "PDCORE_"
 FILE_VARIABLE = "PDCORE_CONFIG"
-RESERVED = frozenset({FILE_VARIABLE, "PDCORE_PLUGINS", "PDCORE_DISABLE"})
+RESERVED = frozenset({FILE_VARIABLE, "PDCORE_PLUGINS", "PDCORE_DISABLE", "PDCORE_TRACEBACK"})
 OPTIONS = "backend_options"
 DEFAULT_BACKEND = Config().backend
 

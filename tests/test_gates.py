@@ -25,6 +25,7 @@ SOURCES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "plugins").rglob("*.py")])
 
 FLOW = """
 errors
+console
 address
 model
 process

@@ -57,7 +57,8 @@ def run(settings: WorkerSettings, line: ParentLine[Command]) -> None:
     try:
         with DecodeManager(backend, pools, Topology(), config) as manager:
             join = line.next()
-            assert isinstance(join, Join)
+            if not isinstance(join, Join):
+                return
             regions = engine.register(pools.regions)
             engine.admit(join.endpoint)
             engine.expect(1)  # raw writes are not announced, and an engine may have to run for them
@@ -74,7 +75,8 @@ def main() -> int:
     """Be the far side's process."""
     line = ParentLine(decode_command)
     settings = line.next()
-    assert isinstance(settings, WorkerSettings)
+    if not isinstance(settings, WorkerSettings):
+        return 2
     try:
         run(settings, line)
     except PDCoreError as error:

@@ -1,10 +1,54 @@
-"""The kinds of values that several subcommands take."""
+"""The parser of every command, and the kinds of values that several of them take."""
 
 from __future__ import annotations
 
 import argparse
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
 
-__all__ = ["count", "key_value", "positive"]
+from pdcore.console import UsageError, say
+
+__all__ = ["Parser", "count", "key_value", "positive", "whole"]
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are :class:`UsageError`: they say what there is, and what was meant perhaps."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # those of argparse
+        super().__init__(*args, **(kwargs | {"allow_abbrev": False}))
+
+    def error(self, message: str) -> NoReturn:
+        self._refuse(message, "", f"see {self.prog} --help")
+
+    def parse_known_args(  # type: ignore[override]  # typeshed has overloads by the namespace's class
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse, and refuse what is left: it belongs to this command, not to those above it."""
+        parsed, left = super().parse_known_args(args, namespace)
+        if left:
+            options = [name for action in self._actions for name in action.option_strings]
+            self._no_such("argument", left[0], options)
+        return parsed, left
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        if action.choices is not None and value not in action.choices:
+            name = action.metavar if isinstance(action.metavar, str) and not action.option_strings else ""
+            self._no_such(name.lower() or "/".join(action.option_strings), value, action.choices)
+
+    def _no_such(self, what: str, value: object, known: Iterable[object]) -> NoReturn:
+        names = [str(name) for name in known]
+        plain = {name.lstrip("-"): name for name in names}  # else each option is much like another
+        close = difflib.get_close_matches(str(value).partition("=")[0].lstrip("-"), plain, n=1)
+        meant = f"did you mean {plain[close[0]]!r}?" if close else ""
+        self._refuse(f"there is no {what} {value!r}", ", ".join(names), meant or f"see {self.prog} --help")
+
+    def _refuse(self, happened: str, there_is: str, to_do: str) -> NoReturn:
+        raise UsageError(self.prog, happened, there_is, to_do, self.format_usage().rstrip())
+
+    def _print_message(self, message: str, file: object = None) -> None:
+        if message:
+            say(message.rstrip("\n"))
 
 
 def key_value(text: str) -> tuple[str, str]:
@@ -15,9 +59,17 @@ def key_value(text: str) -> tuple[str, str]:
     return key, value
 
 
+def whole(text: str) -> int:
+    """Return a whole number."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
 def count(text: str) -> int:
     """Return a whole number of at least 1."""
-    value = int(text)
+    value = whole(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is less than 1")
     return value
@@ -25,7 +77,10 @@ def count(text: str) -> int:
 
 def positive(text: str) -> float:
     """Return a positive finite number."""
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return value

@@ -5,16 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 
 from pdcore.assessment import Assessment, assess
+from pdcore.cli.arguments import Parser
 from pdcore.cli.table import columns
+from pdcore.console import say, warn
 from pdcore.discovery import discover
 
 __all__ = ["add_parser", "run"]
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(commands: argparse._SubParsersAction[Parser]) -> None:
     """Add the subcommand and its options."""
     parser = commands.add_parser(
         "backends",
@@ -32,12 +33,12 @@ def run(args: argparse.Namespace) -> int:
     found = [assess(candidate, environ=os.environ) for candidate in discovery.backends]
     if args.json:
         rows = [_as_data(assessment) for assessment in found]
-        print(json.dumps({"backends": rows, "notes": discovery.notes}, indent=2))
+        say(json.dumps({"backends": rows, "notes": discovery.notes}, indent=2))
         return 0
     heading = ("NAME", "DISTRIBUTION", "PROTOCOLS", "RUNS ON", "VERDICT")
-    print(columns([heading, *(_as_cells(assessment) for assessment in found)]))
+    say(columns([heading, *(_as_cells(assessment) for assessment in found)]))
     for note in discovery.notes:
-        print(f"note: {note}", file=sys.stderr)
+        warn(f"note: {note}")
     return 0
 
 

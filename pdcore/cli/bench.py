@@ -12,8 +12,9 @@ from rich.status import Status
 from pdcore.bench.cases import Effort
 from pdcore.bench.report import BenchReport
 from pdcore.bench.suite import run_bench
-from pdcore.cli.arguments import count
+from pdcore.cli.arguments import Parser, count
 from pdcore.cli.choice import add_backend_flags, choose
+from pdcore.console import say
 from pdcore.demo.messages import WorkerSettings
 
 __all__ = ["add_parser", "run"]
@@ -22,7 +23,7 @@ TOKENS_PER_MIB = 8
 """A token of the measured model takes 128 KiB."""
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(commands: argparse._SubParsersAction[Parser]) -> None:
     """Add the subcommand and its options."""
     parser = commands.add_parser(
         "bench",
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     if args.page_size:
         effort = attrs.evolve(effort, page_sizes=tuple(args.page_size))
     report = _watched(settings, effort)
-    print(json.dumps(report.as_data(), indent=2) if args.json else "\n".join(report.lines()))
+    say(json.dumps(report.as_data(), indent=2) if args.json else "\n".join(report.lines()))
     return 0
 
 

@@ -8,7 +8,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, TextIO
 
-from pdcore.cli.arguments import count, key_value, positive
+from pdcore.cli.arguments import Parser, count, key_value, positive
 from pdcore.selection import select
 from pdcore.structuring import Text
 
@@ -21,7 +21,7 @@ LEAST = 60.0
 """Seconds that every test may take, however small the patience is."""
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(commands: argparse._SubParsersAction[Parser]) -> None:
     """Add the subcommand and its options."""
     parser = commands.add_parser(
         "conform",

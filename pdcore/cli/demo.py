@@ -11,8 +11,9 @@ import attrs
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from pdcore.cli.arguments import count, positive
+from pdcore.cli.arguments import Parser, count, positive, whole
 from pdcore.cli.choice import Chosen, add_backend_flags, choose
+from pdcore.console import say
 from pdcore.demo.groups import Groups, group_of
 from pdcore.demo.messages import WorkerSettings
 from pdcore.demo.models import MODELS
@@ -40,7 +41,7 @@ DP = {"room": DPChoice.BY_ROOM, "query": DPChoice.QUERY}
 CP_SENDERS = {"all": CPSenders.ALL_RANKS, "rank0": CPSenders.RANK_0}
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(commands: argparse._SubParsersAction[Parser]) -> None:
     """Add the subcommand and its options."""
     parser = commands.add_parser(
         "demo",
@@ -72,7 +73,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="without a trace (default: %(default)s)",
     )
     add("--trace", type=Path, metavar="FILE", help="JSON lines with timestamp and input_length")
-    add("--seed", type=int, default=0, help="of lengths, pages and contents (default: %(default)s)")
+    add(
+        "--seed",
+        type=whole,
+        default=0,
+        metavar="N",
+        help="of all contents (default: %(default)s)",
+    )
     add("--page-size", type=count, default=16, metavar="TOKENS", help="default: %(default)s")
     add("--chunk-pages", type=count, default=0, metavar="N", help="send after every N pages")
     add("--concurrency", type=count, default=8, metavar="N", help="in flight (default: %(default)s)")
@@ -107,9 +114,9 @@ def run(args: argparse.Namespace) -> int:
         lambda tell: run_demo(settings, requests, args.concurrency, tell, groups), len(requests)
     )
     if args.json:
-        print(json.dumps(report.as_data(), indent=2))
+        say(json.dumps(report.as_data(), indent=2))
     else:
-        print("\n".join(report.lines()))
+        say("\n".join(report.lines()))
     return 0 if report.good else 1
 
 

@@ -14,7 +14,9 @@ import attrs
 
 from pdcore.assessment import Assessment, assess
 from pdcore.backend import CONTRACT_VERSION, BackendSpec
+from pdcore.cli.arguments import Parser
 from pdcore.cli.table import columns
+from pdcore.console import say
 from pdcore.discovery import Candidate, Discovery, Problem, discover
 from pdcore.echo import loopback_echo
 from pdcore.errors import PDCoreError
@@ -31,7 +33,7 @@ ECHO_SECONDS = 60.0
 """For writing and comparing, beside the time that the configuration gives an engine to start."""
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(commands: argparse._SubParsersAction[Parser]) -> None:
     """Add the subcommand and its options."""
     parser = commands.add_parser(
         "doctor",
@@ -73,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         "observers": [_observer(candidate, problem) for candidate, problem in verdicts],
         "notes": list(discovery.notes),
     }
-    print(json.dumps(report, indent=2) if args.json else _as_text(report))
+    say(json.dumps(report, indent=2) if args.json else _as_text(report))
     return 0 if good else 1
 
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 import attrs
@@ -41,12 +41,13 @@ class Child(Generic[EventT_co]):
     """
 
     def __init__(self, module: str, settings: msgspec.Struct, decode: Callable[[bytes], EventT_co]) -> None:
-        self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            [sys.executable, "-m", module],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-        )
+        with _without_interrupt():
+            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                [sys.executable, "-m", module],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                bufsize=0,
+            )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
@@ -133,6 +134,16 @@ class Child(Generic[EventT_co]):
         except subprocess.TimeoutExpired:
             return "it closed its output but still runs"
         return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+
+
+@contextlib.contextmanager
+def _without_interrupt() -> Iterator[None]:
+    """Block SIGINT, for a child that inherits this: Ctrl-C is for its parent, which ends it in order."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 ChildT = TypeVar("ChildT", bound="Child[object]")

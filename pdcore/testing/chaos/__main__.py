@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 
+from pdcore.console import ended, say, warn
 from pdcore.testing.chaos.report import Report
 from pdcore.testing.chaos.run import ChaosSettings, run_chaos
 
@@ -38,7 +39,7 @@ def main() -> int:
         deadline=args.deadline,
     )
     report = run_chaos(settings, _Teller())
-    print("\n".join(report.lines()))
+    say("\n".join(report.lines()))
     return 0 if report.good else 1
 
 
@@ -51,12 +52,11 @@ class _Teller:
     def __call__(self, report: Report) -> None:
         if time.monotonic() >= self._next:
             self._next += TELL
-            print(
+            warn(
                 f"{report.seconds:.0f} s: {report.rooms} rooms, {report.verified} verified, "
-                f"{len(report.wrong_bytes)} wrong, {len(report.hung_rooms)} hung",
-                file=sys.stderr,
+                f"{len(report.wrong_bytes)} wrong, {len(report.hung_rooms)} hung"
             )
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended(main))

@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 
+from pdcore.console import ended, say
 from pdcore.testing.faults.replay import replay
 from pdcore.testing.faults.schedule import MOST_FAULTS, Fault
 
@@ -33,14 +34,12 @@ def main() -> int:
         run = replay(seed, args.steps, args.rate, args.fault or MOST_FAULTS)
         verdict = run.broken or f"{run.successes} requests arrived; {SETTLED}"
         if run.broken or args.seeds == 1:
-            print("\n".join((*run.operations, *run.faults)))
-        print(
-            f"seed {seed}: {len(run.operations)} operations, {len(run.faults)} faults: {verdict}", flush=True
-        )
+            say("\n".join((*run.operations, *run.faults)))
+        say(f"seed {seed}: {len(run.operations)} operations, {len(run.faults)} faults: {verdict}")
         if run.broken:
             return 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended(main))
