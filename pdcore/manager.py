@@ -25,7 +25,7 @@ from pdcore.ready import ready_engine
 from pdcore.selection import Backend
 from pdcore.status import RoomTable
 from pdcore.topology import Topology
-from pdcore.wire import Bye, Channel, Heartbeat, Message, PeerDescription, Route, say_if_open
+from pdcore.wire import Bye, Channel, Heartbeat, Message, PeerDescription, Route, require_curve, say_if_open
 
 __all__ = ["Manager"]
 
@@ -72,6 +72,7 @@ class Manager(ABC):
         self._closing = threading.Lock()
         self._closed = False
         self.place = find_place(config.host, config.advertise)
+        require_curve(config.auth_key)
         ready = ready_engine(role, backend, pools, config, self.place, self.events)
         self.engine, self.inline = ready.engine, ready.inline
         self.aux_transports, self._regions = ready.aux_transports, ready.regions

@@ -13,6 +13,7 @@ import zmq
 
 from pdcore.model import Incarnation, RoomId
 from pdcore.wire import MESSAGE_KINDS, Codec, Message
+from pdcore.wire.pieces import join, split
 from pdcore.wire.stamp import Stamps
 
 __all__ = ["VALUES", "HostileSocket", "bent", "broken_frames"]
@@ -117,8 +118,8 @@ class HostileSocket:
         self._codec = Codec()
 
     def say(self, frames: Frames) -> None:
-        """Send frames after a stamp."""
-        self._socket.send_multipart([self._stamps.next(), *frames])
+        """Send frames after a stamp, in pieces."""
+        self._socket.send_multipart(split([self._stamps.next(), *frames]))
 
     def hear_until(self, kind: type[Answer]) -> Answer:
         """Return the next answer of a kind."""
@@ -133,7 +134,7 @@ class HostileSocket:
 
     def _hear(self) -> Message:
         assert self._socket.poll(30_000), "no answer"
-        return self._codec.decode(self._socket.recv_multipart(copy=False)[1:])
+        return self._codec.decode(join(self._socket.recv_multipart(copy=False))[1:])
 
     def close(self) -> None:
         """Close it."""

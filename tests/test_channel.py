@@ -6,12 +6,15 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 
+import attrs
+import numpy as np
 import pytest
 import zmq
 from wire_samples import LIFE, METADATA
 
 from pdcore.errors import BootstrapError, WireError
 from pdcore.model import Deadline, Generation, Incarnation, RoomId, new_incarnation
+from pdcore.secret import AuthKey
 from pdcore.wire import AuxRow, Channel, Codec, Heartbeat, Message, Released, RequestMetadata, Route
 from pdcore.wire.stamp import Stamps
 
@@ -22,7 +25,15 @@ SMALL = 64 * 1024
 class End:
     """One started channel, and what it received."""
 
-    def __init__(self, name: str, *, bound: bool, tick: float = NEVER) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        bound: bool,
+        tick: float = NEVER,
+        most: int = SMALL,
+        key: AuthKey | None = None,
+    ) -> None:
         self.incarnation = new_incarnation()
         self.received: queue.Queue[tuple[Route, Message]] = queue.Queue()
         self.ticks: queue.Queue[str] = queue.Queue()
@@ -33,7 +44,8 @@ class End:
             on_message=self._on_message,
             on_tick=lambda: self.ticks.put(threading.current_thread().name),
             tick=tick,
-            max_message_bytes=SMALL,
+            max_message_bytes=most,
+            auth_key=key,
         )
         self.address = self.channel.bind("127.0.0.1", 0) if bound else ""
         self.channel.start()
@@ -132,6 +144,23 @@ def test_arrays_arrive_in_their_own_frames(prefill: End, decode: End) -> None:
     assert isinstance(got, RequestMetadata)
     assert got.pages.tolist() == METADATA.pages.tolist()
     assert [items.tolist() for items in got.state_indices] == [[9], []]
+
+
+@pytest.mark.parametrize("key", [None, AuthKey("a key of sixteen or more bytes")])
+def test_a_message_much_larger_than_a_piece_arrives_whole(key: AuthKey | None) -> None:
+    pages = np.arange(300_000)
+    there = End("prefill", bound=True, most=2**24, key=key)
+    here = End("decode", bound=False, most=2**24, key=key)
+    here.channel.post(here.channel.dial(there.address), attrs.evolve(METADATA, pages=pages))
+    back, got = there.received.get(timeout=30)
+    assert isinstance(got, RequestMetadata)
+    assert np.array_equal(got.pages, pages)
+    row = bytes(range(256)) * 10_000
+    there.channel.post(back, AuxRow(RoomId(1), Generation(1), row))
+    assert here.next() == AuxRow(RoomId(1), Generation(1), row)
+    for end in (here, there):
+        assert not end.channel.counts
+        end.close()
 
 
 def test_many_threads_may_post_and_each_keeps_its_order(prefill: End, decode: End) -> None:
@@ -316,6 +345,20 @@ def test_an_oversized_message_of_a_stranger_is_dropped_and_others_are_served(
     assert prefill.next() == released(2)
     assert prefill.channel.alive
     assert prefill.received.empty()
+
+
+def test_a_message_of_a_peer_with_a_larger_limit_is_malformed_and_others_are_served(
+    prefill: End, caplog: pytest.LogCaptureFixture
+) -> None:
+    generous = End("decode", bound=False, most=2**24)
+    route = generous.channel.dial(prefill.address)
+    generous.channel.post(route, AuxRow(RoomId(1), Generation(1), bytes(3 * SMALL)))
+    generous.channel.post(route, released(2))
+    assert prefill.next() == released(2)
+    assert prefill.channel.counts == {"malformed": 1}
+    assert "a control message is larger than a peer takes" in caplog.text
+    assert f"the limit is {SMALL}" in caplog.text
+    generous.close()
 
 
 def test_a_port_in_use_is_a_clear_error(prefill: End) -> None:

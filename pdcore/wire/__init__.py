@@ -2,6 +2,7 @@
 
 from pdcore.wire.channel import Channel
 from pdcore.wire.codec import SCHEMA_VERSION, Codec, Frame
+from pdcore.wire.curve import require_curve
 from pdcore.wire.exposure import say_if_open
 from pdcore.wire.messages import (
     MESSAGE_KINDS,
@@ -46,5 +47,6 @@ __all__ = [
     "RoomStatus",
     "Route",
     "Verdict",
+    "require_curve",
     "say_if_open",
 ]

@@ -21,11 +21,15 @@ import zmq
 from pdcore.errors import AuthenticationError, PDCoreError, WireError
 from pdcore.model import Deadline, Incarnation
 from pdcore.secret import AuthKey
-from pdcore.wire.auth import KeyedGate, OpenGate
+from pdcore.wire.callers import Callers
 from pdcore.wire.codec import Codec
 from pdcore.wire.complaints import COMPLAINT_SECONDS, Complaints
+from pdcore.wire.curve import Curve
+from pdcore.wire.greeting import Greeting
+from pdcore.wire.handshakes import Handshakes, bound_side_error
 from pdcore.wire.messages import Message
-from pdcore.wire.monitor import ConnectionEvent
+from pdcore.wire.monitor import Connection, ConnectionEvent
+from pdcore.wire.pieces import join, split
 from pdcore.wire.sockets import Frames, Route, Sockets
 from pdcore.wire.stamp import STAMP_BYTES, Stamps
 
@@ -41,7 +45,11 @@ class Channel:
     ``on_message``, ``on_tick``, ``on_refused`` (a dialled peer wants no key, or another) and
     ``on_connection`` (what happens to a dialled connection; route None: to one of those that dialled us)
     run on that thread: they must neither block nor plan. ``counts`` holds how many messages were malformed,
-    unauthenticated, repeated (or late) or undeliverable, ``sent`` how many were sent.
+    repeated (or late) or undeliverable, and how many connections were unauthenticated: they ended in
+    their handshake. ``sent`` says how many messages were sent.
+
+    Raises:
+        ConfigError: there is a key, and libzmq lacks CURVE.
     """
 
     def __init__(
@@ -57,6 +65,7 @@ class Channel:
         on_refused: Callable[[Route, AuthenticationError], None] | None = None,
         on_connection: Callable[[Route | None, ConnectionEvent], None] | None = None,
     ) -> None:
+        curve = Curve(auth_key) if auth_key is not None else None
         self.counts: Counter[str] = Counter()
         self.sent = 0
         self._on_message, self._on_tick, self._tick = on_message, on_tick, tick
@@ -65,15 +74,13 @@ class Channel:
         self._stamps = Stamps[Route](incarnation)
         self._complaints = Complaints(_log, COMPLAINT_SECONDS)
         self._on_refused, self._on_connection = on_refused, on_connection
-        self._gate: KeyedGate[Route] | OpenGate[Route] = (
-            KeyedGate(auth_key, incarnation.encode(), self._transmit, self._refused)
-            if auth_key is not None
-            else OpenGate(self._transmit, self._refused)
-        )
+        self._keyed = auth_key is not None
+        self._handshakes = Handshakes(keyed=self._keyed)
+        self._callers = Callers()
         self._orders: deque[Callable[[], None]] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._waking = threading.Lock()  # keeps a closed, reused descriptor from being written to
-        self._sockets = Sockets(incarnation.encode(), max_message_bytes, self._wake)
+        self._sockets = Sockets(incarnation.encode(), curve, self._wake)
         self._asleep = False
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name=f"pdcore-{name}-control", daemon=True)
@@ -153,6 +160,8 @@ class Channel:
                         os.eventfd_read(self._wake)
                     elif self._sockets.is_monitor(socket):
                         self._watch(socket)
+                    elif (asked := self._sockets.asked(socket)) is not None:
+                        self._on_answer(*asked)
                     else:
                         self._receive(socket)
                 if time.monotonic() >= next_tick:
@@ -171,12 +180,10 @@ class Channel:
             received = self._sockets.receive(socket)
             if received is None:
                 return
-            route, frames = received
-            opened = self._gate.open(route, frames)
-            if opened is None:
-                continue
-            frames = opened
+            route, pieces = received
             try:
+                frames = join(pieces)
+                self._check_size(sum(len(frame.buffer) for frame in frames))
                 stamp = frames.pop(0).buffer if frames else memoryview(b"")
                 message = self._codec.decode(frames)
                 fresh = self._stamps.admit(route, stamp)
@@ -190,37 +197,67 @@ class Channel:
 
     def _watch(self, socket: zmq.Socket[bytes]) -> None:
         for route, event in self._sockets.events(socket, _BATCH):
-            if self._on_connection is not None:
-                what = f"connection {event.what.name.lower()}"
-                self._guarded(
-                    what, partial(self._on_connection, route, event), route or b"of those that dial"
-                )
+            if route is None:
+                self._on_caller(event)
+            else:
+                self._on_dialled(route, event)
+            if self._on_connection is not None and self._sockets.is_monitor(socket):
+                what, who = f"connection {event.what.name.lower()}", route or b"of those that dial"
+                self._guarded(what, partial(self._on_connection, route, event), who)
+
+    def _on_caller(self, event: ConnectionEvent) -> None:
+        stranger = self._callers.heard(event)
+        if stranger is not None:
+            self._unauthenticated(stranger.address, bound_side_error(stranger.how, keyed=self._keyed))
+
+    def _on_dialled(self, route: Route, event: ConnectionEvent) -> None:
+        error = self._handshakes.heard(route, event)
+        if error is not None:
+            self._unauthenticated(_name(route), error)
+            if self._on_refused is not None:
+                self._guarded("refusal", partial(self._on_refused, route, error), route)
+        elif not self._handshakes.wants_to_ask(route):
+            self._sockets.stop_asking(route)
+        elif event.what is Connection.FAILED:
+            self._sockets.ask(route)
+
+    def _on_answer(self, route: Route, greeting: Greeting) -> None:
+        mechanism = greeting.answer()
+        if mechanism is not None:
+            self._handshakes.speaks(route, mechanism)
+            self._sockets.stop_asking(route)
+
+    def _unauthenticated(self, name: str, error: AuthenticationError) -> None:
+        self.counts["unauthenticated"] += 1
+        self._complaints.about(f"unauthenticated {name}", f"unauthenticated peer {name}: {error}")
 
     def _send(self, route: Route, frames: Frames) -> None:
-        self._gate.send(route, [self._stamps.next(), *frames])
+        self._transmit(route, [self._stamps.next(), *frames])
 
     def _send_if(self, wanted: Callable[[], bool], route: Route, frames: Frames) -> None:
         if wanted():
             self._send(route, frames)
 
     def _transmit(self, route: Route, frames: Frames) -> None:
-        size = sum(map(len, frames)) - STAMP_BYTES
         try:
-            if size > self._max_bytes:
-                raise WireError(
-                    "a control message is larger than a peer takes",
-                    f"{size} bytes, the limit is {self._max_bytes}",
-                    "raise control.max_message_bytes on both sides",
-                )
-            if self._sockets.send(route, frames):
+            self._check_size(sum(map(len, frames)))
+            if self._sockets.send(route, split(frames)):
                 self.sent += 1
             else:
                 self.counts["undeliverable"] += 1
         except (zmq.ZMQError, WireError) as error:
             self._count("undeliverable", route, error)
 
+    def _check_size(self, stamped: int) -> None:
+        if (size := stamped - STAMP_BYTES) > self._max_bytes:
+            raise WireError(
+                "a control message is larger than a peer takes",
+                f"{size} bytes, the limit is {self._max_bytes}",
+                "raise control.max_message_bytes on both sides",
+            )
+
     def _guarded(self, what: str, action: Callable[[], None], sender: bytes = b"this process") -> None:
-        name = sender.decode("ascii", "backslashreplace")
+        name = _name(sender)
         try:
             action()
         except PDCoreError as error:
@@ -233,22 +270,16 @@ class Channel:
 
     def _count(self, what: str, route: Route, error: Exception) -> None:
         self.counts[what] += 1
-        name = route.decode("ascii", "backslashreplace")
+        name = _name(route)
         self._complaints.about(f"{what} {name}", f"{what} message, peer {name}: {error}")
 
-    def _refused(self, route: Route, error: AuthenticationError, final: bool) -> None:
-        self._count("unauthenticated", route, error)
-        if final and self._on_refused is not None:
-            self._guarded("refusal", partial(self._on_refused, route, error), route)
-
     def _dial(self, route: Route) -> None:
-        if self._sockets.dial(route):
-            self._gate.dialled(route)
+        self._sockets.dial(route)
 
     def _hang_up(self, route: Route) -> None:
         if self._sockets.hang_up(route):
             self._stamps.forget(route)
-            self._gate.forget(route)
+            self._handshakes.forget(route)
 
     def _release(self) -> None:
         self._sockets.close()
@@ -256,3 +287,7 @@ class Channel:
             if self._wake >= 0:
                 os.close(self._wake)
                 self._wake = -1
+
+
+def _name(peer: bytes) -> str:
+    return peer.decode("ascii", "backslashreplace")

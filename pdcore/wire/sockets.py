@@ -10,14 +10,20 @@ import zmq
 
 from pdcore.address import join
 from pdcore.errors import BootstrapError
+from pdcore.wire.curve import CURVE_OVERHEAD_BYTES, Curve
+from pdcore.wire.greeting import Greeting
 from pdcore.wire.monitor import ConnectionEvent, Monitor
+from pdcore.wire.pieces import PIECE_BYTES
 
-__all__ = ["Frames", "Route", "Sockets"]
+__all__ = ["HANDSHAKE_SECONDS", "Frames", "Route", "Sockets"]
 
 Route = NewType("Route", bytes)
 """Names one peer of a channel: a dialled address, or the identity with which it dialled us."""
 
 Frames = list[bytes | memoryview]
+
+HANDSHAKE_SECONDS = 10.0
+"""So long may one that dialled us take to say who it is, without being let in."""
 
 _HIGH_WATER = 100_000
 
@@ -35,16 +41,18 @@ class Sockets:
     """One ROUTER at most, a DEALER per dialled peer, and a descriptor that is polled with them.
 
     Belongs to the owner thread of the channel; ``bind`` comes before that starts. ``identity`` is the one
-    under which peers are dialled.
+    under which peers are dialled. With ``curve`` only who has the key gets through the handshake, either
+    way; until then, and of each frame, a peer makes us hold no more than a piece.
     """
 
-    def __init__(self, identity: bytes, max_message_bytes: int, wake: int) -> None:
-        self._identity, self._max_bytes = identity, max_message_bytes
+    def __init__(self, identity: bytes, curve: Curve | None, wake: int) -> None:
+        self._identity, self._curve = identity, curve
         self._context = zmq.Context()
         self._bound: _Line | None = None
         self._dialled: dict[Route, _Line] = {}
         self._lines: dict[zmq.Socket[bytes], _Line] = {}
         self._monitored: dict[zmq.Socket[bytes], _Line] = {}
+        self._asking: dict[Route, Greeting] = {}
         self._poller = zmq.Poller()
         self._poller.register(wake, zmq.POLLIN)
 
@@ -62,6 +70,9 @@ class Sockets:
         router = self._socket(zmq.ROUTER)
         router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         router.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        router.setsockopt(zmq.HANDSHAKE_IVL, int(HANDSHAKE_SECONDS * 1000))
+        if self._curve is not None:
+            self._curve.guard(router)
         line = self._poll(router, None)
         try:
             router.setsockopt(zmq.IPV6, int(":" in host))
@@ -77,16 +88,17 @@ class Sockets:
         bound = router.getsockopt_string(zmq.LAST_ENDPOINT)
         return join(host, bound.rpartition(":")[2])
 
-    def dial(self, route: Route) -> bool:
-        """Connect to a bound channel without waiting; False if that was done before."""
+    def dial(self, route: Route) -> None:
+        """Connect to a bound channel without waiting, unless that was done before."""
         if route in self._dialled:
-            return False
+            return
         dealer = self._socket(zmq.DEALER)
         dealer.setsockopt(zmq.IDENTITY, self._identity)
         dealer.setsockopt(zmq.IPV6, int(route.startswith(b"[")))
+        if self._curve is not None:
+            self._curve.introduce(dealer)
         self._dialled[route] = self._poll(dealer, route)
         dealer.connect(f"tcp://{route.decode()}")
-        return True
 
     def hang_up(self, route: Route) -> bool:
         """Drop a dialled connection and what was not sent on it; return whether there was one."""
@@ -94,7 +106,25 @@ class Sockets:
         if line is None:
             return False
         self._drop(line)
+        self.stop_asking(route)
         return True
+
+    def ask(self, route: Route) -> None:
+        """Ask a dialled peer which mechanism it speaks, beside the connection; never waits."""
+        self.stop_asking(route)
+        self._asking[route] = greeting = Greeting(self._context, f"tcp://{route.decode()}")
+        self._poller.register(greeting.socket, zmq.POLLIN)
+
+    def stop_asking(self, route: Route) -> None:
+        """Forget a question that was not answered, if there is one."""
+        greeting = self._asking.pop(route, None)
+        if greeting is not None:
+            self._poller.unregister(greeting.socket)
+            greeting.socket.close()
+
+    def asked(self, socket: zmq.Socket[bytes]) -> tuple[Route, Greeting] | None:
+        """Return the question that a polled socket belongs to, and of whom it is asked."""
+        return next(((r, g) for r, g in self._asking.items() if g.socket is socket), None)
 
     def send(self, route: Route, frames: Frames) -> bool:
         """Send without waiting; False if the peer was not dialled and nothing is bound.
@@ -135,6 +165,8 @@ class Sockets:
 
     def close(self) -> None:
         """Close all of them once what was sent is out, or a second has passed."""
+        for route in list(self._asking):
+            self.stop_asking(route)
         for line in list(self._lines.values()):
             self._drop(line, linger=None)
         self._context.term()
@@ -143,7 +175,7 @@ class Sockets:
         socket = self._context.socket(kind)
         socket.setsockopt(zmq.SNDHWM, _HIGH_WATER)
         socket.setsockopt(zmq.RCVHWM, _HIGH_WATER)
-        socket.setsockopt(zmq.MAXMSGSIZE, self._max_bytes)
+        socket.setsockopt(zmq.MAXMSGSIZE, PIECE_BYTES + CURVE_OVERHEAD_BYTES)
         socket.setsockopt(zmq.LINGER, 1000)
         return socket
 

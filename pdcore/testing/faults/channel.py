@@ -96,8 +96,8 @@ class FaultyChannel(Channel):
 
 
 def _kind(frames: Frames) -> str:
-    head = next(filter(_is_head, frames), b"")
-    return MESSAGE_KINDS[int.from_bytes(head[6:8], "big")].__name__ if head else "session"
+    head = next(filter(_is_head, frames))
+    return MESSAGE_KINDS[int.from_bytes(head[6:8], "big")].__name__
 
 
 def _is_head(frame: bytes | memoryview) -> bool:

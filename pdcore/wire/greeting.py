@@ -1,0 +1,38 @@
+"""Asks who listens at an address which mechanism it speaks, by the greeting of ZMTP 3 (23/ZMTP).
+
+libzmq closes a connection of another mechanism so fast that its own greeting is mostly lost. This one
+sends its greeting in two steps, and so hears the other's before it has said all.
+"""
+
+from __future__ import annotations
+
+import zmq
+
+__all__ = ["Greeting"]
+
+_OPENING = b"\xff" + bytes(8) + b"\x7f\x03"
+"""Signature and major version."""
+_MECHANISM = slice(12, 32)
+
+
+class Greeting:
+    """One question to one address, over a raw socket that is to be polled. Belongs to its owner's thread."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
+        self.socket: zmq.Socket[bytes] = context.socket(zmq.STREAM)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.setsockopt(zmq.RECONNECT_IVL, -1)
+        self.socket.setsockopt(zmq.IPV6, int("[" in endpoint))
+        self.socket.connect(endpoint)
+        self._heard = b""
+
+    def answer(self) -> str | None:
+        """Return the name of the mechanism once the peer has said it; never waits."""
+        while int(self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            peer, said = self.socket.recv_multipart(zmq.NOBLOCK)
+            if not said and not self._heard:
+                self.socket.send_multipart([peer, _OPENING], zmq.NOBLOCK)
+            self._heard = (self._heard + said)[: _MECHANISM.stop]
+        if len(self._heard) < _MECHANISM.stop or self._heard[:1] != b"\xff":
+            return None
+        return self._heard[_MECHANISM].rstrip(b"\0").decode("ascii", "replace")
