@@ -38,7 +38,8 @@ class EngineCapabilities:
     ``drained_on_failure``: a FAILED transfer is DRAINED. ``remote_bounds_checked``: the far side
     refuses an address outside its regions. ``revocable``: ``revoke`` can prove a peer silent.
     ``silent_after_close``: once ``close`` returned, nothing that it had sent can land at a peer any
-    more, not even what a stopped peer has not read yet. ``aux``: aux rows may travel through it.
+    more, not even what a stopped peer has not read yet. ``settles``: ``settle`` proves that nothing of a
+    process that has ended can land any more. ``aux``: aux rows may travel through it.
     """
 
     max_outstanding_entries: int | None = None
@@ -50,4 +51,5 @@ class EngineCapabilities:
     remote_bounds_checked: bool = False
     revocable: bool = False
     silent_after_close: bool = False
+    settles: bool = False
     aux: bool = False

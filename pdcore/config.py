@@ -20,6 +20,7 @@ __all__ = [
     "Config",
     "ControlConfig",
     "LivenessConfig",
+    "QuarantineConfig",
     "Timeouts",
     "TransferConfig",
     "TransferModel",
@@ -138,6 +139,18 @@ class LivenessConfig:
 
 
 @attrs.frozen
+class QuarantineConfig:
+    """Pages that a lost peer may still write to, or that are on their way to it.
+
+    They are safe once that is proven, as a rule seconds after its process has ended. ``grace``: seconds after
+    which a lost peer counts as silent though nothing proves it; None: never. If it was only cut off, its
+    late bytes land in pages that are in use again: longer than any outage that it may survive.
+    """
+
+    grace: float | None = attrs.field(default=None, validator=attrs.validators.optional(_seconds))
+
+
+@attrs.frozen
 class Config:
     """Everything that can be configured.
 
@@ -163,3 +176,4 @@ class Config:
     transfer: TransferConfig = attrs.field(factory=TransferConfig)
     timeouts: Timeouts = attrs.field(factory=Timeouts)
     liveness: LivenessConfig = attrs.field(factory=LivenessConfig)
+    quarantine: QuarantineConfig = attrs.field(factory=QuarantineConfig)

@@ -103,6 +103,16 @@ class TransferEngine(ABC):
         """Stop expecting writes from ``endpoint``. DRAINED: none of its bytes can land any more."""
         return Quiescence.UNKNOWN
 
+    def settle(self, endpoint: bytes, deadline: Deadline) -> Quiescence:
+        """Wait until nothing can land here any more of the engine at ``endpoint``, whose process has ended.
+
+        Nothing of that process runs, and on each TCP connection its kernel has sent all that it was given
+        (:class:`pdcore.sockets.Unsent`). What has arrived and is not taken in yet is this side's:
+        sockets that are not read (:class:`pdcore.sockets.Unread`), and what the engine buffers.
+        DRAINED: it is taken in. IN_FLIGHT: not by the deadline, ask again. UNKNOWN: this engine cannot tell.
+        """
+        return Quiescence.UNKNOWN
+
     def prepare_raw(self, peer: Peer, batch: WriteBatch) -> RawWrite:
         """Return the barest call that copies ``batch`` and waits, all prepared: ``bench``'s yardstick."""
         return _PlainWrite(self, peer, batch)

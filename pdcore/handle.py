@@ -11,7 +11,9 @@ from pdcore.metrics import RequestMetrics
 from pdcore.model import Deadline, KVPoll, RoomId
 from pdcore.status import Room, RoomTable
 
-__all__ = ["RoomHandle"]
+__all__ = ["NOT_ENDED", "RoomHandle"]
+
+NOT_ENDED = "the room has not ended"
 
 
 class RoomHandle(ABC):
@@ -71,6 +73,10 @@ class RoomHandle(ABC):
 
         True once the room has ended and no byte of it can move any more.
         """
+
+    @abstractmethod
+    def unsafe_because(self) -> str:
+        """Return by peer why ``release_safe`` is false; "" if it is true. From any thread."""
 
     @abstractmethod
     def metric(self) -> RequestMetrics:

@@ -25,6 +25,7 @@ from pdcore.ready import ready_engine
 from pdcore.selection import Backend
 from pdcore.status import RoomTable
 from pdcore.topology import Topology
+from pdcore.unsafe import Unsafe
 from pdcore.wire import Bye, Channel, Heartbeat, Message, PeerDescription, Route, require_curve, say_if_open
 
 __all__ = ["Manager"]
@@ -103,6 +104,10 @@ class Manager(ABC):
         advance it.
         """
         return self.rooms.finished(deadline)
+
+    def unsafe(self) -> Unsafe:
+        """Return the pages of ended rooms that may not be reused yet, and why; from any thread."""
+        return Unsafe.of(self._handles(), self._forsaken())
 
     def describe(self, address: str) -> PeerDescription:
         """Return what the other side must know to pair with this one."""
@@ -243,6 +248,14 @@ class Manager(ABC):
     @abstractmethod
     def _all_drained(self, *, tell: bool) -> None:
         """The engine is closed: every page of this side is safe, and if ``tell``, of the peers too."""
+
+    @abstractmethod
+    def _handles(self) -> Sequence[RoomHandle]:
+        """Return all rooms that are not cleared or not safe."""
+
+    @abstractmethod
+    def _forsaken(self) -> int:
+        """Return how many lost peers were taken for silent, unproven."""
 
     @abstractmethod
     def _leave(self, deadline: Deadline) -> None:

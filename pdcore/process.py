@@ -69,8 +69,8 @@ class ProcessIdentity:
         return self.boot, self.pids, self.clock
 
 
-def life_of(process: ProcessIdentity, deadline: Deadline, wake: int | None = None) -> Life:
-    """Wait for the end of a process, at most until the deadline or until the descriptor ``wake`` is readable.
+def life_of(process: ProcessIdentity, deadline: Deadline | None = None) -> Life:
+    """Wait for the end of a process, at most until the deadline; None: only look.
 
     ENDED: all its threads have, so that no instruction of it runs any more, and its descriptors and its
     memory are given back. A zombie that nobody reaps has ended; a first thread that ended alone has not.
@@ -81,15 +81,14 @@ def life_of(process: ProcessIdentity, deadline: Deadline, wake: int | None = Non
         handle = os.pidfd_open(process.pid)
     except ProcessLookupError:
         return Life.ENDED
+    except OSError:  # no descriptor is free: nothing can be said now
+        return Life.OUT_OF_SIGHT
     try:
         if start_time(process.pid) != process.started:  # the pid is free or used again
             return Life.ENDED
         end = select.poll()
         end.register(handle, select.POLLIN)
-        if wake is not None:
-            end.register(wake, select.POLLIN)
-        ready = [fd for fd, _ in end.poll(max(0, int(1000 * deadline.remaining())))]
-        return Life.ENDED if handle in ready else Life.LIVES
+        return Life.ENDED if end.poll(1000 * deadline.remaining() if deadline else 0) else Life.LIVES
     finally:
         os.close(handle)
 

@@ -2,28 +2,75 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
+import attrs
+
+from pdcore.backend import PeerIdentity
+from pdcore.model import Incarnation
 from pdcore.outcome import Quiescence, Transfer
+from pdcore.process import Life, ProcessIdentity, life_of
 
-__all__ = ["Quarantine"]
+__all__ = ["Quarantine", "Target"]
 
-_Entry = tuple[Transfer, Callable[[], None]]
+LOOK_AGAIN = 0.5
+"""Seconds between two looks whether the process of a peer has ended."""
+
+_log = logging.getLogger("pdcore.quarantine")
+
+
+class Target(Protocol):
+    """The peer that a transfer writes to."""
+
+    @property
+    def identity(self) -> PeerIdentity:
+        """Who it is."""
+
+    @property
+    def process(self) -> ProcessIdentity | None:
+        """Its process, if that is known."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether it is lost."""
+
+
+@attrs.frozen(eq=False)
+class _Held:
+    transfer: Transfer
+    target: Target
+    drained: Callable[[], None]
+    at: float = attrs.field(factory=time.monotonic)
 
 
 class Quarantine:
-    """Holds transfers until the engine proves them drained. The lock guards ``_held`` and ``_closed``."""
+    """Holds transfers until the engine proves them drained, or the memory that they wrote to is gone.
 
-    def __init__(self) -> None:
+    ``grace``: seconds after which a transfer to a lost peer counts as drained, unproven; None: never. Such a
+    peer is ``forsaken``: it must not pair again, since it would be told that its pages are safe.
+    ``is_back``: whether a peer that was lost has paired again.
+    The lock guards ``_held``, ``forsaken`` and ``_closed``; ``sweep`` is called on one thread.
+    """
+
+    def __init__(
+        self, grace: float | None = None, is_back: Callable[[PeerIdentity], bool] = lambda _: False
+    ) -> None:
+        self._grace = grace
+        self._is_back = is_back
         self._lock = threading.Lock()
-        self._held: list[_Entry] = []
+        self._held: list[_Held] = []
         self._closed = False
+        self._look_at = 0.0
+        self.forsaken: set[Incarnation] = set()
 
     def __len__(self) -> int:
         return len(self._held)
 
-    def settle(self, transfer: Transfer, drained: Callable[[], None]) -> bool:
+    def settle(self, transfer: Transfer, target: Target, drained: Callable[[], None]) -> bool:
         """Call ``drained`` now if the transfer is, else hold it until ``sweep`` finds that it is.
 
         Returns whether it was called.
@@ -31,7 +78,7 @@ class Quarantine:
         if transfer.quiescence is not Quiescence.DRAINED:
             with self._lock:
                 if not self._closed:
-                    self._held.append((transfer, drained))
+                    self._held.append(_Held(transfer, target, drained))
                     return False
         drained()
         return True
@@ -40,7 +87,22 @@ class Quarantine:
         """Look at every held transfer and let the drained ones go."""
         with self._lock:
             held = tuple(self._held)
-        self._release(entry for entry in held if _is_drained(entry[0]))
+        if not held:
+            return
+        silent = self._silent(held)
+        self._release(one for one in held if one.target.identity in silent or _is_drained(one.transfer))
+
+    def because(self, peer: PeerIdentity) -> str | None:
+        """Why transfers to a peer are held; None if there is none."""
+        with self._lock:
+            target = next((one.target for one in self._held if one.target.identity == peer), None)
+        if target is None:
+            return None
+        process = target.process
+        if process is None or not target.lost:
+            return "the engine cannot tell that its writes have ended"
+        seen = f"and {process} lives" if process.in_sight() else f"and {process} cannot be seen from here"
+        return f"the engine cannot tell that its writes have ended, {seen}"
 
     def release_all(self) -> None:
         """Let all go, now and later: the engine was closed, so that no byte can move any more."""
@@ -49,13 +111,38 @@ class Quarantine:
             held = tuple(self._held)
         self._release(held)
 
-    def _release(self, entries: Iterable[_Entry]) -> None:
+    def _silent(self, held: Iterable[_Held]) -> set[PeerIdentity]:
+        """Return the peers whose memory no byte can reach any more, and those whose grace is over."""
+        now = time.monotonic()
+        if now < self._look_at:
+            return set()
+        self._look_at = now + LOOK_AGAIN
+        processes = {one.target.identity: one.target.process for one in held}
+        # Its memory has gone with the process.
+        silent = {who for who, p in processes.items() if p is not None and life_of(p) is Life.ENDED}
+        if self._grace is not None:
+            late = {o.target.identity for o in held if o.target.lost and now > o.at + self._grace}
+            overdue = {peer for peer in late - silent if not self._is_back(peer)}
+            for peer in overdue:
+                _log.warning(
+                    "lost %s counts as silent, unproven: quarantine.grace of %g s is over (%s); it "
+                    "cannot pair with this process again",
+                    peer,
+                    self._grace,
+                    self.because(peer),
+                )
+            with self._lock:
+                self.forsaken.update(peer.incarnation for peer in overdue)
+            silent |= overdue
+        return silent
+
+    def _release(self, entries: Iterable[_Held]) -> None:
         for entry in entries:
             with self._lock:
                 if entry not in self._held:  # another thread was first
                     continue
                 self._held.remove(entry)
-            entry[1]()
+            entry.drained()
 
 
 def _is_drained(transfer: Transfer) -> bool:

@@ -29,6 +29,7 @@ console
 address
 model
 process
+sockets
 secret
 config
 structuring
@@ -74,6 +75,7 @@ claims
 digest
 pairing
 handle
+unsafe
 ready
 manager
 prefill

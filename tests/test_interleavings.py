@@ -214,8 +214,8 @@ def test_a_revocation_that_raises_proves_nothing_and_is_told(
         pair.move(1, [0], [0])
         monkeypatch.setattr(pair.decode.engine, "revoke", raises)
         lose(pair)
-        until(lambda: "may still write" in caplog.text)
-        assert "Too many open files" in caplog.text
+        until(lambda: "Too many open files" in caplog.text)
+        assert "the engine raised while revoking" in caplog.text
         pair.move(2, [1], [1])
 
 

@@ -89,14 +89,6 @@ def test_a_process_of_another_boot_or_namespace_is_never_taken_for_ended() -> No
         assert life_of(strange, NOW) is Life.OUT_OF_SIGHT
 
 
-def test_who_waits_can_be_woken() -> None:
-    wake = os.eventfd(1)
-    try:
-        assert life_of(ProcessIdentity.here(), Deadline.after(600), wake) is Life.LIVES
-    finally:
-        os.close(wake)
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="making namespaces needs root")
 def test_a_process_of_another_namespace_says_so() -> None:
     code = (

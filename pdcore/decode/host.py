@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from pdcore.backend import PeerIdentity
 from pdcore.bootstrap import ReplicaQuery
 from pdcore.claims import Claims
 from pdcore.config import Config
@@ -40,6 +41,9 @@ class ReceiverHost(Protocol):
 
     def reaches(self, source: PrefillSource) -> bool:
         """Whether that prefill process is paired, perhaps anew."""
+
+    def unproven(self, writer: PeerIdentity) -> str:
+        """Why a prefill process may still write to rooms that have ended."""
 
     def forget(self, receiver: KVReceiver) -> None:
         """Free the id of a room that was cleared."""

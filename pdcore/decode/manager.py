@@ -21,6 +21,7 @@ from pdcore.decode.sources import Sources
 from pdcore.decode.verifier import Verifier
 from pdcore.errors import AuthenticationError, FailureCode, KVTransferError, PDCoreError
 from pdcore.events import PeerLost, Subscriber
+from pdcore.handle import RoomHandle
 from pdcore.manager import Manager
 from pdcore.metadata import AuxDataCodec
 from pdcore.model import Deadline, Generation, KVPoll, Role, RoomId
@@ -77,6 +78,7 @@ class DecodeManager(Manager):
             self.events,
             self._lose_source,
             self.config.auth_key,
+            self.config.quarantine.grace,
         )
         self.channel.start()
 
@@ -116,6 +118,10 @@ class DecodeManager(Manager):
         """Whether that prefill process is paired, perhaps anew."""
         current = self._sources.of(source.route)
         return current is not None and current.ready and current.identity == source.identity
+
+    def unproven(self, writer: PeerIdentity) -> str:
+        """Why a prefill process may still write to rooms that have ended."""
+        return self._sources.unproven(writer.incarnation) or "it has not said that its writes have ended"
 
     def forget(self, receiver: KVReceiver) -> None:
         """Free the id of a room that was cleared; one that is not drained stays known until it is."""
@@ -200,7 +206,7 @@ class DecodeManager(Manager):
             self.events.emit(PeerLost(self.events.node, source.identity, why, len(affected)))
         for receiver in affected:
             receiver.give_up(failure, source)
-        self._sources.drop(source, partial(self._drained, source))
+        self._sources.drop(source, partial(self._receivers.held_by, source), partial(self._drained, source))
 
     def _drained(self, source: PrefillSource) -> None:
         for receiver in self._receivers.using(source):
@@ -252,6 +258,12 @@ class DecodeManager(Manager):
     def _all_drained(self, *, tell: bool) -> None:
         for receiver in self._receivers.all():
             receiver.drained()
+
+    def _handles(self) -> Sequence[RoomHandle]:
+        return self._receivers.all()
+
+    def _forsaken(self) -> int:
+        return self._sources.forsaken
 
     def _leave(self, deadline: Deadline) -> None:
         self._sources.close(deadline)

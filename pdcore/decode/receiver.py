@@ -18,7 +18,7 @@ from pdcore.decode.placement import Placement, refused
 from pdcore.decode.source import PrefillSource
 from pdcore.errors import FailureCode, KVTransferError, RoomError
 from pdcore.events import MetadataSent
-from pdcore.handle import RoomHandle
+from pdcore.handle import NOT_ENDED, RoomHandle
 from pdcore.metrics import RequestMetrics
 from pdcore.model import Generation, KVPoll, RoomId
 from pdcore.status import Room
@@ -122,6 +122,13 @@ class KVReceiver(RoomHandle):
             self._host.claims.free(self._claim)
         return safe
 
+    def unsafe_because(self) -> str:
+        if not self.record.status.terminal:
+            return NOT_ENDED
+        with self._lock:
+            writers = self._writers
+        return "; ".join(sorted(f"{writer}: {self._host.unproven(writer)}" for writer in writers))
+
     def metric(self) -> RequestMetrics:
         record = self.record
         end = record.ended_at or time.monotonic()
@@ -218,6 +225,11 @@ class KVReceiver(RoomHandle):
     def uses(self, source: PrefillSource) -> bool:
         """Whether this room waits for a prefill process, which may have paired anew since."""
         return any(member.identity == source.identity for member in self._members)
+
+    def may_be_written_by(self, source: PrefillSource) -> bool:
+        """Whether bytes of this room may come from a prefill process."""
+        with self._lock:
+            return source.identity in self._writers
 
     # --- inside ----------------------------------------------------------------------------
 

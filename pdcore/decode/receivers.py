@@ -45,6 +45,10 @@ class Receivers:
         """Return the rooms that wait for a prefill process."""
         return [receiver for receiver in self.all() if receiver.uses(source)]
 
+    def held_by(self, source: PrefillSource) -> bool:
+        """Whether pages of a room are unsafe because a prefill process may write to them."""
+        return any(receiver.may_be_written_by(source) for receiver in self.all())
+
     def meant(self, source: PrefillSource, room: RoomId, generation: Generation) -> KVReceiver | None:
         """Return the room that a message of a prefill process is about."""
         for candidate in (self._open.get(room), self._draining.get(generation)):

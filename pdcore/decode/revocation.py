@@ -1,79 +1,203 @@
-"""After a prefill rank was lost: has the engine prove that it writes no more."""
+"""After a prefill rank was lost: proves that none of its bytes can land any more, or says why not."""
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
+
+import attrs
 
 from pdcore.backend import PeerIdentity
 from pdcore.engine import TransferEngine
 from pdcore.model import Deadline, Incarnation
 from pdcore.outcome import Quiescence
+from pdcore.process import Life, ProcessIdentity, life_of
+from pdcore.sockets import Unsent
 
-__all__ = ["Revocations"]
+__all__ = ["LostWriter", "Revocations"]
 
-STEP = 1.0
-"""Seconds after which a revocation that is not through looks whether it shall stop."""
+STEP = 0.25
+"""Seconds after which who waits for an engine or a process looks whether it is wanted yet."""
+LOOK_AGAIN = 0.01
+"""Seconds between two looks at what the kernel has to send; nobody tells when that changes."""
 
 _log = logging.getLogger("pdcore.decode")
 
 
-class Revocations:
-    """One thread ``pdcore-revoke-...`` per lost prefill rank, until it is drained.
+@attrs.frozen(eq=False)
+class LostWriter:
+    """A prefill process that may write to this side, and who cares.
 
-    The lock guards ``_running``.
+    ``holds``: whether pages are unsafe because of it. ``drained`` is called once it is proven silent.
     """
 
-    def __init__(self, engine: TransferEngine) -> None:
-        self._engine = engine
-        self._lock = threading.Lock()
-        self._running: dict[Incarnation, threading.Thread] = {}
-        self._stopping = threading.Event()
+    identity: PeerIdentity
+    endpoint: bytes
+    process: ProcessIdentity | None
+    holds: Callable[[], bool]
+    drained: Callable[[], None]
+    at: float = attrs.field(factory=time.monotonic)
 
-    def start(self, writer: PeerIdentity, endpoint: bytes, drained: Callable[[], None]) -> None:
-        """Revoke a writer off this thread, since it may have to wait; call ``drained`` once proven."""
-        thread = threading.Thread(
-            target=self._revoke,
-            args=(writer, endpoint, drained),
-            name=f"pdcore-revoke-{writer.incarnation[:8]}",
-            daemon=True,
+    def __str__(self) -> str:
+        return str(self.identity)
+
+
+class _Vigil:
+    """The thread of one lost writer, which alone sets ``because`` and ``unsent``.
+
+    ``moot`` is set when the writer has come back, or this side closes.
+    """
+
+    def __init__(self, writer: LostWriter, run: Callable[[_Vigil], None]) -> None:
+        self.writer = writer
+        self.because = "its engine is asked to write no more"
+        self.moot = threading.Event()
+        self.unsent: Unsent | None = None
+        self.thread = threading.Thread(
+            target=run, args=(self,), name=f"pdcore-revoke-{writer.identity.incarnation[:8]}", daemon=True
         )
+
+
+class Revocations:
+    """One thread ``pdcore-revoke-...`` per lost prefill rank, until it is silent or nobody cares.
+
+    First the engine is asked to revoke it. Where it can't prove that, the end of the process is awaited;
+    then its kernel must have sent what it was given, and the engine have taken in what arrived.
+    ``grace``: seconds after which a lost process counts as silent, unproven; None: never.
+    The lock guards ``_vigils``, and ``forsaken``, how often that was so.
+    """
+
+    def __init__(self, engine: TransferEngine, grace: float | None = None) -> None:
+        self._engine = engine
+        self._grace = grace
+        self._lock = threading.Lock()
+        self._vigils: dict[Incarnation, _Vigil] = {}
+        self._stopping = threading.Event()
+        self.forsaken = 0
+
+    def start(self, writer: LostWriter) -> None:
+        """Begin off this thread, since it may have to wait."""
+        vigil = _Vigil(writer, self._keep)
         with self._lock:
-            self._running = {w: t for w, t in self._running.items() if t.is_alive()}
-            self._running[writer.incarnation] = thread
-            thread.start()
+            self._vigils = {w: v for w, v in self._vigils.items() if v.thread.is_alive()}
+            self._vigils[writer.identity.incarnation] = vigil
+            vigil.thread.start()
 
     def finish(self, writer: Incarnation, deadline: Deadline) -> bool:
-        """Wait for the end of a writer's revocation, if there is one; False at the deadline."""
+        """The writer is back: wait for the end of its revocation, if there is one; False at the deadline."""
         with self._lock:
-            thread = self._running.get(writer)
-        if thread is None:
+            vigil = self._vigils.get(writer)
+        if vigil is None:
             return True
-        thread.join(deadline.remaining())
-        return not thread.is_alive()
+        vigil.moot.set()
+        vigil.thread.join(deadline.remaining())
+        return not vigil.thread.is_alive()
+
+    def because(self, writer: Incarnation) -> str | None:
+        """Why a lost writer is not known to be silent; None if it isn't lost."""
+        vigil = self._vigils.get(writer)
+        return None if vigil is None else vigil.because
 
     def close(self, deadline: Deadline) -> None:
         """End all threads."""
         self._stopping.set()
         with self._lock:
-            running = list(self._running.values())
-        for thread in running:
-            thread.join(deadline.remaining())
+            vigils = list(self._vigils.values())
+        for vigil in vigils:
+            vigil.moot.set()
+        for vigil in vigils:
+            vigil.thread.join(deadline.remaining())
 
-    def _revoke(self, writer: PeerIdentity, endpoint: bytes, drained: Callable[[], None]) -> None:
-        quiescence = Quiescence.IN_FLIGHT
+    def _keep(self, vigil: _Vigil) -> None:
+        writer = vigil.writer
         try:
-            while quiescence is Quiescence.IN_FLIGHT and not self._stopping.is_set():
-                quiescence = self._engine.revoke(endpoint, Deadline.after(STEP))
+            silent = self._revoked(vigil) or self._ended(vigil, self._look)
         # An adapter may raise anything; it proves nothing then.
-        except Exception:
+        except Exception as error:
             _log.exception("the engine raised while revoking %s", writer)
-        if quiescence is Quiescence.DRAINED:
-            drained()
-        elif not self._stopping.is_set():
-            _log.warning(
-                "lost %s may still write: pages that it was to fill are unsafe until it pairs again and says "
-                "that it has drained, or until this engine closes",
-                writer,
+            vigil.because = f"the engine raised when it was asked: {error!r}"
+            silent = self._ended(vigil, lambda _vigil, _deadline: Quiescence.UNKNOWN)
+        if silent:
+            writer.drained()
+
+    def _revoked(self, vigil: _Vigil) -> bool:
+        """Whether the engine itself proves it; a writer that comes back must wait until it is through."""
+        while not self._stopping.is_set():
+            quiescence = self._engine.revoke(vigil.writer.endpoint, Deadline.after(STEP))
+            if quiescence is not Quiescence.IN_FLIGHT:
+                return quiescence is Quiescence.DRAINED
+            vigil.because = (
+                "writes of its engine are under way, and it doesn't go on: is that worker stopped?"
             )
+        return False
+
+    def _ended(self, vigil: _Vigil, look: Callable[[_Vigil, Deadline], Quiescence]) -> bool:
+        """Whether the end of the process proves it, or the grace is over; False if nobody cares any more."""
+        told = False
+        while not vigil.moot.is_set() and vigil.writer.holds():
+            if self._overdue(vigil.writer):
+                return self._forsake(vigil)
+            step = Deadline.after(STEP)
+            if look(vigil, step) is Quiescence.DRAINED:
+                return True
+            if not told:
+                told = True
+                _log.warning(
+                    "lost %s may still write: pages that it was to fill are unsafe until it is proven "
+                    "silent, or pairs again and says that it has drained, or until this engine closes (%s)",
+                    vigil.writer,
+                    vigil.because,
+                )
+            vigil.moot.wait(step.remaining())
+        return False
+
+    def _look(self, vigil: _Vigil, deadline: Deadline) -> Quiescence:
+        """Look once whether the process has ended, and all that it sent is taken in."""
+        process = vigil.writer.process
+        life = Life.OUT_OF_SIGHT if process is None else life_of(process, deadline)
+        if life is not Life.ENDED or process is None:
+            vigil.because = _unproven(life, process)
+            return Quiescence.IN_FLIGHT
+        if not self._engine.capabilities.settles or not process.shares_network():
+            vigil.because = f"{process} has ended, but {_unseen(process)}"
+            return Quiescence.UNKNOWN
+        vigil.unsent = vigil.unsent or Unsent()
+        while left := vigil.unsent.left():
+            vigil.because = f"{process} has ended, but its kernel has bytes to send on {left} connections"
+            if deadline.expired or vigil.moot.wait(LOOK_AGAIN):
+                return Quiescence.IN_FLIGHT
+        vigil.because = f"{process} has ended, but this side has not taken in all that it sent"
+        quiescence = self._engine.settle(vigil.writer.endpoint, deadline)
+        if quiescence is Quiescence.UNKNOWN:
+            vigil.because = f"{process} has ended, but the engine cannot tell whether bytes are on their way"
+        return quiescence
+
+    def _overdue(self, writer: LostWriter) -> bool:
+        return self._grace is not None and time.monotonic() > writer.at + self._grace
+
+    def _forsake(self, vigil: _Vigil) -> bool:
+        _log.warning(
+            "lost %s counts as silent, unproven: quarantine.grace of %g s is over (%s)",
+            vigil.writer,
+            self._grace,
+            vigil.because,
+        )
+        with self._lock:
+            self.forsaken += 1
+        return True
+
+
+def _unproven(life: Life, process: ProcessIdentity | None) -> str:
+    if process is None:
+        return "its process is not known"
+    if life is Life.LIVES:
+        return f"{process} lives and may go on to write"
+    return f"{process} is of another host or namespace, and nobody here can see whether it has ended"
+
+
+def _unseen(process: ProcessIdentity) -> str:
+    if not process.shares_network():
+        return "what its kernel has still to send cannot be seen from this network namespace"
+    return "this engine cannot tell whether bytes of it are on their way"

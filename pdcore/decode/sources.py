@@ -15,13 +15,13 @@ from pdcore.bootstrap import BootstrapClient, ReplicaQuery
 from pdcore.bootstrap.record import RankGroup, RankRecord
 from pdcore.config import Timeouts
 from pdcore.decode.group import PrefillGroup, as_failure
-from pdcore.decode.revocation import Revocations
+from pdcore.decode.revocation import LostWriter, Revocations
 from pdcore.decode.source import PrefillSource, replaced
 from pdcore.engine import TransferEngine
 from pdcore.errors import FailureCode, IncompatiblePeerError, KVTransferError
 from pdcore.events import Events, PairingFailed, PeerPaired, Stage, stage
 from pdcore.liveness import Heartbeats
-from pdcore.model import Deadline
+from pdcore.model import Deadline, Incarnation
 from pdcore.pairing import coverage_misfits, pairing_misfits
 from pdcore.secret import AuthKey
 from pdcore.topology import DPChoice, dp_rank_of, map_ranks, topology_misfits
@@ -50,6 +50,7 @@ class Sources:
         events: Events,
         lost: Lost,
         auth_key: AuthKey | None,
+        grace: float | None,
     ) -> None:
         self._engine = engine
         self._description = description
@@ -59,7 +60,7 @@ class Sources:
         self._events = events
         self._lost = lost
         self._http = BootstrapClient("decode", auth_key)
-        self._revocations = Revocations(engine)
+        self._revocations = Revocations(engine, grace)
         self._lock = threading.Lock()
         self._groups: dict[tuple[str, int], PrefillGroup] = {}
         self._finding: set[PrefillGroup] = set()
@@ -104,15 +105,18 @@ class Sources:
         future.add_done_callback(lambda f: self._channel.call(partial(self._found, bootstrap, group, f)))
         return group
 
-    def drop(self, source: PrefillSource, drained: Callable[[], None]) -> None:
-        """Forget a lost source; ``drained`` is called once the engine proved that it writes no more."""
+    def drop(self, source: PrefillSource, holds: Callable[[], bool], drained: Callable[[], None]) -> None:
+        """Forget a lost source; ``drained`` is called once it is proven that it writes no more.
+
+        ``holds`` tells whether pages are unsafe because of it.
+        """
         with self._lock:
             if self._sources.get(source.route) is source:
                 del self._sources[source.route]
         self._heartbeats.forget(source.route)
         self._channel.hang_up(source.route)
         if source.description is not None:
-            self._revocations.start(source.identity, source.description.endpoint, drained)
+            self._revoke(source, source.description, holds, drained)
 
     def answered(self, source: PrefillSource, reply: PairReply) -> None:
         """Take prefill's answer; the engine admits its writes before any request goes out."""
@@ -231,7 +235,26 @@ class Sources:
         with self._lock:
             current = self._sources.get(source.route)
             if current is None or current.lost or current.identity != source.identity:
-                self._revocations.start(source.identity, description.endpoint, lambda: None)
+                self._revoke(source, description, lambda: False, lambda: None)
+
+    def _revoke(
+        self,
+        source: PrefillSource,
+        there: PeerDescription,
+        holds: Callable[[], bool],
+        drained: Callable[[], None],
+    ) -> None:
+        lost = LostWriter(source.identity, there.endpoint, there.process, holds, drained)
+        self._revocations.start(lost)
+
+    @property
+    def forsaken(self) -> int:
+        """How many lost prefill processes were taken for silent, unproven."""
+        return self._revocations.forsaken
+
+    def unproven(self, writer: Incarnation) -> str | None:
+        """Why a lost prefill process is not known to be silent; None if it isn't lost."""
+        return self._revocations.because(writer)
 
 
 @attrs.frozen

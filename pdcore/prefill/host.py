@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from pdcore.backend import PeerIdentity
 from pdcore.errors import KVTransferError
 from pdcore.events import Events
 from pdcore.pools import Pools
@@ -41,6 +42,9 @@ class SenderHost(Protocol):
 
     def failed(self, destination: Destination, failure: KVTransferError, *, drained: bool) -> Message:
         """Return what tells a destination that its room failed."""
+
+    def unproven(self, target: PeerIdentity) -> str:
+        """Why writes to a decode process have not ended, of rooms that have."""
 
     def forget(self, sender: KVSender) -> None:
         """Free the id of a room that was cleared."""

@@ -19,6 +19,7 @@ from pdcore.pools import Pools, RegionTable
 from pdcore.prefill.delivery import TransferKVChunk
 from pdcore.prefill.lane import Lane
 from pdcore.prefill.outbox import Outbox
+from pdcore.process import ProcessIdentity
 from pdcore.regions import WriteBatch
 from pdcore.topology import Topology, map_ranks, served_ranks
 from pdcore.wire import PeerDescription, RequestMetadata, Route
@@ -69,6 +70,11 @@ class PeerLink:
         """The engine's peer, once ready."""
         assert self._peer is not None
         return self._peer
+
+    @property
+    def process(self) -> ProcessIdentity | None:
+        """Its process, if that is known."""
+        return self.description.process
 
     @property
     def ready(self) -> bool:

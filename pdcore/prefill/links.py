@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from functools import partial
 
 from pdcore.backend import PeerIdentity, StatePlan, StateRequest
@@ -12,7 +13,7 @@ from pdcore.config import Config
 from pdcore.engine import TransferEngine
 from pdcore.errors import EngineError, FailureCode, IncompatiblePeerError, PDCoreError
 from pdcore.events import Events, PairingFailed, PeerLost, PeerPaired, Stage, stage
-from pdcore.model import Deadline, RoomId
+from pdcore.model import Deadline, Incarnation, RoomId
 from pdcore.pairing import pairing_misfits
 from pdcore.pools import Pools
 from pdcore.prefill.link import PeerLink
@@ -42,6 +43,7 @@ class Links:
         state_plan: Callable[[StateRequest], StatePlan | None],
         post: Callable[[Route, Message], None],
         events: Events,
+        forsaken: AbstractSet[Incarnation],
     ) -> None:
         self._engine = engine
         self._pools = pools
@@ -50,6 +52,7 @@ class Links:
         self._state_plan = state_plan
         self._post = post
         self._events = events
+        self._forsaken = forsaken
         self._lock = threading.Lock()
         self._links: dict[Route, PeerLink] = {}
         self._leaving: list[PeerLink] = []
@@ -59,6 +62,10 @@ class Links:
     def get(self, route: Route) -> PeerLink | None:
         """Return the link of a route."""
         return self._links.get(route)
+
+    def serves(self, peer: PeerIdentity) -> bool:
+        """Whether a decode process is paired."""
+        return any(link.identity == peer for link in self.all())
 
     def all(self) -> list[PeerLink]:
         """Return all links."""
@@ -74,6 +81,10 @@ class Links:
             peer = PeerIdentity(there.role, there.incarnation, there.address)
             self._report_failed(peer, FailureCode.INCOMPATIBLE, str(error))
             self._post(route, PairReply(self._description, misfits))
+            return False
+        if there.incarnation in self._forsaken:
+            self._complaints.about(f"forsaken {route!r}", f"{there.address} may not pair: it counts as dead")
+            self._post(route, PairReply(self._description, (), _forsaken()))
             return False
         with self._lock:
             known = len(self._links) + len(self._leaving)
@@ -165,6 +176,15 @@ def _too_many() -> Failure:
         "prefill takes no more decode workers",
         f"{MOST_PEERS} are paired or pairing",
         "look who they are, or start more prefill workers",
+    )
+
+
+def _forsaken() -> Failure:
+    return Failure(
+        FailureCode.ENGINE,
+        "prefill takes this decode process for dead",
+        "it was lost for longer than quarantine.grace while bytes were on their way to it",
+        "start this decode worker again, or raise quarantine.grace on prefill",
     )
 
 

@@ -13,6 +13,7 @@ from pdcore.bootstrap import BootstrapClient, RankRecord, RoomsRecord
 from pdcore.config import Config
 from pdcore.errors import KVTransferError
 from pdcore.events import Stage, Subscriber, stage
+from pdcore.handle import RoomHandle
 from pdcore.manager import Manager
 from pdcore.metadata import AuxDataCodec
 from pdcore.model import Deadline, Role, RoomId
@@ -68,7 +69,9 @@ class PrefillManager(Manager):
     ) -> None:
         bootstrap = str(parse_address(bootstrap, "the address of the bootstrap service"))
         super().__init__(Role.PREFILL, backend, pools, topology, config or Config(), subscribers)
-        self.quarantine = Quarantine()
+        self.quarantine = Quarantine(
+            self.config.quarantine.grace, is_back=lambda peer: self._links.serves(peer)
+        )
         self.bootstrap = bootstrap
         self._senders, self._parking = Senders(), Parking()
         self._reception = Reception(
@@ -86,7 +89,14 @@ class PrefillManager(Manager):
         self.examine = self._examiner.begin
         ours = self.describe(self.address)
         self._links = Links(
-            self.engine, pools, self.config, ours, backend.state_plan, self.channel.post, self.events
+            self.engine,
+            pools,
+            self.config,
+            ours,
+            backend.state_plan,
+            self.channel.post,
+            self.events,
+            self.quarantine.forsaken,
         )
         lease = self.config.liveness.interval * self.config.liveness.max_failures
         self._rank = RankRecord(self.incarnation, self.address, topology, lease)
@@ -146,6 +156,10 @@ class PrefillManager(Manager):
     def failed(self, destination: Destination, failure: KVTransferError, *, drained: bool) -> Message:
         """Return what tells a destination that its room failed."""
         return answers.failed(destination.wanted, self.topology.unique_rank, failure, drained=drained)
+
+    def unproven(self, target: PeerIdentity) -> str:
+        """Why writes to a decode process have not ended, of rooms that have."""
+        return self.quarantine.because(target) or "a write to it is under way"
 
     def forget(self, sender: KVSender) -> None:
         """Free the id of a room that was cleared; one that is not drained stays known until it is."""
@@ -247,6 +261,12 @@ class PrefillManager(Manager):
             sender.give_up(self._shutdown_error())
         self._links.close(deadline)
         self._examiner.close(deadline)
+
+    def _handles(self) -> Sequence[RoomHandle]:
+        return self._senders.all()
+
+    def _forsaken(self) -> int:
+        return len(self.quarantine.forsaken)
 
     def _leave(self, deadline: Deadline) -> None:
         self._http.withdraw(self.bootstrap, self.incarnation, deadline)

@@ -10,7 +10,7 @@ from functools import partial
 import numpy.typing as npt
 
 from pdcore.errors import FailureCode, KVTransferError
-from pdcore.handle import RoomHandle
+from pdcore.handle import NOT_ENDED, RoomHandle
 from pdcore.metrics import RequestMetrics
 from pdcore.model import Deadline, Generation, KVPoll
 from pdcore.prefill.delivery import Delivery, TransferKVChunk
@@ -107,6 +107,14 @@ class KVSender(RoomHandle):
     def release_safe(self) -> bool:
         self.poll()
         return self.drained
+
+    def unsafe_because(self) -> str:
+        if not self.record.status.terminal:
+            return NOT_ENDED
+        if self.drained:
+            return ""
+        peers = {d.link.identity for d in self._destinations}
+        return "; ".join(sorted(f"{peer}: {self._host.unproven(peer)}" for peer in peers))
 
     def metric(self) -> RequestMetrics:
         record = self.record

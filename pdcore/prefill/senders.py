@@ -36,6 +36,11 @@ class Senders:
         with self._lock:
             return list(self._open.values())
 
+    def all(self) -> list[KVSender]:
+        """Return the rooms that are not cleared or not drained."""
+        with self._lock:
+            return [*self._open.values(), *self._draining]
+
     def of(self, room: RoomId) -> list[KVSender]:
         """Return all lives of an id: those cleared that are not drained, and the present one."""
         with self._lock:

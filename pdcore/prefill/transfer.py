@@ -231,7 +231,7 @@ class Shipment:
                 delivery.quarantined()
         self._unsettled = len(flights)
         for flight in flights:
-            self._quarantine.settle(flight.transfer, partial(self._settled, flight))
+            self._quarantine.settle(flight.transfer, self._link, partial(self._settled, flight))
 
     def _settled(self, flight: _Flight) -> None:
         flight.give_back()

@@ -16,6 +16,7 @@ from pdcore.errors import EngineError, FailureCode, KVTransferError
 from pdcore.model import Deadline, DeviceKind, new_incarnation
 from pdcore.outcome import Finished, Quiescence, Transfer
 from pdcore.regions import OffsetArray, Region, RegionInfo, WriteBatch
+from pdcore.sockets import Unread
 
 __all__ = ["CAPABILITIES", "MooncakeEngine", "MooncakePeer"]
 
@@ -30,6 +31,9 @@ WRITERS = 2**30
 PROBE, COOLDOWN = 2.0, 1.1
 """Seconds within which a peer that lives answers on its control port, and after an error, in which the
 engine refuses innocent transfers to the same peer (1.0 s)."""
+
+LOOK_AGAIN = 0.01
+"""Seconds between two looks at sockets that the engine reads."""
 
 
 @attrs.frozen
@@ -63,7 +67,9 @@ class MooncakeEngine(TransferEngine):
     def __init__(self, library: Library, settings: NativeSettings, transport: EffectiveTransport) -> None:
         super().__init__()
         cuda = {DeviceKind.CUDA} if getattr(library.module, "SUPPORT_CUDA", False) else set()
-        self.capabilities = attrs.evolve(CAPABILITIES, memory_kinds=frozenset({DeviceKind.CPU} | cuda))
+        self.capabilities = attrs.evolve(
+            CAPABILITIES, memory_kinds=frozenset({DeviceKind.CPU} | cuda), settles=settings.protocol == "tcp"
+        )
         self.effective_transport = transport
         self._native = acquire(library, settings)
         self._bases: OffsetArray = np.zeros(0, np.uint64)
@@ -125,6 +131,19 @@ class MooncakeEngine(TransferEngine):
 
     def do_disconnect(self, peer: Peer) -> None:
         return
+
+    def settle(self, endpoint: bytes, deadline: Deadline) -> Quiescence:
+        """Over TCP the engine reads each socket straight into the pages and buffers nothing.
+
+        Memory of a GPU is filled from a bounce buffer: there an empty socket proves nothing.
+        """
+        if not self.capabilities.settles or any(r.device.kind is not DeviceKind.CPU for r in self.regions):
+            return Quiescence.UNKNOWN
+        unread = Unread()
+        while unread.left():
+            if deadline.expired or self._native.closing.wait(LOOK_AGAIN):
+                return Quiescence.IN_FLIGHT
+        return Quiescence.DRAINED
 
     def prepare_raw(self, peer: Peer, batch: WriteBatch) -> RawWrite:
         assert isinstance(peer, MooncakePeer)

@@ -13,7 +13,15 @@ from attrs.validators import ge, optional
 
 from pdcore.errors import ConfigError, ConfigProblem
 
-__all__ = ["NixlOptions", "Protocol", "backend_params", "efa_devices", "native_environment", "ucx_settings"]
+__all__ = [
+    "NixlOptions",
+    "Protocol",
+    "backend_params",
+    "efa_devices",
+    "native_environment",
+    "rdma_devices",
+    "ucx_settings",
+]
 
 DEVICE_NAMES = re.compile(r"[\w.:-]+(,[\w.:-]+)*")
 SETTING = re.compile(r"[A-Z][A-Z0-9_]*")
@@ -110,10 +118,14 @@ def native_environment(options: NixlOptions, environ: Mapping[str, str]) -> dict
     return {"NIXL_LOG_LEVEL": level, **{k: v for k, v in defaults.items() if k not in environ}}
 
 
+def rdma_devices() -> list[Path]:
+    """Return where the system describes the machine's RDMA devices, those of EFA as well."""
+    return sorted(Path("/sys/class/infiniband").glob("*"))
+
+
 def efa_devices() -> list[str]:
     """Return the names of the machine's EFA devices."""
-    verbs = sorted(Path("/sys/class/infiniband").glob("*"))
-    return [path.name for path in verbs if (path / "device" / "driver").resolve().name == "efa"]
+    return [path.name for path in rdma_devices() if (path / "device" / "driver").resolve().name == "efa"]
 
 
 def _wrong(option: str, reason: str) -> ConfigError:

@@ -10,15 +10,17 @@ from collections.abc import Sequence
 import attrs
 import msgspec
 
+from pd_nixl.config import rdma_devices
 from pd_nixl.library import Agent, Library, Registration
 from pd_nixl.lists import MEMORY, Side, requests
 from pd_nixl.pump import Pump
 from pd_nixl.transfer import NixlTransfer
 from pdcore.engine import EffectiveTransport, EngineCapabilities, Peer, RawWrite, TransferEngine
 from pdcore.errors import EngineClosedError, EngineError, RegistrationError
-from pdcore.model import Deadline, new_incarnation
+from pdcore.model import Deadline, DeviceKind, new_incarnation
 from pdcore.outcome import Quiescence, Transfer
 from pdcore.regions import Region, RegionInfo, WriteBatch
+from pdcore.sockets import Unread
 
 __all__ = ["CAPABILITIES", "NixlEngine"]
 
@@ -34,6 +36,8 @@ SETTLE = 5.0
 """Seconds that ``close`` gives the transfers under way. The agent's end stops the others."""
 SYNCHRONOUS = 30.0
 """Seconds that ``write`` waits where it is not asynchronous; a longer transfer goes on as PENDING."""
+TURNS = 2
+"""Turns after which nothing that was read from a socket waits: each takes in all that was read before it."""
 MALFORMED: tuple[type[Exception], ...] = (msgspec.DecodeError, OverflowError)
 
 
@@ -67,7 +71,11 @@ class NixlEngine(TransferEngine):
         super().__init__()
         # Left to itself, UCX copies within ``transfer`` between processes of one host (CMA): then ``write``
         # waits in every case, for an engine is either asynchronous or it is not.
-        self.capabilities = attrs.evolve(CAPABILITIES, asynchronous=transport.name != "ucx")
+        self.capabilities = attrs.evolve(
+            CAPABILITIES,
+            asynchronous=transport.name != "ucx",
+            settles=transport.name == "tcp" or (transport.name == "ucx" and not rdma_devices()),
+        )
         self.effective_transport = transport
         self.library = library
         self._name = new_incarnation()
@@ -157,6 +165,22 @@ class NixlEngine(TransferEngine):
         if not self.capabilities.asynchronous:
             transfer.wait(Deadline.after(SYNCHRONOUS))
         return transfer
+
+    def settle(self, endpoint: bytes, deadline: Deadline) -> Quiescence:
+        """UCX takes in what it has read from a socket in the same turn; CMA's copies end with their process.
+
+        With an RDMA device UCX may use that, and a GPU's memory it fills by other ways: nothing is known.
+        """
+        if not self.capabilities.settles or any(r.device.kind is not DeviceKind.CPU for r in self.regions):
+            return Quiescence.UNKNOWN
+        unread = Unread()
+        while unread.left():
+            if deadline.expired:
+                return Quiescence.IN_FLIGHT
+            self._turn()
+        for _ in range(TURNS):
+            self._turn()
+        return Quiescence.DRAINED
 
     def prepare_raw(self, peer: Peer, batch: WriteBatch) -> RawWrite:
         assert isinstance(peer, NixlPeer)
