@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pdcore.decode import DecodeManager, KVReceiver
     from pdcore.errors import (
         AddressError,
+        ArgumentError,
         AuthenticationError,
         BootstrapError,
         ConfigError,
@@ -50,6 +51,7 @@ _HOMES = {
     "config": ("Config", "ControlConfig", "LivenessConfig", "Timeouts", "TransferConfig", "TransferModel"),
     "decode": ("DecodeManager", "KVReceiver"),
     "errors": (
+        "ArgumentError",
         "AddressError",
         "AuthenticationError",
         "BootstrapError",
@@ -83,6 +85,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "CPU",
     "AddressError",
+    "ArgumentError",
     "Attention",
     "AuthenticationError",
     "AuxDataCodec",

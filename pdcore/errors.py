@@ -9,6 +9,7 @@ import attrs
 
 __all__ = [
     "AddressError",
+    "ArgumentError",
     "AuthenticationError",
     "BootstrapError",
     "ConfigError",
@@ -50,6 +51,10 @@ class PDCoreError(Exception):
 
     def __str__(self) -> str:
         return f"{self.happened}\n  there is: {self.there_is}\n  to do: {self.to_do}"
+
+
+class ArgumentError(PDCoreError, ValueError):
+    """A call was handed a value of another kind than is due, such as seconds where a deadline belongs."""
 
 
 @attrs.frozen

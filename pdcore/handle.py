@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+from pdcore.arguments import require_deadline
 from pdcore.errors import FailureCode, KVTransferError
 from pdcore.events import Events, RoomEnded, RoomOpened
 from pdcore.metrics import RequestMetrics
@@ -38,8 +39,12 @@ class RoomHandle(ABC):
         return self.record.status
 
     def wait(self, deadline: Deadline) -> KVPoll:
-        """Wait until the room ends or the deadline passes; return its state."""
-        return self._rooms.wait(self.record, deadline)
+        """Wait until the room ends or the deadline passes; return its state.
+
+        Raises:
+            ArgumentError: what is handed in is no deadline.
+        """
+        return self._rooms.wait(self.record, require_deadline("the deadline of wait()", deadline))
 
     def failure(self) -> KVTransferError | None:
         """Return why the room failed, or None."""

@@ -7,23 +7,26 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import TypeVar
 
 from pdcore import __version__
+from pdcore.arguments import require_deadline
 from pdcore.backend import PeerIdentity
+from pdcore.chores import Chores
 from pdcore.config import Config
 from pdcore.errors import AuthenticationError, FailureCode, KVTransferError, RoomError
 from pdcore.events import Events, HeartbeatMissed, Node, Stage, Subscriber, stage
 from pdcore.handle import RoomHandle
 from pdcore.liveness import Heartbeats
 from pdcore.machine import find_place
-from pdcore.model import Deadline, Role, RoomId, new_incarnation
+from pdcore.model import Deadline, KVPoll, Role, RoomId, new_incarnation
 from pdcore.pools import Pools
 from pdcore.process import ProcessIdentity
 from pdcore.ready import ready_engine
 from pdcore.selection import Backend
-from pdcore.status import RoomTable
+from pdcore.status import Room, RoomTable
 from pdcore.topology import Topology
 from pdcore.unsafe import Unsafe
 from pdcore.wire import Bye, Channel, Heartbeat, Message, PeerDescription, Route, require_curve, say_if_open
@@ -70,6 +73,7 @@ class Manager(ABC):
         self.heartbeats: Heartbeats[Route] = Heartbeats(
             config.liveness.interval, config.liveness.max_failures
         )
+        self._chores = Chores()
         self._closing = threading.Lock()
         self._closed = False
         self.place = find_place(config.host, config.advertise)
@@ -102,8 +106,11 @@ class Manager(ABC):
         The scheduler's completion queue: it wakes when a room ends, so nothing needs to poll. Only
         with the inline model a sender's ``poll`` or ``wait`` must still be called, since those
         advance it.
+
+        Raises:
+            ArgumentError: what is handed in is no deadline.
         """
-        return self.rooms.finished(deadline)
+        return self.rooms.finished(require_deadline("the deadline of finished()", deadline))
 
     def unsafe(self) -> Unsafe:
         """Return the pages of ended rooms that may not be reused yet, and why; from any thread."""
@@ -183,6 +190,12 @@ class Manager(ABC):
                 f"the {self.role.value} manager is closed", "no room can be opened", "start a new manager"
             )
 
+    def _open_room(self, room: RoomId, deadline: Deadline | None) -> Room:
+        """Open a room; without a deadline it has ``timeouts.request`` from now."""
+        if deadline is None:
+            deadline = Deadline.after(self.config.timeouts.request)
+        return self.rooms.open(room, require_deadline("the deadline of a room", deadline))
+
     def _end_if_closed(self, handle: RoomHandle) -> None:
         """End a room that was opened while the manager closed, which may not have seen it."""
         if self._closed:
@@ -199,18 +212,22 @@ class Manager(ABC):
     # --- on the control thread -------------------------------------------------------------
 
     def _on_tick(self) -> None:
-        now = time.monotonic()
-        for route in self.heartbeats.beat_due(now):
-            self.channel.post(route, Heartbeat(self.incarnation))
+        now, beat = time.monotonic(), Heartbeat(self.incarnation)
+        chores, most = self._chores, self.config.liveness.max_failures
+        chores.each("a heartbeat", self.heartbeats.beat_due(now), lambda to: self.channel.post(to, beat))
         if self.events.on:
-            self._report_missed(now)
-        for route in self.heartbeats.silent(now):
-            seconds = self.config.liveness.interval * self.config.liveness.max_failures
-            self._lose(
-                route,
-                f"{self.config.liveness.max_failures} heartbeats in a row are missing, {seconds:g} s",
-            )
+            chores.do("reporting missed heartbeats", partial(self._report_missed, now))
+        why = f"{most} heartbeats in a row are missing, {self.config.liveness.interval * most:g} s"
+        chores.each("losing a peer", self.heartbeats.silent(now), lambda route: self._lose(route, why))
         self._expire()
+
+    def _end_expired(self, find: Callable[[RoomId], RoomHandle | None]) -> None:
+        """End the rooms that missed their deadline; one that cannot say so still fails."""
+        for record in self.rooms.expired():
+            handle, missed = find(record.room), record.missed()
+            if handle is not None and handle.record is record:
+                self._chores.do(f"ending room {record.room}", partial(handle.give_up, missed))
+                self.rooms.move(record, KVPoll.FAILED, missed)
 
     def _report_missed(self, now: float) -> None:
         missed = self.heartbeats.missed(now)

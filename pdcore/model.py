@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections.abc import Callable
@@ -9,6 +10,9 @@ from enum import Enum, IntEnum
 from typing import NewType
 
 import attrs
+
+from pdcore.errors import ArgumentError
+from pdcore.scalars import real, shown
 
 __all__ = [
     "CPU",
@@ -89,23 +93,53 @@ class Device:
 CPU = Device()
 
 
+LONGEST = 1e9
+"""Seconds that a deadline may lie ahead: longer waits are more than the system takes."""
+
+
+def _point(at: object) -> float:
+    if type(at) is float and -math.inf < at < math.inf:
+        return at
+    point = real(at)
+    if point is None:
+        raise ArgumentError(
+            "a deadline is no point in time",
+            f"{shown(at)}, where seconds of the monotonic clock are due",
+            "use Deadline.after(seconds)",
+        )
+    return point
+
+
 @attrs.frozen
 class Deadline:
-    """A point on the monotonic clock (seconds) after which waiting ends."""
+    """A point on the monotonic clock (seconds) after which waiting ends; :meth:`after` makes one.
 
-    at: float
+    Raises:
+        ArgumentError: ``at`` is not a finite number.
+    """
+
+    at: float = attrs.field(converter=_point)
     clock: Clock = attrs.field(default=time.monotonic, repr=False, eq=False)
 
     @classmethod
     def after(cls, seconds: float, clock: Clock = time.monotonic) -> Deadline:
-        """Return the deadline that lies ``seconds`` from now; it must be positive and finite."""
-        if not 0 < seconds < float("inf"):
-            raise ValueError(f"a deadline needs a positive finite number of seconds, not {seconds}")
-        return cls(clock() + seconds, clock)
+        """Return the deadline that lies ``seconds`` from now.
+
+        Raises:
+            ArgumentError: it is not a positive finite number, or more than 30 years.
+        """
+        number = seconds if type(seconds) is float else real(seconds)
+        if number is None or not 0 < number <= LONGEST:
+            raise ArgumentError(
+                f"a deadline needs a positive finite number of seconds, not {shown(seconds)}",
+                f"seconds are above 0, and at most {LONGEST:g}",
+                "hand in how long may be waited, in seconds",
+            )
+        return cls(clock() + number, clock)
 
     def remaining(self) -> float:
         """Return the seconds left, never below 0."""
-        return max(0.0, self.at - self.clock())
+        return max(0.0, min(self.at - self.clock(), LONGEST))
 
     @property
     def expired(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 
 import attrs
@@ -15,6 +15,7 @@ from pdcore.metadata import AUX_REGION, MetadataBuffers
 from pdcore.model import RoomId
 from pdcore.plan import IndexArray, index_array
 from pdcore.regions import Region
+from pdcore.scalars import shown, whole
 from pdcore.schema import AuxSchema
 
 __all__ = ["Pools", "RegionTable", "StatePool"]
@@ -133,19 +134,22 @@ class Pools:
         """
         _check_inside("pages", room, pages, self.layout.num_pages)
 
-    def check_aux_slot(self, room: RoomId, slot: int | None) -> None:
-        """Check that a request's aux slot exists.
+    def aux_slot(self, room: RoomId, slot: int | None) -> int | None:
+        """Return a request's aux slot as a plain int, or None.
 
         Raises:
-            RoomError: it doesn't, or there are no aux buffers.
+            RoomError: it is no integer, it doesn't exist, or there are no aux buffers.
         """
-        slots = self.aux.slots if self.aux else 0
-        if slot is not None and not 0 <= slot < slots:
-            raise RoomError(
-                f"aux slot {slot} of room {room} does not exist",
-                f"slots 0 to {slots - 1}" if slots else "the pools have no aux buffers",
-                "hand in a slot of the pools' MetadataBuffers, or none",
-            )
+        if slot is None:
+            return None
+        slots, number = self.aux.slots if self.aux else 0, whole(slot)
+        if number is not None and 0 <= number < slots:
+            return number
+        raise RoomError(
+            f"aux slot {slot if number is None else number} of room {room} does not exist",
+            f"slots 0 to {slots - 1}" if slots else "the pools have no aux buffers",
+            "hand in a slot of the pools' MetadataBuffers, or none",
+        )
 
     def state_lists(
         self, room: RoomId, lists: Sequence[npt.ArrayLike] | None, *, due: bool
@@ -155,7 +159,7 @@ class Pools:
         Raises:
             PlanError: there are more or fewer lists, or an item is outside its component.
         """
-        arrays = tuple(index_array(items, "state indices") for items in lists or ())
+        arrays = tuple(index_array(items, "state indices") for items in _each_list(room, lists))
         if len(arrays) != (len(self.state) if due else 0):
             raise PlanError(
                 f"the state index lists of room {room} do not match",
@@ -171,6 +175,15 @@ class Pools:
     def arrays(self) -> tuple[npt.NDArray[np.uint8], ...]:
         """The KV memory that :meth:`allocate` made: uint8 of shape (num_pages, item_len) per buffer."""
         return tuple(r.owner for r in self.kv if isinstance(r.owner, np.ndarray))
+
+
+def _each_list(room: RoomId, lists: object) -> Iterable[npt.ArrayLike]:
+    if isinstance(lists, Iterable):
+        return lists
+    if lists is None:
+        return ()
+    to_do = "hand in a list of lists: one per state component"
+    raise PlanError(f"the state indices of room {room} are no lists", shown(lists), to_do)
 
 
 def _check_inside(what: str, room: RoomId, indices: IndexArray, limit: int) -> None:

@@ -142,9 +142,16 @@ class Quarantine:
                 if entry not in self._held:  # another thread was first
                     continue
                 self._held.remove(entry)
-            entry.drained()
+            try:
+                entry.drained()
+            except Exception:  # those after it are released all the same
+                _log.exception("what a drained transfer held could not be released")
 
 
 def _is_drained(transfer: Transfer) -> bool:
-    transfer.poll()
-    return transfer.quiescence is Quiescence.DRAINED
+    try:
+        transfer.poll()
+        return transfer.quiescence is Quiescence.DRAINED
+    except Exception:
+        _log.exception("a quarantined transfer cannot tell how it stands")
+        return False

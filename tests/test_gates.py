@@ -27,7 +27,9 @@ FLOW = """
 errors
 console
 address
+scalars
 model
+arguments
 process
 sockets
 secret
@@ -64,6 +66,7 @@ assessment
 selection
 plan
 wire
+chores
 bootstrap
 liveness
 status

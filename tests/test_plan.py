@@ -167,7 +167,7 @@ def test_what_is_not_a_list_of_indices_is_refused(values: Any, there_is: str) ->
         index_array(values, "pages")
     assert caught.value.happened == "pages are not a list of indices"
     assert there_is in caught.value.there_is
-    assert caught.value.to_do == "hand in a one-dimensional sequence of integers"
+    assert caught.value.to_do == "hand in a one-dimensional sequence of integers, in host memory"
 
 
 # Items

@@ -106,19 +106,19 @@ def test_pages_outside_the_pool_are_named(pools: Pools, bad: int) -> None:
 
 def test_aux_slots_are_checked(pools: Pools) -> None:
     for slot in (None, 0, 2):
-        pools.check_aux_slot(ROOM, slot)
+        pools.aux_slot(ROOM, slot)
     for slot in (-1, 3):
         with pytest.raises(RoomError) as caught:
-            pools.check_aux_slot(ROOM, slot)
+            pools.aux_slot(ROOM, slot)
         assert caught.value.happened == f"aux slot {slot} of room 5 does not exist"
         assert caught.value.there_is == "slots 0 to 2"
 
 
 def test_without_aux_buffers_no_slot_exists() -> None:
     bare = Pools.allocate(LAYOUT)
-    bare.check_aux_slot(ROOM, None)
+    bare.aux_slot(ROOM, None)
     with pytest.raises(RoomError, match="the pools have no aux buffers"):
-        bare.check_aux_slot(ROOM, 0)
+        bare.aux_slot(ROOM, 0)
 
 
 def test_state_lists_are_private_copies_one_per_component(pools: Pools) -> None:

@@ -234,3 +234,21 @@ def test_the_grace_is_for_lost_peers_that_are_not_back() -> None:
     quarantine.sweep()
     assert len(quarantine) == 2
     assert not quarantine.forsaken
+
+
+def test_one_that_raises_keeps_no_other_from_being_let_go(quarantine: Quarantine) -> None:
+    def raises() -> None:
+        raise ZeroDivisionError
+
+    calls: list[int] = []
+    stragglers = [Straggler() for _ in range(4)]
+    for number, straggler in enumerate(stragglers):
+        drained = raises if number == 1 else partial(calls.append, number)
+        quarantine.settle(straggler, PEER, drained)
+    for straggler in stragglers[1:]:
+        straggler.silent = True
+    stragglers[0].raises = True
+    quarantine.sweep()
+    assert (calls, len(quarantine)) == ([2, 3], 1)
+    quarantine.release_all()
+    assert (calls, len(quarantine)) == ([2, 3, 0], 0)

@@ -89,12 +89,12 @@ class DecodeManager(Manager):
 
         Raises:
             AddressError: ``bootstrap`` cannot be an address; no room was opened.
-            RoomError: the room is open already, or the manager is closed.
+            RoomError: the room is open already or can be none, or the manager is closed.
+            ArgumentError: the deadline is no deadline.
         """
         self._check_open()
         bootstrap = str(parse_address(bootstrap, "the address of the bootstrap service"))
-        record = self.rooms.open(room, deadline or Deadline.after(self.config.timeouts.request))
-        receiver = KVReceiver(self, record, bootstrap)
+        receiver = KVReceiver(self, self._open_room(room, deadline), bootstrap)
         self._receivers.add(receiver)
         self._end_if_closed(receiver)
         return receiver
@@ -213,19 +213,19 @@ class DecodeManager(Manager):
             receiver.drained(source)
 
     def _expire(self) -> None:
-        self.engine.expect(self.rooms.busy())
-        for group in self._sources.overdue():
-            failure = self._not_paired_in_time(group)
-            for member in group.members:
-                if not member.ready:
-                    self._lose_source(member, failure)
-            group.fail(failure)
-        for record in self.rooms.expired():
-            receiver = self._receivers.get(record.room)
-            if receiver is not None and receiver.record is record:
-                receiver.give_up(record.missed())
+        chores = self._chores
+        chores.do("telling the engine", lambda: self.engine.expect(self.rooms.busy()))
+        chores.each("giving a pairing up", self._sources.overdue(), self._give_pairing_up)
+        self._end_expired(self._receivers.get)
         self._remind()
-        self._receivers.sweep()
+        chores.do("sweeping rooms", self._receivers.sweep)
+
+    def _give_pairing_up(self, group: PrefillGroup) -> None:
+        failure = self._not_paired_in_time(group)
+        for member in group.members:
+            if not member.ready:
+                self._lose_source(member, failure)
+        group.fail(failure)
 
     def _remind(self) -> None:
         """Once per interval, ask again after failed rooms whose pages are not released."""
@@ -233,8 +233,8 @@ class DecodeManager(Manager):
         if now < self._remind_at:
             return
         self._remind_at = now + self.config.liveness.interval
-        for receiver in [r for r in self._receivers.all() if r.poll() is KVPoll.FAILED]:
-            receiver.remind()
+        failed = [r for r in self._receivers.all() if r.poll() is KVPoll.FAILED]
+        self._chores.each("asking after a failed room", failed, KVReceiver.remind)
 
     def _not_paired_in_time(self, group: PrefillGroup) -> KVTransferError:
         return KVTransferError(
@@ -250,8 +250,8 @@ class DecodeManager(Manager):
         return {source.route: source.identity for source in self._sources.all()}
 
     def _end_rooms(self, deadline: Deadline) -> None:
-        for receiver in self._receivers.open():
-            receiver.give_up(self._shutdown_error())
+        why = self._shutdown_error()
+        self._chores.each("ending a room", self._receivers.open(), lambda room: room.give_up(why))
         self._sources.end_threads(deadline)
         self._verifier.close(deadline)
 

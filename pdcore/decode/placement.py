@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import attrs
 import numpy.typing as npt
 
+from pdcore.arguments import count
 from pdcore.errors import RoomError
 from pdcore.plan import IndexArray, index_array
 from pdcore.pools import Pools
+from pdcore.scalars import whole
 from pdcore.status import Room
 from pdcore.wire import RequestMetadata
 
@@ -43,10 +45,9 @@ class Placement:
         """
         indices = index_array(pages, "KV pages")
         pools.check_pages(room.room, indices)
-        pools.check_aux_slot(room.room, aux_index)
-        return cls(
-            indices, aux_index, pools.state_lists(room.room, state_indices, due=True), decode_prefix_len
-        )
+        slot = pools.aux_slot(room.room, aux_index)
+        prefix = count(room.room, "decode_prefix_len", decode_prefix_len)
+        return cls(indices, slot, pools.state_lists(room.room, state_indices, due=True), prefix)
 
     def request(self, room: Room, trace: str | None) -> RequestMetadata:
         """Return the message to prefill; what is left of the deadline is put in when it goes out."""
@@ -66,11 +67,12 @@ def refused(
     room: Room, *, initialised: bool, placed: bool, decode_prefix_len: int, prefix_reuse: bool
 ) -> RoomError | None:
     """Return why ``send_metadata`` may not be called now, or so; None if it may."""
-    if initialised and not placed and decode_prefix_len >= 0 and (prefix_reuse or not decode_prefix_len):
+    prefix = whole(decode_prefix_len)
+    if initialised and not placed and prefix is not None and prefix >= 0 and (prefix_reuse or not prefix):
         return None
     return RoomError(
         f"send_metadata() of room {room.room} was refused",
         f"init() called: {initialised}, metadata sent before: {placed}, "
-        f"decode_prefix_len={decode_prefix_len}, transfer.prefix_reuse={prefix_reuse}",
+        f"decode_prefix_len={decode_prefix_len!r}, transfer.prefix_reuse={prefix_reuse}",
         "call init(), then send_metadata() once, with the tokens that decode holds (0: none)",
     )

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 import attrs
 import numpy.typing as npt
 
+from pdcore.arguments import count
 from pdcore.backend import PeerIdentity
 from pdcore.bootstrap import ReplicaQuery
 from pdcore.claims import Claim
@@ -57,13 +58,16 @@ class KVReceiver(RoomHandle):
         By default it is the one that a router gives the room (:func:`~pdcore.topology.dp_rank_of`).
 
         Raises:
-            RoomError: called twice.
+            RoomError: called twice, or that can be no DP rank.
         """
+        choice = prefill_dp_rank
+        if not isinstance(choice, DPChoice):
+            choice = count(self.room, "prefill_dp_rank", choice)
         if self._group is not None:
             raise RoomError(
                 f"init() of room {self.room} was called twice", f"prefill {self._bootstrap}", "call it once"
             )
-        group = self._host.group(self._bootstrap, ReplicaQuery(prefill_dp_rank, self.room))
+        group = self._host.group(self._bootstrap, ReplicaQuery(choice, self.room))
         with self._lock:
             self._group = group
         group.subscribe(self)
@@ -103,9 +107,10 @@ class KVReceiver(RoomHandle):
         if error is not None:
             raise error
         placement = Placement.checked(record, pools, pages, aux_index, state_indices, decode_prefix_len)
-        self._claim = self._host.claims.take(self, placement.pages, aux_index, placement.state_indices)
-        if pools.aux is not None and aux_index is not None:
-            pools.aux.empty(aux_index)
+        slot = placement.aux_index
+        self._claim = self._host.claims.take(self, placement.pages, slot, placement.state_indices)
+        if pools.aux is not None and slot is not None:
+            pools.aux.empty(slot)
         self._placement = placement
         trace = self.events.traceparent(record.room, record.generation) if self.events.on else None
         wanted = placement.request(record, trace)

@@ -6,27 +6,38 @@ import numpy as np
 import numpy.typing as npt
 
 from pdcore.errors import PlanError
+from pdcore.scalars import shown
 
 __all__ = ["IndexArray", "check_lists", "index_array"]
 
 IndexArray = npt.NDArray[np.int64]
 """Page, slot or item indices, one-dimensional int64."""
 
+MOST = 2**63 - 1
+
 
 def index_array(values: npt.ArrayLike, what: str) -> IndexArray:
-    """Return a private int64 copy of item indices.
+    """Return a private int64 copy of item indices: of a sequence, a numpy array, or a tensor in host memory.
 
     Raises:
         PlanError: the values are not a one-dimensional list of integers.
     """
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except Exception as error:  # lists of lists, tensors on a device, whatever a third party's class raises
+        reason = (str(error).splitlines() or [""])[0]
+        raise _no_list(what, f"{shown(values)}: {type(error).__name__}: {reason}") from error
     if array.ndim != 1 or not (array.dtype.kind in "iu" or array.size == 0):
-        raise PlanError(
-            f"{what} are not a list of indices",
-            f"an array of shape {array.shape} and dtype {array.dtype}",
-            "hand in a one-dimensional sequence of integers",
-        )
+        there = f"an array of shape {array.shape} and dtype {array.dtype}"
+        raise _no_list(what, there if isinstance(values, np.ndarray) else f"{shown(values)}: {there}")
+    if array.dtype == np.uint64 and array.size and int(array.max()) > MOST:
+        raise _no_list(what, f"{int(array.max())} among them, and indices are at most {MOST}")
     return array.astype(np.int64)
+
+
+def _no_list(what: str, there_is: str) -> PlanError:
+    to_do = "hand in a one-dimensional sequence of integers, in host memory"
+    return PlanError(f"{what} are not a list of indices", there_is, to_do)
 
 
 def check_lists(

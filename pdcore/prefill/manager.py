@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from pdcore.address import parse_address
+from pdcore.arguments import room_id
 from pdcore.backend import PeerIdentity
 from pdcore.bootstrap import BootstrapClient, RankRecord, RoomsRecord
 from pdcore.config import Config
@@ -113,11 +114,11 @@ class PrefillManager(Manager):
         """Open a room for one request; the deadline defaults to ``timeouts.request`` from now.
 
         Raises:
-            RoomError: the room is open already, or the manager is closed.
+            RoomError: the room is open already or can be none, or the manager is closed.
+            ArgumentError: the deadline is no deadline.
         """
         self._check_open()
-        record = self.rooms.open(room, deadline or Deadline.after(self.config.timeouts.request))
-        sender = KVSender(self, record)
+        sender = KVSender(self, self._open_room(room, deadline))
         self._reception.opened(sender)
         self._end_if_closed(sender)
         return sender
@@ -127,9 +128,12 @@ class PrefillManager(Manager):
 
         One rank of the replica suffices. Decode finds them by ``init(DPChoice.QUERY)``, and by the same id
         again only ten minutes later.
+
+        Raises:
+            RoomError: one can be no room; nothing is told then. Or the manager is closed.
         """
         self._check_open()
-        record = RoomsRecord(rooms, self.topology.dp_rank)
+        record = RoomsRecord(tuple(map(room_id, rooms)), self.topology.dp_rank)
         self._http.register_rooms(self.bootstrap, record, self.config.timeouts.bootstrap)
 
     # --- what senders ask ------------------------------------------------------------------
@@ -236,15 +240,12 @@ class PrefillManager(Manager):
 
     def _expire(self) -> None:
         now = time.monotonic()
-        self.quarantine.sweep()
+        self._chores.do("looking at quarantined transfers", self.quarantine.sweep)
         if now >= self._renew_at and not self._closed:
             self._renew_at = now + self.config.liveness.interval
-            self._http.renew(self.bootstrap, self._rank)
-        for record in self.rooms.expired():
-            sender = self._senders.get(record.room)
-            if sender is not None and sender.record is record:
-                sender.give_up(record.missed())
-        self._reception.sweep()
+            self._chores.do("renewing the lease", lambda: self._http.renew(self.bootstrap, self._rank))
+        self._end_expired(self._senders.get)
+        self._chores.do("sweeping rooms", self._reception.sweep)
 
     # --- at the end ------------------------------------------------------------------------
 
@@ -257,8 +258,8 @@ class PrefillManager(Manager):
         self.quarantine.release_all()
 
     def _end_rooms(self, deadline: Deadline) -> None:
-        for sender in self._senders.open():
-            sender.give_up(self._shutdown_error())
+        why = self._shutdown_error()
+        self._chores.each("ending a room", self._senders.open(), lambda sender: sender.give_up(why))
         self._links.close(deadline)
         self._examiner.close(deadline)
 

@@ -9,6 +9,7 @@ from functools import partial
 
 import numpy.typing as npt
 
+from pdcore.arguments import require_deadline
 from pdcore.errors import FailureCode, KVTransferError
 from pdcore.handle import NOT_ENDED, RoomHandle
 from pdcore.metrics import RequestMetrics
@@ -61,9 +62,9 @@ class KVSender(RoomHandle):
         Raises:
             RoomError: called twice, a negative count, or an aux slot that does not fit the pools.
         """
-        self._supply.check_announcement(num_pages, aux_index)
+        announced = self._supply.announcement(num_pages, aux_index)
         with self._lock:
-            self._supply.announced, self._supply.aux_index = num_pages, aux_index
+            self._supply.announced, self._supply.aux_index = announced
             destinations = self._destinations
         for failure in filter(None, map(self._supply.disagreement, destinations)):
             self.give_up(failure)
@@ -100,6 +101,7 @@ class KVSender(RoomHandle):
         return self.record.status
 
     def wait(self, deadline: Deadline) -> KVPoll:
+        require_deadline("the deadline of wait()", deadline)
         for shipment in self._shipments:
             shipment.finish(deadline)
         return super().wait(deadline)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy.typing as npt
 
+from pdcore.arguments import count
 from pdcore.errors import KVTransferError, RoomError
 from pdcore.plan import IndexArray, index_array
 from pdcore.pools import Pools
@@ -30,20 +31,21 @@ class Supply:
         self._record = record
         self._pools = pools
 
-    def check_announcement(self, num_pages: int, aux_index: int | None) -> None:
-        """Check what ``init`` is given.
+    def announcement(self, num_pages: int, aux_index: int | None) -> tuple[int, int | None]:
+        """Return what ``init`` is given, as plain integers.
 
         Raises:
             RoomError: announced before, a negative count, or an aux slot that does not fit the pools.
         """
         room = self._record.room
-        if self.announced is not None or num_pages < 0:
+        pages = count(room, "num_pages", num_pages)
+        if self.announced is not None:
             raise RoomError(
                 f"init() of room {room} was refused",
-                f"num_pages={num_pages}, announced before: {self.announced or 0}",
+                f"num_pages={pages}, announced before: {self.announced}",
                 "call init() once, with a count of 0 or more",
             )
-        self._pools.check_aux_slot(room, aux_index)
+        return pages, self._pools.aux_slot(room, aux_index)
 
     def chunk(self, pages: npt.ArrayLike, state_indices: Sequence[npt.ArrayLike] | None) -> TransferKVChunk:
         """Return the chunk of what ``send`` is given, which is counted once it is ``taken``.
