@@ -19,6 +19,7 @@ class StateBuffer:
     Where the TP ranks share an item out, ``shape`` is this rank's part in elements (C order) and
     ``slice_dim`` the dimension that is cut. ``groups`` are the lengths of blocks within that dimension
     which are cut one by one, such as query, key and value of a gated delta net; none: it is one block.
+    ``item_stride`` is that of :class:`~pdcore.layout.KVBuffer`.
     """
 
     name: str
@@ -26,12 +27,14 @@ class StateBuffer:
     shape: tuple[int, ...] = ()
     slice_dim: int | None = None
     groups: tuple[int, ...] = ()
+    item_stride: int = attrs.field(default=0, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         elements, dim = math.prod(self.shape), self.slice_dim
         cut = None if dim is None or not 0 <= dim < len(self.shape) else self.shape[dim]
         if (
             self.item_len < 1
+            or self.stride < self.item_len
             or elements < 1
             or self.item_len % elements
             or any(n < 1 for n in (*self.shape, *self.groups))
@@ -42,14 +45,20 @@ class StateBuffer:
                 f"the state buffer {self.name!r} contradicts itself",
                 self.described,
                 "use whole elements, lengths of at least 1, a slice_dim within the shape, "
-                "and groups that add up to that dimension",
+                "groups that add up to that dimension, and an item_stride of at least item_len, or 0",
             )
 
     @property
     def described(self) -> str:
         """All but the name, for messages."""
         groups = f", groups {self.groups}" if self.groups else ""
-        return f"{self.item_len} bytes, shape {self.shape}, slice_dim {self.slice_dim}{groups}"
+        apart = f", {self.item_stride} bytes apart" if self.item_stride else ""
+        return f"{self.item_len} bytes, shape {self.shape}, slice_dim {self.slice_dim}{groups}{apart}"
+
+    @property
+    def stride(self) -> int:
+        """Bytes from the start of an item to that of the next."""
+        return self.item_stride or self.item_len
 
     def joined(self, tp_size: int) -> StateBuffer:
         """Return the whole buffer, of which this is what one of ``tp_size`` ranks holds."""

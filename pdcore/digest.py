@@ -38,13 +38,13 @@ class Spans:
     lengths: IndexArray
 
 
-def spans_of(batch: WriteBatch, item_lens: npt.NDArray[np.int64], most: int | None, seed: int) -> Spans:
+def spans_of(batch: WriteBatch, strides: npt.NDArray[np.int64], most: int | None, seed: int) -> Spans:
     """Return the spans of a batch, or ``most`` of them, drawn by ``seed``.
 
-    ``item_lens`` are the item lengths (bytes) of the remote regions.
+    ``strides`` are the bytes from item to item of the remote regions, by number.
     """
     counts = np.diff(batch.starts)
-    lens = item_lens[batch.remote_regions].repeat(counts)
+    lens = strides[batch.remote_regions].repeat(counts)
     offsets, sizes = batch.remote_offsets.astype(np.int64), batch.lengths.astype(np.int64)
     first = offsets // lens
     spans = (offsets + sizes - 1) // lens - first + 1

@@ -18,6 +18,7 @@ import numpy as np
 from pdcore.capabilities import Certainty, EffectiveTransport, EngineCapabilities
 from pdcore.errors import EngineClosedError, EngineError, RegistrationError
 from pdcore.export import open_export, seal_export
+from pdcore.extent import are_items
 from pdcore.model import Deadline
 from pdcore.outcome import Finished, Quiescence, Transfer, TransferState
 from pdcore.regions import OffsetArray, Region, RegionInfo, WriteBatch
@@ -137,7 +138,7 @@ class TransferEngine(ABC):
                 else f"lies on {region.device}, which this engine cannot reach"
                 if region.device.kind not in self.capabilities.memory_kinds
                 else f"is no whole number of items of {region.item_len} bytes"
-                if region.item_len and region.length % region.item_len
+                if not are_items(region.length, region.item_len, region.item_stride)
                 else ""
             )
             if wrong:

@@ -33,7 +33,8 @@ class KVBuffer:
     ``"latent"``, or another name, such as ``"k_scale"``. ``order`` is that of its pages, if it is not its
     layout's. ``units`` says how the TP ranks share it out, where the layout doesn't: the KV heads of its
     layer over all ranks, or 1 if every rank holds all of it. Where there are more ranks than units,
-    neighbouring ranks hold the same unit.
+    neighbouring ranks hold the same unit. ``item_stride`` is the bytes from a page to the next where they
+    are no neighbours, else 0; :class:`~pdcore.pools.Pools` sets it from the memory that it is given.
     """
 
     layer: int
@@ -41,11 +42,17 @@ class KVBuffer:
     item_len: int
     order: PageOrder | None = attrs.field(default=None, kw_only=True)
     units: int | None = attrs.field(default=None, kw_only=True)
+    item_stride: int = attrs.field(default=0, kw_only=True)
 
     @property
     def name(self) -> str:
         """The region name: ``layer.3.k``."""
         return f"layer.{self.layer}.{self.part}"
+
+    @property
+    def stride(self) -> int:
+        """Bytes from the start of a page to that of the next."""
+        return self.item_stride or self.item_len
 
     def contradictions(self, order: PageOrder) -> list[str]:
         """Return what is wrong with it, given the order of its pages."""
@@ -53,6 +60,7 @@ class KVBuffer:
         return [
             *([f"{self.name}.item_len={self.item_len}"] if self.item_len < 1 else []),
             *([f"{self.name}.units={self.units}"] if self.units is not None and self.units < 1 else []),
+            *([f"{self.name}.item_stride={self.item_stride}"] if self.stride < self.item_len else []),
             *([f"{self.name} of order {order}"] if apart is not None and apart is order.fused else []),
         ]
 

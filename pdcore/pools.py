@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
+from typing import TypeVar
 
 import attrs
 import numpy as np
 import numpy.typing as npt
 
 from pdcore.errors import LayoutError, PlanError, RoomError
-from pdcore.layout import KVLayout, StateComponent
+from pdcore.layout import KVBuffer, KVLayout, StateBuffer, StateComponent
 from pdcore.metadata import AUX_REGION, MetadataBuffers
 from pdcore.model import RoomId
 from pdcore.plan import IndexArray, index_array
-from pdcore.regions import Region
+from pdcore.regions import Region, RegionInfo
 from pdcore.scalars import shown, whole
 from pdcore.schema import AuxSchema
 
-__all__ = ["Pools", "RegionTable", "StatePool"]
+__all__ = ["Expected", "Pools", "RegionTable", "StatePool"]
 
 
 @attrs.frozen
@@ -30,36 +31,69 @@ class StatePool:
 
 
 @attrs.frozen
+class Expected:
+    """What a description says of one region: its name, its length, and those of its items, in bytes."""
+
+    name: str
+    length: int
+    item_len: int
+    item_stride: int
+
+    @classmethod
+    def of(cls, name: str, buffer: KVBuffer | StateBuffer, items: int) -> Expected:
+        """Return the region of a buffer of so many items."""
+        apart = buffer.item_stride if buffer.stride > buffer.item_len else 0
+        return cls(name, buffer.stride * (items - 1) + buffer.item_len, buffer.item_len, apart)
+
+    @property
+    def stride(self) -> int:
+        """Bytes from the start of an item to that of the next."""
+        return self.item_stride or self.item_len
+
+
+@attrs.frozen
 class RegionTable:
     """Where everything stands in the registration order: KV buffers, state buffers, aux.
 
-    A pure function of the descriptions, so both sides derive the other's table. ``expected``
-    holds the name, the length and the item length (bytes) of every region.
+    A pure function of the descriptions, so both sides derive the other's table.
     """
 
     kv: tuple[int, ...]
     state: tuple[tuple[int, ...], ...]
     aux: int | None
-    expected: tuple[tuple[str, int, int], ...]
+    expected: tuple[Expected, ...]
 
     @classmethod
     def of(
         cls, layout: KVLayout, state: Sequence[StateComponent], aux: AuxSchema | None, aux_slots: int
     ) -> RegionTable:
         """Return the table of a rank with these layouts."""
-        expected = [(b.name, b.item_len * layout.num_pages, b.item_len) for b in layout.buffers]
+        expected = [Expected.of(b.name, b, layout.num_pages) for b in layout.buffers]
         kv = tuple(range(len(expected)))
         groups = []
         for component in state:
             groups.append(tuple(range(len(expected), len(expected) + len(component.buffers))))
             expected += [
-                (f"state.{component.kind}.{b.name}", b.item_len * component.num_items, b.item_len)
+                Expected.of(f"state.{component.kind}.{b.name}", b, component.num_items)
                 for b in component.buffers
             ]
         if aux is None:
             return cls(kv, tuple(groups), None, tuple(expected))
-        expected.append((AUX_REGION, aux.row_len * aux_slots, aux.row_len))
+        expected.append(Expected(AUX_REGION, aux.row_len * aux_slots, aux.row_len, 0))
         return cls(kv, tuple(groups), len(expected) - 1, tuple(expected))
+
+    def differing(self, regions: Sequence[Region | RegionInfo]) -> list[str]:
+        """Return how regions differ from what is expected; empty: they don't."""
+        have = [(r.name, r.length, r.item_len, r.item_stride) for r in regions]
+        want = [(e.name, e.length, e.item_len, e.item_stride) for e in self.expected]
+        return [f"{_words(a)} instead of {_words(b)}" for a, b in zip_longest(have, want) if a != b]
+
+
+def _words(region: tuple[str, int, int, int] | None) -> str:
+    if region is None:
+        return "nothing"
+    name, length, item_len, stride = region
+    return str((name, length)) + (f" in items of {item_len}, {stride} apart" if stride else "")
 
 
 class Pools:
@@ -73,52 +107,44 @@ class Pools:
         state: Sequence[StatePool] = (),
         aux: MetadataBuffers | None = None,
     ) -> None:
-        self.layout = layout
-        self.kv = tuple(kv)
-        self.state = tuple(state)
+        state = [_as_it_lies(pool) for pool in state]
+        self.layout = attrs.evolve(layout, buffers=_as_they_lie(layout.buffers, kv))
         self.aux = aux
-        regions = [*self.kv, *(r for pool in self.state for r in pool.regions)]
-        self.regions: tuple[Region, ...] = (*regions, aux.region) if aux else tuple(regions)
+        regions = [*kv, *(r for pool in state for r in pool.regions)]
+        regions = [*regions, aux.region] if aux else regions
         self.table = RegionTable.of(
-            layout,
-            [pool.component for pool in self.state],
+            self.layout,
+            [pool.component for pool in state],
             aux.schema if aux else None,
             aux.slots if aux else 0,
         )
-        found = [(region.name, region.length) for region in self.regions]
-        expected = [(name, length) for name, length, _ in self.table.expected]
-        if found != expected:
-            wrong = [
-                f"{have} instead of {want}"
-                for have, want in zip_longest(found, expected, fillvalue="nothing")
-                if have != want
-            ]
+        items = zip_longest(regions, self.table.expected)
+        self.regions: tuple[Region, ...] = tuple(_with_items(r, e) for r, e in items if r is not None)
+        if wrong := self.table.differing(self.regions):
             raise LayoutError(
                 "the pools are not what their layouts say",
-                f"{len(found)} regions instead of {len(self.table.expected)}; (name, bytes): "
+                f"{len(regions)} regions instead of {len(self.table.expected)}; (name, bytes): "
                 f"{', '.join(wrong[:4])}",
-                "hand in one region per buffer, in the layout's order, of num_pages * item_len bytes",
+                "hand in one region per buffer, in the layout's order, of num_pages * item_len bytes, or of "
+                "num_pages pages with gaps between them; of a tensor (2, blocks, ...) hand in t[0] and t[1]",
             )
-        self.regions = tuple(
-            attrs.evolve(region, item_len=item_len)
-            for region, (_, _, item_len) in zip(self.regions, self.table.expected, strict=True)
+        self.kv = self.regions[: len(kv)]
+        self.state = tuple(
+            attrs.evolve(pool, regions=tuple(self.regions[n] for n in numbers))
+            for pool, numbers in zip(state, self.table.state, strict=True)
         )
-        self.kv = self.regions[: len(self.kv)]
 
     @classmethod
     def allocate(
         cls, layout: KVLayout, *, state: Sequence[StateComponent] = (), aux: MetadataBuffers | None = None
     ) -> Pools:
         """Allocate host memory for the layouts; the system hands out pages as they are touched."""
-        kv = [Region.of(b.name, np.zeros((layout.num_pages, b.item_len), np.uint8)) for b in layout.buffers]
+        kv = [_allocated(b.name, b, layout.num_pages) for b in layout.buffers]
         pools = [
             StatePool(
                 component,
                 tuple(
-                    Region.of(
-                        f"state.{component.kind}.{b.name}",
-                        np.zeros((component.num_items, b.item_len), np.uint8),
-                    )
+                    _allocated(f"state.{component.kind}.{b.name}", b, component.num_items)
                     for b in component.buffers
                 ),
             )
@@ -196,3 +222,33 @@ def _check_inside(what: str, room: RoomId, indices: IndexArray, limit: int) -> N
             f"the pool holds {limit} {what.partition(' ')[0]}",
             f"use numbers from 0 to {limit - 1}",
         )
+
+
+Buffer = TypeVar("Buffer", KVBuffer, StateBuffer)
+
+
+def _as_they_lie(buffers: Sequence[Buffer], regions: Sequence[Region]) -> tuple[Buffer, ...]:
+    """Return the buffers with the strides of their regions, where they say none."""
+    strides = [r.item_stride if r.item_stride > r.item_len else 0 for r in regions[: len(buffers)]]
+    strides += [0] * (len(buffers) - len(strides))
+    return tuple(
+        b if b.item_stride or not stride else attrs.evolve(b, item_stride=stride)
+        for b, stride in zip(buffers, strides, strict=True)
+    )
+
+
+def _as_it_lies(pool: StatePool) -> StatePool:
+    component = pool.component
+    buffers = _as_they_lie(component.buffers, pool.regions)
+    return attrs.evolve(pool, component=attrs.evolve(component, buffers=buffers))
+
+
+def _with_items(region: Region, expected: Expected | None) -> Region:
+    """Return a region that says its items: those expected, if it says none itself and they fit its length."""
+    if expected is None or region.item_stride > region.item_len or region.length != expected.length:
+        return region
+    return attrs.evolve(region, item_len=expected.item_len, item_stride=expected.item_stride)
+
+
+def _allocated(name: str, buffer: KVBuffer | StateBuffer, items: int) -> Region:
+    return Region.of(name, np.zeros((items, buffer.stride), np.uint8)[:, : buffer.item_len])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import attrs
@@ -10,6 +11,7 @@ import numpy.typing as npt
 from attrs.validators import ge
 
 from pdcore.errors import PlanError, RegistrationError
+from pdcore.extent import Extent, are_items
 from pdcore.model import CPU, Device, DeviceKind
 
 __all__ = ["OffsetArray", "Region", "RegionInfo", "WriteBatch"]
@@ -22,19 +24,34 @@ OffsetArray = npt.NDArray[np.uint64]
 class RegionInfo:
     """What a peer may know of a region: its name, its length in bytes, its device and its items.
 
-    ``item_len``: bytes of a page, slot or row, of which there is a whole number (0: it has no items).
-    An engine may describe the items once and then write by number; a batch is not bound to them.
+    ``item_len``: bytes of a page, slot or row (0: it has no items). They are neighbours, and the region is
+    a whole number of them; or ``item_stride`` bytes lie from one to the next, and the region ends with the
+    last one. An engine may describe the items once and then write by number; a batch is not bound to them.
     """
 
     name: str
     length: int = attrs.field(validator=ge(1))
     device: Device = CPU
     item_len: int = attrs.field(default=0, validator=ge(0))
+    item_stride: int = attrs.field(default=0, validator=ge(0))
 
-    @item_len.validator
-    def _whole(self, _: object, item_len: int) -> None:
-        if item_len and self.length % item_len:
-            raise ValueError(f"region {self.name!r}: {self.length} bytes are no whole items of {item_len}")
+    @item_stride.validator
+    def _whole(self, _: object, item_stride: int) -> None:
+        if not are_items(self.length, self.item_len, item_stride):
+            apart = f", {item_stride} bytes apart" if item_stride else ""
+            raise ValueError(
+                f"region {self.name!r}: {self.length} bytes are no whole items of {self.item_len}{apart}"
+            )
+
+    @property
+    def stride(self) -> int:
+        """Bytes from the start of an item to that of the next; where there are no items, the length."""
+        return self.item_stride or self.item_len or self.length
+
+    @property
+    def items(self) -> int:
+        """How many items the region has; 1 where it has none."""
+        return -(-self.length // self.stride)
 
 
 @runtime_checkable
@@ -44,14 +61,17 @@ class _Tensor(Protocol):
     def data_ptr(self) -> int: ...
     def numel(self) -> int: ...
     def element_size(self) -> int: ...
-    def is_contiguous(self) -> bool: ...
+    def stride(self) -> tuple[int, ...]: ...
+    @property
+    def shape(self) -> Sequence[int]: ...
 
 
 @attrs.frozen
 class Region:
     """Registered memory: ``length`` bytes at ``address`` on ``device``; ``owner`` keeps it alive.
 
-    ``item_len`` is that of :class:`RegionInfo`; :class:`~pdcore.pools.Pools` sets it from the layouts.
+    ``item_len`` and ``item_stride`` are those of :class:`RegionInfo`; :class:`~pdcore.pools.Pools` sets
+    them from the layouts.
     """
 
     name: str
@@ -60,44 +80,54 @@ class Region:
     device: Device = CPU
     owner: object = attrs.field(default=None, repr=False, eq=False)
     item_len: int = attrs.field(default=0, validator=ge(0))
+    item_stride: int = attrs.field(default=0, validator=ge(0))
 
     @classmethod
     def of(cls, name: str, memory: object) -> Region:
-        """Return the region of a C-contiguous, writable numpy array or a contiguous torch tensor.
+        """Return the region of a writable numpy array or a torch tensor.
+
+        It is C-contiguous; or a view whose items ``memory[i]`` are contiguous and lie further apart than
+        they are long, such as ``cache[:, 0]`` of a ``cache`` that is ``(blocks, 2, ...)``, or pages with
+        padding between them. Then ``item_len`` and ``item_stride`` are set.
 
         Raises:
-            RegistrationError: the memory is not contiguous, read-only, empty, or of another type.
+            RegistrationError: the memory is of neither kind, read-only, empty, or of another type.
         """
         if isinstance(memory, np.ndarray):
-            flags, plain = memory.flags, not memory.dtype.hasobject
-            good = plain and flags.c_contiguous and flags.writeable and memory.nbytes > 0
-            region = cls(name, memory.ctypes.data, memory.nbytes, CPU, memory)
-            there = f"a numpy array, dtype {memory.dtype}, shape {memory.shape}"
-            there += f", contiguous={flags.c_contiguous}, writable={flags.writeable}"
+            shape = Extent(memory.shape, memory.strides, memory.itemsize)
+            good = not memory.dtype.hasobject and memory.flags.writeable and shape.describable
+            address, place = memory.ctypes.data, CPU
+            there = f"a numpy array, dtype {memory.dtype}, shape {memory.shape}, strides {memory.strides}"
+            there += f", contiguous={memory.flags.c_contiguous}, writable={memory.flags.writeable}"
         elif isinstance(memory, _Tensor):
             device, layout = getattr(memory, "device", "cpu"), getattr(memory, "layout", "strided")
             kind = next((k for k in DeviceKind if k.value == getattr(device, "type", device)), None)
             there = f"a tensor of {memory.numel()} elements on {device}, {layout}"
-            # Only a dense tensor on a known device may be asked for its pointer.
-            good = kind is not None and str(layout).endswith("strided") and memory.numel() > 0
-            good = good and memory.is_contiguous()
-            length = memory.numel() * memory.element_size()
+            shape, good, address = Extent(), False, 0
+            # Only a strided tensor on a known device may be asked for its pointer.
+            if kind is not None and str(layout).endswith("strided"):
+                there += f", shape {tuple(memory.shape)}, strides {tuple(memory.stride())} in elements"
+                size = memory.element_size()
+                shape = Extent(tuple(memory.shape), tuple(n * size for n in memory.stride()), size)
+                good, address = shape.describable, memory.data_ptr()
             place = Device(kind or DeviceKind.CPU, getattr(device, "index", None) or 0)
-            region = cls(name, memory.data_ptr() if good else 0, length, place, memory)
         else:
-            good, region, there = False, cls(name, 0, 0), f"a {type(memory).__name__}"
+            good, shape, address, place, there = False, Extent(), 0, CPU, f"a {type(memory).__name__}"
         if not good:
             raise RegistrationError(
                 f"region {name!r} cannot be made of this memory",
                 there,
-                "hand in a contiguous, writable, non-empty numpy array or torch tensor",
+                "hand in a writable, non-empty numpy array or torch tensor that is contiguous, or whose "
+                "items are, one behind the other; where dimensions were transposed, hand it in as it lies "
+                "in memory, and name the order in the layout (KVLayout order=...)",
             )
-        return region
+        items = (0, 0) if shape.dense else (shape.item_len, shape.strides[0])
+        return cls(name, address, shape.nbytes, place, memory, *items)
 
     @property
     def info(self) -> RegionInfo:
         """What the peer may know of this region."""
-        return RegionInfo(self.name, self.length, self.device, self.item_len)
+        return RegionInfo(self.name, self.length, self.device, self.item_len, self.item_stride)
 
 
 @attrs.frozen(eq=False)

@@ -26,6 +26,7 @@ __all__ = [
     "i64",
     "paged",
     "shard",
+    "spread",
 ]
 
 Bytes = npt.NDArray[np.int64]
@@ -118,6 +119,13 @@ def paged(
     for position, page in zip(positions, pages, strict=True):
         buffer[page] = turned[position].reshape(-1)
     return buffer
+
+
+def spread(items: Bytes, stride: int, fill: int) -> Bytes:
+    """Return items of shape (items, bytes) as they lie ``stride`` bytes apart: flat, without a last gap."""
+    out = np.full((len(items), stride), fill, np.int64)
+    out[:, : items.shape[1]] = items
+    return out.reshape(-1)[: (len(items) - 1) * stride + items.shape[1]]
 
 
 def shard(whole: Bytes, buffer: StateBuffer, tp_rank: int, tp_size: int) -> Bytes:

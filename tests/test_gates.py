@@ -46,7 +46,9 @@ layout
 schema
 topology
 sharding
+extent
 regions
+overlap
 outcome
 budget
 capabilities

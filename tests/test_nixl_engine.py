@@ -21,7 +21,7 @@ from pdcore.engine import Peer
 from pdcore.errors import EngineClosedError
 from pdcore.model import CPU, Device, DeviceKind, new_incarnation
 from pdcore.outcome import Quiescence, TransferState
-from pdcore.plan import ItemCopier, join
+from pdcore.plan import ItemCopier, PieceCopier, Pieces, join
 from pdcore.regions import RegionInfo, WriteBatch
 from pdcore.testing import commands
 from pdcore.testing.far import FarProcess
@@ -113,6 +113,36 @@ def test_whole_items_are_written_by_number_and_parts_by_description(monkeypatch:
     expected["kv.1"].reshape(-1)[96 * 80 + 11 :][:300] = source["kv.1"].reshape(-1)[96 * 50 + 5 :][:300]
     for name, array in expected.items():
         assert np.array_equal(target[name], array), name
+
+
+def test_items_with_gaps_are_written_by_number_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Side by side here, with padding there: as long, but other strides."""
+    random = np.random.default_rng(4)
+    source = random.integers(0, 256, (COUNT, 2, 96), np.uint8)
+    target = np.zeros((COUNT, 100), np.uint8)
+    here, there = (random.permutation(COUNT)[:50] for _ in range(2))
+    plan = PieceCopier("item", [Pieces.whole(96, 192, 100)], [1], [0], COUNT, COUNT)(
+        here.astype(np.int64), there.astype(np.int64)
+    )
+    prefill, decode = start(), start(Role.DECODE)
+    try:
+        prefill.register([Region.of("k", source[:, 0]), Region.of("v", source[:, 1])])
+        export = decode.register([Region.of("v", target[:, :96])])
+        peer = prefill.connect(decode.endpoint(), export, soon())
+        calls = calls_of(prefill, monkeypatch)
+        assert prefill.write(peer, plan).wait(soon()) is TransferState.DONE
+        assert calls == ["make_prepped_xfer"]
+        # A run across gaps is no whole items, whatever its length.
+        run = WriteBatch.of(1, 0, [0], [0], [192])
+        assert prefill.write(peer, run).wait(soon()) is TransferState.DONE
+        assert calls == ["make_prepped_xfer", "initialize_xfer"]
+    finally:
+        prefill.close()
+        decode.close()
+    expected = np.zeros_like(target)
+    expected[there, :96] = source[here, 1]
+    expected.reshape(-1)[:192] = source.reshape(-1)[96 : 96 + 192]
+    assert np.array_equal(target, expected)
 
 
 def test_items_of_unequal_lengths_are_described(monkeypatch: pytest.MonkeyPatch) -> None:

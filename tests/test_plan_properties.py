@@ -74,6 +74,11 @@ class Request:
         default = held[rng.integers(len(held))].order
         assert default is not None
         order = rng.permutation(len(held))
+        apart = rng.choice([0, 0, 1, 5], len(held))
+        held = [
+            attrs.evolve(b, item_stride=int(gap and b.item_len + gap))
+            for b, gap in zip(held, apart, strict=True)
+        ]
         buffers = (
             held[i] if held[i].order is not default else attrs.evolve(held[i], order=None) for i in order
         )
@@ -196,6 +201,9 @@ class Side:
             )
             for b in layout.buffers
         ]  # fmt: skip
+        buffers = [
+            oracle.spread(held, b.stride, fill) for held, b in zip(buffers, layout.buffers, strict=True)
+        ]
         return cls(rank, layout, pages, [np.full(64, fill, np.int64), *buffers])
 
     @property
@@ -256,6 +264,7 @@ class Hybrid:
     stages: tuple[tuple[str, ...], ...]
     prefill: Topology
     decode: Topology
+    gaps: tuple[int, int]
 
     def component(self, rank: Topology, slots: int) -> StateComponent:
         """What a rank of either side holds of it."""
@@ -265,7 +274,9 @@ class Hybrid:
             outer, dim, inner = self.wholes[name].shape
             groups = tuple(n // rank.tp_size for n in self.groups[name])
             shape = (outer, dim // rank.tp_size, inner)
-            buffers.append(StateBuffer(name, outer * shape[1] * inner, shape, 1, groups))
+            size, gap = outer * shape[1] * inner, self.gaps[rank.dp_size == 1]
+            stride = size + gap if gap else 0
+            buffers.append(StateBuffer(name, size, shape, 1, groups, item_stride=stride))
         return StateComponent("mamba", slots, tuple(buffers))
 
 
@@ -284,7 +295,8 @@ def hybrids(draw: st.DrawFn) -> Hybrid:
             groups[name] = tuple(blocks) if len(blocks) > 1 else ()
             number += size
         stages.append(names)
-    return Hybrid(wholes, groups, tuple(stages), prefill, decode)
+    gaps = draw(st.sampled_from([(0, 0), (0, 0), (3, 0), (0, 2), (4, 1)]))
+    return Hybrid(wholes, groups, tuple(stages), prefill, decode, gaps)
 
 
 def slots_of(hybrid: Hybrid, rank: Topology, slot: int, fill: int) -> tuple[StateComponent, list[Bytes]]:
@@ -296,7 +308,7 @@ def slots_of(hybrid: Hybrid, rank: Topology, slot: int, fill: int) -> tuple[Stat
         region[slot] = oracle.shard(hybrid.wholes[buffer.name], buffer, rank.tp_rank, rank.tp_size).reshape(
             -1
         )
-        regions.append(region)
+        regions.append(oracle.spread(region, buffer.stride, fill))
     return component, regions
 
 

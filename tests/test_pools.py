@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import attrs
 import numpy as np
+import numpy.typing as npt
 import pytest
+import torch
 
 from pdcore.errors import LayoutError, PlanError, RoomError
 from pdcore.layout import KVLayout, StateBuffer, StateComponent
 from pdcore.metadata import MetadataBuffers
 from pdcore.model import RoomId
 from pdcore.plan import IndexArray
-from pdcore.pools import Pools, RegionTable
+from pdcore.pools import Expected, Pools, RegionTable, StatePool
 from pdcore.regions import Region
 from pdcore.schema import AuxField, AuxSchema
 
@@ -45,7 +48,11 @@ def test_regions_are_kv_then_state_then_aux(pools: Pools) -> None:
         ("aux", 3 * 128),
     ]
     assert pools.kv == pools.regions[:4]
-    assert pools.table.expected == tuple((r.name, r.length, r.item_len) for r in pools.regions)
+    assert pools.table.expected == tuple(
+        Expected(r.name, r.length, r.item_len, r.item_stride) for r in pools.regions
+    )
+    assert all(r.item_stride == 0 for r in pools.regions)
+    assert [pool.regions for pool in pools.state] == [pools.regions[4:6], pools.regions[6:7]]
     assert (pools.table.kv, pools.table.state, pools.table.aux) == ((0, 1, 2, 3), ((4, 5), (6,)), 7)
 
 
@@ -88,6 +95,87 @@ def test_pools_in_another_order_are_refused() -> None:
     with pytest.raises(LayoutError) as caught:
         Pools(LAYOUT, regions)
     assert "('layer.4.v', 1280) instead of ('layer.3.k', 1280)" in caught.value.there_is
+
+
+# Pages that are no neighbours
+
+ITEM = 8 * 2 * 4 * 2
+
+
+def test_planes_of_one_tensor_are_two_pools() -> None:
+    caches = [torch.zeros(2, 10, 8, 2, 4, dtype=torch.bfloat16) for _ in range(2)]
+    views = [cache[part] for part in (0, 1) for cache in caches]
+    pools = Pools(LAYOUT, [Region.of(b.name, v) for b, v in zip(LAYOUT.buffers, views, strict=True)])
+    assert [r.address for r in pools.regions] == [
+        cache.data_ptr() + part * 10 * ITEM for part in (0, 1) for cache in caches
+    ]
+    assert pools.layout == LAYOUT
+
+
+def test_keys_and_values_of_a_block_side_by_side_are_two_pools_with_gaps() -> None:
+    caches = [torch.zeros(10, 2, 8, 2, 4, dtype=torch.bfloat16) for _ in range(2)]
+    views = [cache[:, part] for part in (0, 1) for cache in caches]
+    pools = Pools(LAYOUT, [Region.of(b.name, v) for b, v in zip(LAYOUT.buffers, views, strict=True)])
+    assert [(r.length, r.item_len, r.item_stride) for r in pools.kv] == [(19 * ITEM, ITEM, 2 * ITEM)] * 4
+    assert [b.item_stride for b in pools.layout.buffers] == [2 * ITEM] * 4
+    assert (
+        attrs.evolve(
+            pools.layout, buffers=tuple(attrs.evolve(b, item_stride=0) for b in pools.layout.buffers)
+        )
+        == LAYOUT
+    )
+    assert RegionTable.of(pools.layout, (), None, 0) == pools.table
+
+
+def test_a_layout_may_say_itself_how_far_pages_lie_apart() -> None:
+    apart = attrs.evolve(
+        LAYOUT, buffers=tuple(attrs.evolve(b, item_stride=ITEM + 32) for b in LAYOUT.buffers)
+    )
+    pools = Pools.allocate(apart)
+    assert [(r.length, r.item_stride) for r in pools.kv] == [(9 * (ITEM + 32) + ITEM, ITEM + 32)] * 4
+    assert [a.shape for a in pools.arrays] == [(10, ITEM)] * 4
+    by_hand = [attrs.evolve(r, item_len=0, item_stride=0) for r in pools.kv]
+    assert Pools(apart, by_hand).regions == pools.regions
+
+
+def test_state_slots_may_share_a_block_with_others() -> None:
+    block = np.zeros((4, 6 + 10 + 16), np.uint8)
+    regions = Region.of("state.mamba.conv", block[:, :6]), Region.of("state.mamba.ssm", block[:, 6:16])
+    kv = [memory(b.name, 1280) for b in LAYOUT.buffers]
+    pools = Pools(LAYOUT, kv, state=[StatePool(MAMBA, regions)])
+    assert [(r.length, r.item_len, r.item_stride) for r in pools.state[0].regions] == [
+        (3 * 32 + 6, 6, 32),
+        (3 * 32 + 10, 10, 32),
+    ]
+    assert [b.item_stride for b in pools.state[0].component.buffers] == [32, 32]
+
+
+@pytest.mark.parametrize(
+    ("view", "there_is"),
+    [
+        (np.zeros((10, 200), np.uint8)[:, :64], "('layer.3.k', 1864) in items of 64, 200 apart"),
+        (np.zeros((9, 200), np.uint8)[:, :128], "('layer.3.k', 1728) in items of 128, 200 apart"),
+        (np.zeros((2, 10, 128), np.uint8), "('layer.3.k', 2560) instead of ('layer.3.k', 1280)"),
+    ],
+)
+def test_strided_pages_that_are_not_the_layouts_are_refused(
+    view: npt.NDArray[np.uint8], there_is: str
+) -> None:
+    others = [memory(b.name, 1280) for b in LAYOUT.buffers[1:]]
+    with pytest.raises(LayoutError) as caught:
+        Pools(LAYOUT, [Region.of("layer.3.k", view), *others])
+    assert there_is in caught.value.there_is
+    assert "hand in t[0] and t[1]" in caught.value.to_do
+
+
+def test_a_stride_that_the_memory_does_not_have_is_refused() -> None:
+    apart = attrs.evolve(LAYOUT, buffers=tuple(attrs.evolve(b, item_stride=160) for b in LAYOUT.buffers))
+    regions = [Region.of(b.name, np.zeros((10, 200), np.uint8)[:, :128]) for b in LAYOUT.buffers]
+    with pytest.raises(LayoutError) as caught:
+        Pools(apart, regions)
+    assert "in items of 128, 200 apart instead of ('layer.3.k', 1568) in items of 128, 160 apart" in str(
+        caught.value
+    )
 
 
 def test_pages_from_the_first_to_the_last_are_fine(pools: Pools) -> None:

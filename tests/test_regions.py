@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from pdcore.errors import PlanError, RegistrationError
-from pdcore.model import CPU
+from pdcore.model import CPU, Device, DeviceKind
+from pdcore.overlap import joined
 from pdcore.regions import OffsetArray, Region, RegionInfo, WriteBatch
 
 TOP = 2**64 - 1
@@ -58,6 +59,60 @@ def test_a_region_shows_its_address_in_hex() -> None:
     assert "address=0x1000" in repr(Region("a", 4096, 1))
 
 
+CACHE = torch.zeros(5, 2, 3, 4, dtype=torch.float16)
+
+
+@pytest.mark.parametrize(
+    ("memory", "start", "items"),
+    [
+        (CACHE[:, 0], 0, (5, 24, 48)),
+        (CACHE[:, 1], 24, (5, 24, 48)),
+        (CACHE[1:4, 1], 24 + 48, (3, 24, 48)),
+        (CACHE[::2], 0, (3, 48, 96)),
+        (CACHE.flatten()[::3], 0, (40, 2, 6)),
+        (CACHE.view(10, 12)[:, :5], 0, (10, 10, 24)),
+        # What vLLM hands out for hybrid models: (2, blocks, ...) over memory that is (blocks, 2, ...).
+        (CACHE.transpose(0, 1)[1], 24, (5, 24, 48)),
+    ],
+)
+def test_items_that_follow_one_another_with_gaps_are_a_region(
+    memory: torch.Tensor, start: int, items: tuple[int, int, int]
+) -> None:
+    count, item_len, stride = items
+    as_numpy = memory.numpy()
+    for region in (Region.of("pool", memory), Region.of("pool", as_numpy)):
+        assert region.address == CACHE.data_ptr() + start
+        assert (region.length, region.item_len, region.item_stride) == (
+            stride * (count - 1) + item_len,
+            item_len,
+            stride,
+        )
+        assert (region.info.items, region.info.stride) == (count, stride)
+
+
+def test_a_view_of_one_item_or_of_neighbours_is_dense() -> None:
+    for memory in (CACHE[:1, 0], CACHE[1], CACHE[2:], torch.zeros(5, 1, 4)[:, 0], torch.zeros(())):
+        region = Region.of("pool", memory)
+        assert (region.length, region.item_stride) == (memory.numel() * memory.element_size(), 0)
+
+
+@pytest.mark.parametrize(
+    ("length", "item_len", "item_stride"),
+    [(10, 4, 3), (10, 0, 5), (3, 4, 8), (10, 4, 5), (13, 4, 8)],
+)
+def test_items_with_gaps_must_fill_their_region(length: int, item_len: int, item_stride: int) -> None:
+    with pytest.raises(
+        ValueError, match=f"{length} bytes are no whole items of {item_len}, {item_stride} bytes"
+    ):
+        RegionInfo("a", length, CPU, item_len, item_stride)
+
+
+def test_items_are_counted() -> None:
+    assert RegionInfo("a", 12, CPU, 4, 8).items == 2
+    assert RegionInfo("a", 12, CPU, 4).items == 3
+    assert (RegionInfo("a", 12).items, RegionInfo("a", 12).stride) == (1, 12)
+
+
 @pytest.mark.parametrize(
     ("length", "item_len", "wrong"),
     [
@@ -81,8 +136,13 @@ def read_only() -> npt.NDArray[np.uint8]:
 @pytest.mark.parametrize(
     ("memory", "there_is"),
     [
-        (np.zeros((4, 4), np.uint8)[:, ::2], "shape (4, 2), contiguous=False, writable=True"),
+        (np.zeros((4, 4), np.uint8)[:, ::2], "shape (4, 2), strides (4, 2), contiguous=False, writable=True"),
         (np.zeros((2, 3), np.uint8).T, "contiguous=False"),
+        (np.zeros((4, 6), np.uint8)[::-1], "strides (-6, 1)"),
+        (np.broadcast_to(np.zeros(6, np.uint8), (4, 6)), "strides (0, 1)"),
+        (np.lib.stride_tricks.as_strided(np.zeros(9, np.uint8), (3, 4), (2, 1)), "strides (2, 1)"),
+        (CACHE.transpose(2, 3), "shape (5, 2, 4, 3), strides (24, 12, 1, 4) in elements"),
+        (CACHE.transpose(0, 1), "shape (2, 5, 3, 4), strides (12, 24, 4, 1) in elements"),
         (np.zeros(0, np.uint8), "shape (0,)"),
         (read_only(), "writable=False"),
         (np.array([None]), "dtype object"),
@@ -99,7 +159,26 @@ def test_memory_that_no_engine_can_write_to_is_refused(memory: object, there_is:
         Region.of("pool", memory)
     assert caught.value.happened == "region 'pool' cannot be made of this memory"
     assert there_is in caught.value.there_is
-    assert caught.value.to_do == "hand in a contiguous, writable, non-empty numpy array or torch tensor"
+    assert caught.value.to_do == (
+        "hand in a writable, non-empty numpy array or torch tensor that is contiguous, or whose items are, "
+        "one behind the other; where dimensions were transposed, hand it in as it lies in memory, and name "
+        "the order in the layout (KVLayout order=...)"
+    )
+
+
+def test_regions_that_lie_between_one_another_are_joined_and_others_are_not() -> None:
+    k, v, more = (Region.of(name, CACHE[:, part]) for name, part in (("k", 0), ("v", 1), ("more", 1)))
+    apart = Region("apart", v.address + v.length, 8)
+    twin = attrs.evolve(k, name="twin", device=Device(DeviceKind.CUDA, 0))
+    both, alone, other = joined([apart, v, twin, k, more])
+    assert (both.name, both.address, both.length) == ("k and 2 more", CACHE.data_ptr(), 240)
+    assert (both.item_len, both.item_stride, both.owner is CACHE) == (0, 0, False)
+    assert (alone, other) == (apart, twin)
+    assert joined([]) == ()
+    block = Region("block", v.address - 4, 300)
+    assert [(r.name, r.length) for r in joined([v, block])] == [("block and 1 more", 300)]
+    twice = [Region("a", 4096, 100), Region("b", 4096 + 50, 100)]
+    assert joined(twice) == tuple(twice)
 
 
 # Batches

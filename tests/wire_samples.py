@@ -61,7 +61,10 @@ LAYOUT = attrs.evolve(
     dtype="fp6",
     order=PageOrder.HEAD_TOKEN,
     element_bits=6,
-    buffers=(KVBuffer(0, "k", 96), KVBuffer(0, "kv_scale", 64, order=PageOrder.TOKEN_KV_HEAD, units=1)),
+    buffers=(
+        KVBuffer(0, "k", 96, item_stride=128),
+        KVBuffer(0, "kv_scale", 64, order=PageOrder.TOKEN_KV_HEAD, units=1),
+    ),
 )
 
 METADATA = RequestMetadata(

@@ -63,7 +63,7 @@ class Verifier:
             return None
         first = int(bad[0])
         region, offset = self._regions[int(sent.regions[first])], int(sent.offsets[first])
-        item = region.item_len or region.length
+        item = region.info.stride
         what = "page" if int(sent.regions[first]) < self._kv else "item"
         start, size = offset % item, int(sent.lengths[first])
         return KVTransferError(

@@ -54,10 +54,14 @@ class KVCopier:
         for buffer, region in zip(local.buffers, local_regions, strict=True):
             other, target = there[buffer.name]
             share = shares[units[buffer.name]]
-            if share is not None and share.whole:
-                wholes.append((buffer.item_len, region, target))
-            elif share is not None:
+            if share is None:
+                continue
+            if not share.whole:
                 cuts.append((_heads(share, buffer, other, local.rows_of(buffer)), region, target))
+            elif buffer.stride == other.stride == buffer.item_len:
+                wholes.append((buffer.item_len, region, target))
+            else:
+                cuts.append((Pieces.whole(buffer.item_len, buffer.stride, other.stride), region, target))
         self._copiers: list[ItemCopier | PieceCopier] = []
         if wholes:
             lens, here, targets = zip(*wholes, strict=True)
@@ -103,8 +107,8 @@ def _heads(share: Share, ours: KVBuffer, theirs: KVBuffer, rows: int) -> Pieces:
     head = here // share.prefill_count
     row = np.arange(rows, dtype=np.uint64)
     return Pieces(
-        ours.item_len,
-        theirs.item_len,
+        ours.stride,
+        theirs.stride,
         row * np.uint64(here) + np.uint64(share.prefill_first * head),
         row * np.uint64(there) + np.uint64(share.decode_first * head),
         np.full(rows, share.count * head, np.uint64),

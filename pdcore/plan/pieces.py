@@ -29,6 +29,12 @@ class Pieces:
     remote_offsets: OffsetArray
     lengths: OffsetArray
 
+    @classmethod
+    def whole(cls, item_len: int, local_stride: int, remote_stride: int) -> Pieces:
+        """Return an item in one piece: of buffers whose items are no neighbours, so that none are merged."""
+        start = np.zeros(1, np.uint64)
+        return cls(local_stride, remote_stride, start, start, np.array([item_len], np.uint64))
+
 
 @attrs.frozen(eq=False)
 class _Group:

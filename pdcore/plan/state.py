@@ -56,8 +56,11 @@ def plan_state(request: StateRequest) -> StatePlan:
     regions = request.local_regions, [request.remote_regions[there[b.name]] for b in local.buffers]
     items = local.num_items, remote.num_items
     copier: StateCopier
-    if share.whole:
+    if share.whole and all(a.stride == b.stride == a.item_len for a, b in paired):
         copier = ItemCopier(what, [b.item_len for b in local.buffers], *regions, *items)
+    elif share.whole:
+        pieces = [Pieces.whole(a.item_len, a.stride, b.stride) for a, b in paired]
+        copier = PieceCopier(what, pieces, *regions, *items)
     else:
         copier = PieceCopier(what, [_slices(share, *pair) for pair in paired], *regions, *items)
     return StatePlan(partial(_one_slot, what, copier) if kind in SLOT_KINDS else copier)
@@ -87,7 +90,7 @@ def _slices(share: Share, ours: StateBuffer, theirs: StateBuffer) -> Pieces:
     there = rows * others.sum() + (others.cumsum() - others) + unit * share.decode_first
     lengths = np.tile(unit * share.count, ours.outer)
     offsets = (a.ravel().astype(np.uint64) for a in (here, there, lengths))
-    return Pieces(ours.item_len, theirs.item_len, *offsets)
+    return Pieces(ours.stride, theirs.stride, *offsets)
 
 
 def _one_slot(what: str, copy: StateCopier, local: IndexArray, remote: IndexArray) -> WriteBatch:

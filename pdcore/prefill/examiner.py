@@ -116,13 +116,13 @@ class Examiner:
         """Return the digests of each chunk that copied anything to a destination."""
         there, wanted = destination.link.description, destination.wanted
         table = RegionTable.of(there.layout, there.state, there.aux, there.aux_slots)
-        item_lens = np.array([item_len for _, _, item_len in table.expected])
+        strides = np.array([expected.stride for expected in table.expected])
         out = []
         for number, chunk in enumerate(sender.chunks_to(destination)):
             if sender.record.status.terminal:
                 break
             batch = join(destination.link.plan(chunk, wanted))
-            spans = spans_of(batch, item_lens, self._most, sender.room)
+            spans = spans_of(batch, strides, self._most, sender.room)
             found = digests_of(self._memory, spans.local_regions, spans.local_offsets, spans.lengths)
             columns = spans.remote_regions, spans.remote_offsets, spans.lengths, found
             for part in range(0, len(found), MOST_AT_ONCE):

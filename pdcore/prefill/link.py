@@ -105,11 +105,10 @@ class PeerLink:
         if misfits:
             raise IncompatiblePeerError(str(self.identity), misfits)
         peer = self._engine.connect(there.endpoint, there.regions, deadline)
-        found = tuple((r.name, r.length, r.item_len) for r in peer.regions)
-        if found != table.expected:
+        if wrong := table.differing(peer.regions):
             self._engine.disconnect(peer)
             misfit = Misfit(
-                "regions", f"{len(table.expected)} expected", f"{len(found)} of other names or lengths",
+                "regions", f"{len(table.expected)} expected", f"{len(peer.regions)}: {', '.join(wrong[:2])}",
                 "register the pools that the layout describes",
             )  # fmt: skip
             raise IncompatiblePeerError(str(self.identity), [misfit])

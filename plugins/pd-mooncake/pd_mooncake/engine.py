@@ -15,6 +15,7 @@ from pdcore.engine import EffectiveTransport, EngineCapabilities, Peer, RawWrite
 from pdcore.errors import EngineError, FailureCode, KVTransferError
 from pdcore.model import Deadline, DeviceKind, new_incarnation
 from pdcore.outcome import Finished, Quiescence, Transfer
+from pdcore.overlap import joined
 from pdcore.regions import OffsetArray, Region, RegionInfo, WriteBatch
 from pdcore.sockets import Unread
 
@@ -73,6 +74,7 @@ class MooncakeEngine(TransferEngine):
         self.effective_transport = transport
         self._native = acquire(library, settings)
         self._bases: OffsetArray = np.zeros(0, np.uint64)
+        self._registered: list[int] = []
         self._writers = EntryBudget(WRITERS)
         self._endpoint = msgspec.msgpack.encode(_Endpoint(self._native.segment, new_incarnation()))
 
@@ -80,21 +82,19 @@ class MooncakeEngine(TransferEngine):
         return self._endpoint
 
     def do_register(self, regions: Sequence[Region]) -> bytes:
-        done: list[Region] = []
         try:
-            for region in regions:
+            for region in joined(regions):
                 self._native.register(region)
-                done.append(region)
+                self._registered.append(region.address)
         except BaseException:
-            for region in done:
-                self._native.unregister(region.address)
+            self.do_deregister()
             raise
         self._bases = np.array([r.address for r in regions], np.uint64)
         return msgspec.msgpack.encode(self._bases.tolist())
 
     def do_deregister(self) -> None:
-        for region in self.regions:
-            self._native.unregister(region.address)
+        while self._registered:
+            self._native.unregister(self._registered.pop())
 
     def do_connect(
         self, endpoint: bytes, regions: tuple[RegionInfo, ...], native: bytes, deadline: Deadline

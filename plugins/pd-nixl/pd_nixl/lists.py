@@ -26,7 +26,8 @@ class Side:
 
     A list holds the items (pages, slots, rows) of all regions of its kind, in the order of the regions.
     Arrays by region: ``kinds`` (whether it is of that kind), ``rows`` (address, item length, device,
-    stride, items), ``items`` (item length) and ``firsts``, the number of its first item in the list.
+    stride, items), ``items`` and ``strides`` (bytes of an item, and to the next) and ``firsts``, the number
+    of its first item in the list.
     """
 
     def __init__(
@@ -35,9 +36,10 @@ class Side:
         kinds = [region.device.kind for region in regions]
         self.kinds = {kind: np.array([one is kind for one in kinds]) for kind in kinds}
         self.items = np.array([region.item_len or region.length for region in regions], np.int64)
-        counts = np.array([region.length for region in regions], np.int64) // self.items
+        self.strides = np.array([region.stride for region in regions], np.int64)
+        counts = np.array([region.items for region in regions], np.int64)
         devices = [region.device.index for region in regions]
-        self.rows = np.array([addresses, self.items, devices, self.items, counts], np.uint64).T.copy()
+        self.rows = np.array([addresses, self.items, devices, self.strides, counts], np.uint64).T.copy()
         self.firsts = np.zeros_like(counts)
         self.lists: dict[DeviceKind, Handle] = {}
         for kind, members in self.kinds.items():
@@ -48,7 +50,7 @@ class Side:
 
     def numbers(self, regions: Integers, offsets: Integers, counts: Integers) -> Numbers:
         """Return the numbers of the ``counts`` items that begin at each entry's offset."""
-        starts = self.firsts[regions] + offsets // self.items[regions]
+        starts = self.firsts[regions] + offsets // self.strides[regions]
         ends = counts.cumsum()
         numbers: Integers = (starts - ends + counts).repeat(counts) + np.arange(ends[-1])
         return numbers.astype(np.int32)
@@ -70,7 +72,9 @@ def _request(
     here, there = batch.local_regions.repeat(sizes), batch.remote_regions.repeat(sizes)
     offsets = [array.view(np.int64) for array in (batch.local_offsets, batch.remote_offsets)]
     items, lengths = ours.items[here], batch.lengths.view(np.int64)
-    odd = (items != theirs.items[there]) | (offsets[0] % items) | (offsets[1] % items) | (lengths % items)
+    steps, others = ours.strides[here], theirs.strides[there]
+    odd = (items != theirs.items[there]) | (offsets[0] % steps) | (offsets[1] % others) | (lengths % items)
+    odd |= (lengths != items) & ((steps != items) | (others != items))
     local, remote = ours.lists.get(kinds[0]), theirs.lists.get(kinds[1])
     if local and remote and not odd.any():
         sources = ours.numbers(here, offsets[0], lengths // items)
