@@ -30,6 +30,7 @@ __all__ = [
     "RoomError",
     "SelectionError",
     "SelectionRow",
+    "TelemetryError",
     "TransportMismatchError",
     "VariantConflictError",
     "WireError",
@@ -155,6 +156,10 @@ class PlanError(PDCoreError):
 
 class MissingExtraError(PDCoreError):
     """An optional part of pdcore was imported, and the library that it needs is not installed."""
+
+
+class TelemetryError(PDCoreError):
+    """An exporter cannot be set up beside what is there already."""
 
 
 class WireError(PDCoreError):

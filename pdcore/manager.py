@@ -15,9 +15,10 @@ from pdcore import __version__
 from pdcore.arguments import require_deadline
 from pdcore.backend import PeerIdentity
 from pdcore.chores import Chores
+from pdcore.closing import closed, shut_down
 from pdcore.config import Config
-from pdcore.errors import AuthenticationError, FailureCode, KVTransferError, RoomError
-from pdcore.events import Events, HeartbeatMissed, Node, Stage, Subscriber, stage
+from pdcore.errors import AuthenticationError, KVTransferError
+from pdcore.events import Events, Gauges, HeartbeatMissed, Node, Stage, Subscriber, stage
 from pdcore.handle import RoomHandle
 from pdcore.liveness import Heartbeats
 from pdcore.machine import find_place
@@ -76,6 +77,7 @@ class Manager(ABC):
         self._chores = Chores()
         self._closing = threading.Lock()
         self._closed = False
+        self._ticked_at = time.monotonic()
         self.place = find_place(config.host, config.advertise)
         require_curve(config.auth_key)
         ready = ready_engine(role, backend, pools, config, self.place, self.events)
@@ -115,6 +117,24 @@ class Manager(ABC):
     def unsafe(self) -> Unsafe:
         """Return the pages of ended rooms that may not be reused yet, and why; from any thread."""
         return Unsafe.of(self._handles(), self._forsaken())
+
+    def snapshot(self) -> Gauges:
+        """Return figures of this moment: rooms by state, peers, what is parked and what is not safe yet.
+
+        Cheap, from any thread, at any time. :meth:`unsafe` says why pages are not safe.
+        """
+        unsafe = self.unsafe()
+        return self._figures(
+            Gauges(
+                self.events.node,
+                serving=not self._closed and self.channel.alive,
+                quiet=max(0.0, time.monotonic() - self._ticked_at),
+                rooms=self.rooms.by_state(),
+                unsafe_rooms=len(unsafe.rooms),
+                unsafe_pages=unsafe.pages,
+                forsaken=unsafe.forsaken,
+            )
+        )
 
     def describe(self, address: str) -> PeerDescription:
         """Return what the other side must know to pair with this one."""
@@ -165,6 +185,7 @@ class Manager(ABC):
             finally:
                 self.channel.close(Deadline.after(max(deadline.remaining(), LAST_WORDS)))
                 self.rooms.shut()
+                self.events.show(None)
 
     def _open_channel(self, make: Callable[..., Channel] = Channel) -> Channel:
         """Return the control channel, not started; fault injection makes another kind."""
@@ -186,9 +207,7 @@ class Manager(ABC):
 
     def _check_open(self) -> None:
         if self._closed:
-            raise RoomError(
-                f"the {self.role.value} manager is closed", "no room can be opened", "start a new manager"
-            )
+            raise closed(self.role)
 
     def _open_room(self, room: RoomId, deadline: Deadline | None) -> Room:
         """Open a room; without a deadline it has ``timeouts.request`` from now."""
@@ -202,17 +221,13 @@ class Manager(ABC):
             handle.give_up(self._shutdown_error())
 
     def _shutdown_error(self) -> KVTransferError:
-        return KVTransferError(
-            FailureCode.SHUTDOWN,
-            f"the {self.role.value} manager was closed",
-            f"incarnation {self.incarnation[:8]}",
-            "send the request to another worker",
-        )
+        return shut_down(self.role, self.incarnation)
 
     # --- on the control thread -------------------------------------------------------------
 
     def _on_tick(self) -> None:
-        now, beat = time.monotonic(), Heartbeat(self.incarnation)
+        self._ticked_at = now = time.monotonic()
+        beat = Heartbeat(self.incarnation)
         chores, most = self._chores, self.config.liveness.max_failures
         chores.each("a heartbeat", self.heartbeats.beat_due(now), lambda to: self.channel.post(to, beat))
         if self.events.on:
@@ -253,6 +268,10 @@ class Manager(ABC):
         """Forget a peer and fail exactly its rooms."""
 
     # --- at the end ------------------------------------------------------------------------
+
+    @abstractmethod
+    def _figures(self, gauges: Gauges) -> Gauges:
+        """Return them with those of this role."""
 
     @abstractmethod
     def _peers(self) -> Mapping[Route, PeerIdentity]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from pdcore.arguments import room_id
@@ -117,6 +118,12 @@ class RoomTable:
             if self._rooms.get(record.room) is record:
                 del self._rooms[record.room]
                 self._ended.pop(record.room, None)
+
+    def by_state(self) -> Counter[KVPoll]:
+        """Return how many rooms that are not cleared are in which state."""
+        with self._changed:
+            rooms = list(self._rooms.values())
+        return Counter(room.status for room in rooms)
 
     def busy(self) -> int:
         """Return how many rooms have not ended."""

@@ -26,6 +26,7 @@ SOURCES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "plugins").rglob("*.py")])
 FLOW = """
 errors
 console
+descriptors
 address
 scalars
 model
@@ -79,6 +80,7 @@ pools
 claims
 digest
 pairing
+closing
 handle
 unsafe
 ready

@@ -63,7 +63,7 @@ def test_no_label_names_a_room_or_a_peer(registry: CollectorRegistry) -> None:
         pair.decode.close()
         told.wait_for(PeerPaired, Role.PREFILL)
     labels = {name for m in registry.collect() for sample in m.samples for name in sample.labels}
-    assert labels == {"side", "backend", "outcome", "part", "stage", "event", "le"}
+    assert labels == {"side", "backend", "outcome", "part", "stage", "event", "le", "state", "kind", "owner"}
     assert len(generate_latest(registry).splitlines()) < 500
 
 

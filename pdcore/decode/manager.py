@@ -13,6 +13,7 @@ from pdcore.backend import PeerIdentity
 from pdcore.bootstrap import ReplicaQuery
 from pdcore.claims import Claims
 from pdcore.config import Config
+from pdcore.decode.figures import with_decode
 from pdcore.decode.group import PrefillGroup
 from pdcore.decode.receiver import KVReceiver
 from pdcore.decode.receivers import Receivers
@@ -20,7 +21,7 @@ from pdcore.decode.source import PrefillSource, replaced
 from pdcore.decode.sources import Sources
 from pdcore.decode.verifier import Verifier
 from pdcore.errors import AuthenticationError, FailureCode, KVTransferError, PDCoreError
-from pdcore.events import PeerLost, Subscriber
+from pdcore.events import Gauges, PeerLost, Subscriber
 from pdcore.handle import RoomHandle
 from pdcore.manager import Manager
 from pdcore.metadata import AuxDataCodec
@@ -81,6 +82,7 @@ class DecodeManager(Manager):
             self.config.quarantine.grace,
         )
         self.channel.start()
+        self.events.show(self.snapshot)
 
     def receiver(self, bootstrap: str, room: RoomId, deadline: Deadline | None = None) -> KVReceiver:
         """Open a room whose prefill is registered at the bootstrap service ``bootstrap`` (host:port).
@@ -243,6 +245,9 @@ class DecodeManager(Manager):
             f"timeouts.pairing is {self.config.timeouts.pairing:g} s",
             "look whether that prefill worker is stuck; raise timeouts.pairing if its engine is slow",
         )
+
+    def _figures(self, gauges: Gauges) -> Gauges:
+        return with_decode(gauges, self._sources)
 
     # --- at the end ------------------------------------------------------------------------
 

@@ -77,6 +77,10 @@ class Revocations:
         self._stopping = threading.Event()
         self.forsaken = 0
 
+    def __len__(self) -> int:
+        with self._lock:
+            return sum(vigil.thread.is_alive() for vigil in self._vigils.values())
+
     def start(self, writer: LostWriter) -> None:
         """Begin off this thread, since it may have to wait."""
         vigil = _Vigil(writer, self._keep)

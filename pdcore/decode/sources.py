@@ -78,6 +78,11 @@ class Sources:
         with self._lock:
             return list(self._sources.values())
 
+    def bootstraps(self) -> set[str]:
+        """Return the bootstrap addresses that groups were found at."""
+        with self._lock:
+            return {bootstrap for bootstrap, _ in self._groups}
+
     def overdue(self) -> list[PrefillGroup]:
         """Return the groups that did not pair by their deadline, and forget those that are lost."""
         with self._lock:
@@ -246,6 +251,11 @@ class Sources:
     ) -> None:
         lost = LostWriter(source.identity, there.endpoint, there.process, holds, drained)
         self._revocations.start(lost)
+
+    @property
+    def lost(self) -> int:
+        """How many lost prefill processes are not known to be silent."""
+        return len(self._revocations)
 
     @property
     def forsaken(self) -> int:

@@ -4,12 +4,14 @@ Who listens is a subscriber: any callable that takes an :class:`Event`. It is ca
 the event happens (a scheduler's, a lane, the control thread), without any lock of pdcore, so it must be
 quick and ready for several threads. One that raises is logged once and told on; it changes nothing.
 
-``kinds`` are the events, ``dispatch`` tells the subscribers, ``stages`` times what takes time.
+``kinds`` are the events, ``gauges`` what a manager holds at one moment, ``dispatch`` tells the subscribers,
+``stages`` times what takes time.
 """
 
 from __future__ import annotations
 
 from pdcore.events.dispatch import Events, Subscriber, Tracer
+from pdcore.events.gauges import Gauges, PeerState, Watcher
 from pdcore.events.kinds import (
     ChunkDrained,
     ChunkEvent,
@@ -41,6 +43,7 @@ __all__ = [
     "EngineStarted",
     "Event",
     "Events",
+    "Gauges",
     "HeartbeatMissed",
     "MetadataReceived",
     "MetadataSent",
@@ -49,6 +52,7 @@ __all__ = [
     "PeerEvent",
     "PeerLost",
     "PeerPaired",
+    "PeerState",
     "RoomEnded",
     "RoomEvent",
     "RoomOpened",
@@ -56,5 +60,6 @@ __all__ = [
     "StageEnded",
     "Subscriber",
     "Tracer",
+    "Watcher",
     "stage",
 ]

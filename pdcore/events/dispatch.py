@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 
 import attrs
 
+from pdcore.events.gauges import Gauges, Watcher
 from pdcore.events.kinds import Event, Node
 from pdcore.model import Generation, RoomId
 
@@ -49,12 +50,25 @@ class Events:
         self._lock = threading.Lock()
         self._listeners = tuple(map(_Listener, subscribers))
         self.on = bool(self._listeners)
+        self._read: Callable[[], Gauges] | None = None
 
     def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
         """Tell somebody of all events from now on; call what is returned to end that."""
         listener = _Listener(subscriber)
         self._change(lambda listeners: (*listeners, listener))
-        return lambda: self._change(lambda listeners: tuple(x for x in listeners if x is not listener))
+        self._show(listener, self._read)
+
+        def unsubscribe() -> None:
+            self._change(lambda listeners: tuple(x for x in listeners if x is not listener))
+            self._show(listener, None)
+
+        return unsubscribe
+
+    def show(self, read: Callable[[], Gauges] | None) -> None:
+        """Have the watchers among the subscribers look at the manager's figures; None: not any more."""
+        self._read = read
+        for listener in self._listeners:
+            self._show(listener, read)
 
     def emit(self, event: Event) -> None:
         """Tell all subscribers, in the order they came."""
@@ -80,6 +94,16 @@ class Events:
         with self._lock:
             self._listeners = change(self._listeners)
             self.on = bool(self._listeners)
+
+    def _show(self, listener: _Listener, read: Callable[[], Gauges] | None) -> None:
+        if isinstance(listener.subscriber, Watcher):
+            try:
+                if read is None:
+                    listener.subscriber.unwatch(self.node)
+                else:
+                    listener.subscriber.watch(self.node, read)
+            except Exception as error:
+                self._blame(listener, "watch", error)
 
     @staticmethod
     def _blame(listener: _Listener, what: str, error: BaseException) -> None:

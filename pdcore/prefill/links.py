@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from functools import partial
@@ -12,7 +13,7 @@ from pdcore.backend import PeerIdentity, StatePlan, StateRequest
 from pdcore.config import Config
 from pdcore.engine import TransferEngine
 from pdcore.errors import EngineError, FailureCode, IncompatiblePeerError, PDCoreError
-from pdcore.events import Events, PairingFailed, PeerLost, PeerPaired, Stage, stage
+from pdcore.events import Events, PairingFailed, PeerLost, PeerPaired, PeerState, Stage, stage
 from pdcore.model import Deadline, Incarnation, RoomId
 from pdcore.pairing import pairing_misfits
 from pdcore.pools import Pools
@@ -71,6 +72,14 @@ class Links:
         """Return all links."""
         with self._lock:
             return list(self._links.values())
+
+    def by_state(self) -> Counter[PeerState]:
+        """Return how many decode ranks are paired, are pairing, or lost with lanes that have not ended."""
+        with self._lock:
+            links, leaving = list(self._links.values()), list(self._leaving)
+        states = Counter(PeerState.PAIRED if link.ready else PeerState.PAIRING for link in links)
+        states[PeerState.LOST] = sum(not link.ended for link in leaving)
+        return states
 
     def pair(self, route: Route, there: PeerDescription, old: PeerLink | None) -> bool:
         """Begin to pair with a decode rank, whose earlier link was ``old``; False if it does not fit."""

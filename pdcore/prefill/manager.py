@@ -13,7 +13,7 @@ from pdcore.backend import PeerIdentity
 from pdcore.bootstrap import BootstrapClient, RankRecord, RoomsRecord
 from pdcore.config import Config
 from pdcore.errors import KVTransferError
-from pdcore.events import Stage, Subscriber, stage
+from pdcore.events import Gauges, Stage, Subscriber, stage
 from pdcore.handle import RoomHandle
 from pdcore.manager import Manager
 from pdcore.metadata import AuxDataCodec
@@ -22,6 +22,7 @@ from pdcore.pools import Pools
 from pdcore.prefill import answers
 from pdcore.prefill.delivery import Delivery
 from pdcore.prefill.examiner import Examiner
+from pdcore.prefill.figures import with_prefill
 from pdcore.prefill.link import Destination, PeerLink
 from pdcore.prefill.links import Links
 from pdcore.prefill.parking import Parking
@@ -103,6 +104,7 @@ class PrefillManager(Manager):
         self._rank = RankRecord(self.incarnation, self.address, topology, lease)
         self._http = BootstrapClient("prefill", self.config.auth_key)
         self.channel.start()
+        self.events.show(self.snapshot)
         try:
             with stage(self.events, Stage.ANNOUNCE):
                 self._http.register(bootstrap, self._rank, Deadline.after(self.config.timeouts.bootstrap))
@@ -251,6 +253,9 @@ class PrefillManager(Manager):
 
     def _peers(self) -> dict[Route, PeerIdentity]:
         return {link.route: link.identity for link in self._links.all()}
+
+    def _figures(self, gauges: Gauges) -> Gauges:
+        return with_prefill(gauges, self._links, self._parking, self.quarantine, self.address, self.bootstrap)
 
     def _all_drained(self, *, tell: bool) -> None:
         for link in [] if tell else self._links.all():

@@ -26,6 +26,10 @@ class Parking:
         self._lock = threading.Lock()
         self._parked: OrderedDict[RoomId, tuple[Destination, ...]] = OrderedDict()
 
+    def __len__(self) -> int:
+        with self._lock:
+            return sum(map(len, self._parked.values()))
+
     def put(self, destination: Destination) -> list[Evicted]:
         """Park a request; return those that had to give way."""
         room = destination.wanted.room

@@ -1,4 +1,4 @@
-"""Events as OpenTelemetry spans: one per request on each side, joined across the two processes.
+"""Events as OpenTelemetry spans: one per request on each side, joined across the two processes; and gauges.
 
 Decode asks for the request, so its span is the parent of prefill's: its traceparent travels in the
 request's metadata. Decode's own parent is the context in which ``DecodeManager.receiver`` was called;
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 import attrs
 
@@ -18,6 +19,7 @@ from pdcore.events import (
     ChunkQuarantined,
     ChunkSubmitted,
     Event,
+    Gauges,
     MetadataReceived,
     MetadataSent,
     Node,
@@ -25,18 +27,22 @@ from pdcore.events import (
     RoomEvent,
     RoomOpened,
     Tracer,
+    Watcher,
 )
 from pdcore.model import Generation, Incarnation, Role, RoomId
 
 try:
     from opentelemetry import trace
     from opentelemetry.context import Context
+    from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import Link, Span, SpanKind, StatusCode, TracerProvider
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 except ImportError as error:
     raise MissingExtraError(
         "pdcore.telemetry.otel cannot be imported", str(error), "pip install 'pdcore[otel]'"
     ) from error
+
+from pdcore.telemetry.meter import watched_by
 
 __all__ = ["OpenTelemetryEvents"]
 
@@ -52,15 +58,20 @@ class _Waiting:
     context: trace.SpanContext
 
 
-class OpenTelemetryEvents(Tracer):
-    """A subscriber that makes spans, for any number of managers.
+class OpenTelemetryEvents(Tracer, Watcher):
+    """A subscriber that makes spans, and shows what managers hold; for any number of managers.
 
     The spans are ``pdcore.receive`` (client) on the decode side and ``pdcore.send`` (server) on the
-    prefill side, with the steps of the request as span events. The lock guards ``_spans`` and
+    prefill side, with the steps of the request as span events. The gauges are those of
+    :data:`pdcore.telemetry.figures.FIGURES`, as ``pdcore.open_rooms`` and so on; all exporters with the same
+    meter provider share them. The lock guards ``_spans`` and
     ``_waiting``, which hold the rooms that have not ended.
     """
 
-    def __init__(self, provider: TracerProvider | None = None) -> None:
+    def __init__(
+        self, provider: TracerProvider | None = None, meter_provider: MeterProvider | None = None
+    ) -> None:
+        self._watched = watched_by(meter_provider)
         self._tracer = trace.get_tracer("pdcore", tracer_provider=provider)
         self._lock = threading.Lock()
         self._spans: dict[_Key, Span] = {}
@@ -86,6 +97,12 @@ class OpenTelemetryEvents(Tracer):
             self._note(key, "chunk landed", {"pdcore.bytes": event.nbytes})
         elif isinstance(event, ChunkQuarantined):
             self._note(key, "chunk quarantined", {"pdcore.bytes": event.nbytes})
+
+    def watch(self, node: Node, read: Callable[[], Gauges]) -> None:
+        self._watched.watch(self, node, read)
+
+    def unwatch(self, node: Node) -> None:
+        self._watched.unwatch(self, node)
 
     def traceparent(self, node: Node, room: RoomId, generation: Generation) -> str | None:
         with self._lock:

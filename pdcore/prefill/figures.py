@@ -1,0 +1,32 @@
+"""What the prefill side adds to a manager's figures."""
+
+from __future__ import annotations
+
+import attrs
+
+from pdcore.address import parse_address
+from pdcore.events import Gauges
+from pdcore.prefill.links import Links
+from pdcore.prefill.parking import Parking
+from pdcore.quarantine import Quarantine
+
+__all__ = ["with_prefill"]
+
+
+def with_prefill(
+    gauges: Gauges,
+    links: Links,
+    parking: Parking,
+    quarantine: Quarantine,
+    address: str,
+    bootstrap: str,
+) -> Gauges:
+    """Return the figures with those of the decode ranks, of what is parked and of what is in quarantine."""
+    return attrs.evolve(
+        gauges,
+        peers=links.by_state(),
+        parked=len(parking),
+        quarantined=len(quarantine),
+        control_ports=frozenset({parse_address(address).port}),
+        bootstrap_ports=frozenset({parse_address(bootstrap).port}),
+    )
