@@ -210,7 +210,7 @@ def test_pages_of_a_room_that_failed_are_free_when_they_are_safe_and_not_before(
 ) -> None:
     first, second = given.room(), given.room()
     first.send_metadata([4, 5], 0, [[0], [0]])
-    source = first._members[0]
+    source = first._dialogue.members[0]
     with first._lock:
         first._writers = first._writers | {source.identity}
     with pytest.MonkeyPatch.context() as patch:

@@ -626,8 +626,8 @@ def test_a_rank_that_left_is_not_renewed(monkeypatch: pytest.MonkeyPatch) -> Non
         receiver = pair.decode.receiver(pair.bootstrap.address, RoomId(1), Deadline.after(0.5))
         receiver.init()
         assert receiver.wait(soon()) is KVPoll.FAILED
-        assert receiver._group is not None
-        assert not receiver._group.members
+        assert receiver._dialogue.group is not None
+        assert not receiver._dialogue.group.members
 
 
 def test_a_peer_that_asks_while_the_manager_closes_leaves_no_lane(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,6 +97,9 @@ def test_there_is_a_sample_of_every_kind_and_kinds_keep_their_numbers() -> None:
         9: "Bye",
         10: "Digests",
         11: "Verdict",
+        12: "Opened",
+        13: "Inquiry",
+        14: "Standing",
     }
     assert set(SAMPLES) == {cls.__name__ for cls in MESSAGE_KINDS.values()}
 

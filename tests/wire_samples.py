@@ -19,13 +19,16 @@ from pdcore.wire import (
     Digests,
     Failure,
     Heartbeat,
+    Inquiry,
     Message,
+    Opened,
     PairReply,
     PairRequest,
     PeerDescription,
     Released,
     RequestMetadata,
     RoomStatus,
+    Standing,
     Verdict,
 )
 
@@ -76,6 +79,7 @@ METADATA = RequestMetadata(
     decode_prefix_len=48,
     remaining=12.5,
     trace="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    age=0.25,
 )
 
 _SAMPLES: tuple[Message, ...] = (
@@ -88,7 +92,7 @@ _SAMPLES: tuple[Message, ...] = (
     METADATA,
     AuxRow(ROOM, NTH, bytes(range(64))),
     RoomStatus(ROOM, NTH, 3, KVPoll.FAILED, False, FAILURE),
-    Abort(ROOM, NTH, FAILURE),
+    Abort(ROOM, NTH, FAILURE, asked=False, age=1.5, ended=0.5),
     Released(ROOM, NTH),
     Heartbeat(LIFE),
     Bye(LIFE, "it shut down in order", drained=True),
@@ -96,5 +100,8 @@ _SAMPLES: tuple[Message, ...] = (
         ROOM, NTH, 3, 1, 0, *(np.array(n, np.int64) for n in ([0, 2], [64, 0], [64, 2**40], [0, 2**32 - 1]))
     ),
     Verdict(ROOM, NTH, 1, 0, FAILURE),
+    Opened(ROOM, NTH, 1.5),
+    Inquiry(ROOM, NTH),
+    Standing(ROOM, NTH, 3, "has not opened the room"),
 )
 SAMPLES: dict[str, Message] = {type(message).__name__: message for message in _SAMPLES}

@@ -25,7 +25,7 @@ class PrefillGroup:
     """Those ranks of a prefill replica that hear from this decode rank.
 
     ``senders`` send to it; the other ``members`` are told for each room that nothing is asked of them.
-    The lock guards ``_ready``, ``_failure`` and ``_waiting``.
+    The lock guards ``members``, ``_ready``, ``_failure``, ``_waiting`` and ``_when_found``.
     """
 
     def __init__(self, bootstrap: str, query: ReplicaQuery, deadline: Deadline) -> None:
@@ -39,6 +39,7 @@ class PrefillGroup:
         self._ready = False
         self._failure: KVTransferError | None = None
         self._waiting: list[Subscriber] = []
+        self._when_found: list[Callable[[], None]] = []
 
     def __str__(self) -> str:
         return f"{self.query} of {self.bootstrap}"
@@ -78,9 +79,22 @@ class PrefillGroup:
     ) -> None:
         """Take the members. Once the senders are paired, ``check`` says what is amiss with them together."""
         self._check = check
-        self.senders, self.members = tuple(senders), (*senders, *dummies)
+        with self._lock:
+            self.senders, self.members = tuple(senders), (*senders, *dummies)
+            actions, self._when_found = self._when_found, []
+        for action in actions:
+            action()
         for member in self.members:
             member.subscribe(self)
+
+    def whenever_found(self, action: Callable[[], None]) -> None:
+        """Do something once the members are known: now, later, or never if they cannot be found."""
+        with self._lock:
+            if not self.members:
+                if self._failure is None:
+                    self._when_found.append(action)
+                return
+        action()
 
     def paired(self) -> None:
         """A member is paired."""
@@ -103,6 +117,7 @@ class PrefillGroup:
                 return False
             self._failure = failure
             told, self._waiting = self._waiting, []
+            self._when_found.clear()
         for room in told:
             room.fail(failure)
         return True

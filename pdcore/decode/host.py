@@ -11,9 +11,10 @@ from pdcore.config import Config
 from pdcore.decode.group import PrefillGroup
 from pdcore.decode.source import PrefillSource
 from pdcore.events import Events
+from pdcore.model import RoomId
 from pdcore.pools import Pools
 from pdcore.status import RoomTable
-from pdcore.wire import Abort, RequestMetadata
+from pdcore.wire import Abort, Message, RequestMetadata
 
 if TYPE_CHECKING:
     from pdcore.decode.receiver import KVReceiver
@@ -33,11 +34,17 @@ class ReceiverHost(Protocol):
     def group(self, bootstrap: str, query: ReplicaQuery) -> PrefillGroup:
         """Return the prefill ranks of a DP replica that this rank needs; pairing begins if need be."""
 
+    def default_group(self, bootstrap: str, room: RoomId) -> PrefillGroup | None:
+        """Return the group that a room has unless ``init`` chooses another; None while the manager closes."""
+
     def request(self, source: PrefillSource, wanted: RequestMetadata) -> None:
         """Post a request to a paired prefill rank."""
 
     def abandon(self, source: PrefillSource, abort: Abort) -> None:
         """Tell prefill that a request was given up."""
+
+    def say(self, source: PrefillSource, message: Message) -> None:
+        """Tell a prefill rank something, unless it is lost by then."""
 
     def reaches(self, source: PrefillSource) -> bool:
         """Whether that prefill process is paired, perhaps anew."""

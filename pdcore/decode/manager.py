@@ -23,12 +23,12 @@ from pdcore.decode.verifier import Verifier
 from pdcore.errors import AuthenticationError, FailureCode, KVTransferError, PDCoreError
 from pdcore.events import Gauges, PeerLost, Subscriber
 from pdcore.handle import RoomHandle
-from pdcore.manager import Manager
+from pdcore.manager import TICK, Manager
 from pdcore.metadata import AuxDataCodec
 from pdcore.model import Deadline, Generation, KVPoll, Role, RoomId
 from pdcore.pools import Pools
 from pdcore.selection import Backend
-from pdcore.topology import Topology
+from pdcore.topology import DPChoice, Topology
 from pdcore.wire import (
     Abort,
     AuxRow,
@@ -107,10 +107,18 @@ class DecodeManager(Manager):
         """Return the prefill ranks of a DP replica that this rank needs; pairing begins if need be."""
         return self._sources.find(bootstrap, query)
 
+    def default_group(self, bootstrap: str, room: RoomId) -> PrefillGroup | None:
+        """Return the group that a room has unless ``init`` chooses another; None while the manager closes."""
+        return None if self._closed else self.group(bootstrap, ReplicaQuery(DPChoice.BY_ROOM, room))
+
     def request(self, source: PrefillSource, wanted: RequestMetadata) -> None:
-        """Post a request to a paired prefill rank, unless it is lost by then: the next has the same route."""
+        """Post a request to a paired prefill rank."""
         self.engine.expect(1)
-        self.channel.post_if(lambda: self._sources.of(source.route) is source, source.route, wanted)
+        self.say(source, wanted)
+
+    def say(self, source: PrefillSource, message: Message) -> None:
+        """Tell a prefill rank something, unless it is lost by then: the next has the same route."""
+        self.channel.post_if(lambda: self._sources.of(source.route) is source, source.route, message)
 
     def abandon(self, source: PrefillSource, abort: Abort) -> None:
         """Tell prefill that a request was given up."""
@@ -219,6 +227,7 @@ class DecodeManager(Manager):
         chores.do("telling the engine", lambda: self.engine.expect(self.rooms.busy()))
         chores.each("giving a pairing up", self._sources.overdue(), self._give_pairing_up)
         self._end_expired(self._receivers.get)
+        chores.do("announcing rooms", self._announce)
         self._remind()
         chores.do("sweeping rooms", self._receivers.sweep)
 
@@ -228,6 +237,13 @@ class DecodeManager(Manager):
             if not member.ready:
                 self._lose_source(member, failure)
         group.fail(failure)
+
+    def _announce(self) -> None:
+        """Let prefill know of rooms that have been open for a while and have asked for nothing."""
+        lately = time.monotonic() - TICK
+        for receiver in self._receivers.open():
+            if receiver.record.opened_at < lately and not receiver.poll().terminal:
+                receiver.announce()
 
     def _remind(self) -> None:
         """Once per interval, ask again after failed rooms whose pages are not released."""

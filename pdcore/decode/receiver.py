@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-import attrs
 import numpy.typing as npt
 
 from pdcore.arguments import count
 from pdcore.backend import PeerIdentity
 from pdcore.bootstrap import ReplicaQuery
 from pdcore.claims import Claim
-from pdcore.decode.group import PrefillGroup
+from pdcore.decode.dialogue import Dialogue
 from pdcore.decode.host import ReceiverHost
 from pdcore.decode.placement import Placement, refused
 from pdcore.decode.source import PrefillSource
@@ -24,7 +23,7 @@ from pdcore.metrics import RequestMetrics
 from pdcore.model import Generation, KVPoll, RoomId
 from pdcore.status import Room
 from pdcore.topology import DPChoice
-from pdcore.wire import Abort, Failure, RequestMetadata, RoomStatus
+from pdcore.wire import RequestMetadata, RoomStatus
 
 __all__ = ["KVReceiver"]
 
@@ -32,7 +31,7 @@ __all__ = ["KVReceiver"]
 class KVReceiver(RoomHandle):
     """Receives the KV cache of one room. Made by ``DecodeManager.receiver``; one thread calls it.
 
-    The lock guards ``_group``, ``_held`` and ``_writers``. ``_posted`` turns true once the requests are out.
+    The lock guards ``_held``, ``_writers``, and what ``_dialogue`` leaves to it.
     """
 
     side = "decode"
@@ -42,10 +41,9 @@ class KVReceiver(RoomHandle):
         self._host = host
         self._bootstrap = bootstrap
         self._lock = threading.Lock()
-        self._group: PrefillGroup | None = None
+        self._dialogue = Dialogue(host, record, bootstrap)
         self._held: RequestMetadata | None = None
         self._responded: set[PeerIdentity] = set()
-        self._posted = False
         self._writers: set[PeerIdentity] = set()
         self._placement: Placement | None = None
         self._claim: Claim | None = None
@@ -63,14 +61,17 @@ class KVReceiver(RoomHandle):
         choice = prefill_dp_rank
         if not isinstance(choice, DPChoice):
             choice = count(self.room, "prefill_dp_rank", choice)
-        if self._group is not None:
+        if self._dialogue.group is not None:
             raise RoomError(
                 f"init() of room {self.room} was called twice", f"prefill {self._bootstrap}", "call it once"
             )
         group = self._host.group(self._bootstrap, ReplicaQuery(choice, self.room))
         with self._lock:
-            self._group = group
+            self._dialogue.group = group
         group.subscribe(self)
+        failure = self.failure()
+        if failure is not None and choice is not DPChoice.BY_ROOM:
+            self._dialogue.part(failure)  # another one may have been told, before this was known
 
     def send_metadata(
         self,
@@ -99,7 +100,7 @@ class KVReceiver(RoomHandle):
         record, pools = self.record, self._host.pools
         error = refused(
             record,
-            initialised=self._group is not None,
+            initialised=self._dialogue.group is not None,
             placed=self._placement is not None,
             decode_prefix_len=decode_prefix_len,
             prefix_reuse=self._host.config.transfer.prefix_reuse,
@@ -162,29 +163,29 @@ class KVReceiver(RoomHandle):
         self._post_when_paired()
 
     def give_up(self, failure: KVTransferError, told: PrefillSource | None = None) -> bool:
-        if not self.fail(failure):
-            return False
-        if self._posted:
-            self._abandon(failure, [m for m in self._members if m is not told])
-        return True
-
-    def remind(self) -> None:
-        """Ask again who may still write to this failed room: the question or its answer may be lost."""
-        failure = self.failure()
-        if failure is not None and self._posted:
-            with self._lock:
-                writers = self._writers
-            self._abandon(
-                failure, [m for m in self._members if m.identity in writers and self._host.reaches(m)]
-            )
-
-    def fail(self, failure: KVTransferError) -> bool:
-        """End the room as FAILED without a word to prefill; False if it had ended before."""
-        if not self._end(KVPoll.FAILED, failure):
+        if not self._fail(failure):
             return False
         with self._lock:
-            self._held = None
+            asking = self._dialogue.asking
+        if not asking:
+            self._dialogue.part(failure, told)
+        elif self._dialogue.posted:
+            self._dialogue.abandon(failure, [m for m in self._dialogue.members if m is not told])
         return True
+
+    def fail(self, failure: KVTransferError) -> bool:
+        """The pairing failed."""
+        return self.give_up(failure)
+
+    def announce(self) -> None:
+        """Let prefill know of a room that has not asked for long."""
+        self._dialogue.announce()
+
+    def remind(self) -> None:
+        """Ask again who may still write to this failed room."""
+        with self._lock:
+            writers = self._writers
+        self._dialogue.remind(writers)
 
     def on_status(self, source: PrefillSource, message: RoomStatus) -> None:
         """Take the word of a prefill rank that the room ended there."""
@@ -194,17 +195,17 @@ class KVReceiver(RoomHandle):
             # The other ranks may be writing yet: they are told to stop.
             self.give_up(message.failure.error() if message.failure else self._unexplained(), source)
             return
-        if message.status is not KVPoll.SUCCESS or self._group is None:
+        if message.status is not KVPoll.SUCCESS or self._dialogue.group is None:
             return
         self._responded.add(source.identity)
-        if not self._responded.issuperset(sender.identity for sender in self._group.senders):
+        if not self._responded.issuperset(sender.identity for sender in self._dialogue.group.senders):
             return
         aux = self._host.pools.aux
         try:
             if aux is not None and self._aux_index is not None:
                 aux.check_room(self._aux_index, self.room)
         except KVTransferError as error:
-            self.fail(error)
+            self._fail(error)
         else:
             self._end(KVPoll.SUCCESS)
 
@@ -229,7 +230,7 @@ class KVReceiver(RoomHandle):
 
     def uses(self, source: PrefillSource) -> bool:
         """Whether this room waits for a prefill process, which may have paired anew since."""
-        return any(member.identity == source.identity for member in self._members)
+        return any(member.identity == source.identity for member in self._dialogue.members)
 
     def may_be_written_by(self, source: PrefillSource) -> bool:
         """Whether bytes of this room may come from a prefill process."""
@@ -237,6 +238,14 @@ class KVReceiver(RoomHandle):
             return source.identity in self._writers
 
     # --- inside ----------------------------------------------------------------------------
+
+    def _fail(self, failure: KVTransferError) -> bool:
+        """End the room as FAILED without a word to prefill; False if it had ended before."""
+        if not self._end(KVPoll.FAILED, failure):
+            return False
+        with self._lock:
+            self._held = None
+        return True
 
     def _forget(self) -> None:
         self._host.forget(self)
@@ -248,10 +257,10 @@ class KVReceiver(RoomHandle):
 
     def _post_when_paired(self) -> None:
         with self._lock:
-            wanted, group = self._held, self._group
+            wanted, group = self._held, self._dialogue.group
             if wanted is None or group is None or not group.ready or self.record.status.terminal:
                 return
-            self._held = None
+            self._held, self._dialogue.asking = None, True
             self._writers = {sender.identity for sender in group.senders}
             self._posted_at = time.monotonic()
         self._host.rooms.move(self.record, KVPoll.TRANSFERRING)
@@ -259,20 +268,4 @@ class KVReceiver(RoomHandle):
             self.events.emit(
                 MetadataSent(self.events.node, self.room, self.record.generation, len(wanted.pages))
             )
-        wanted = attrs.evolve(wanted, remaining=self.record.deadline.remaining())
-        for member in group.members:
-            self._host.request(member, wanted)
-        # Who fails the room from here on abandons the request; who did before left it to us, or its word
-        # would have overtaken the request.
-        self._posted = True
-        if (failure := self.failure()) is not None:
-            self._abandon(failure, group.members)
-
-    @property
-    def _members(self) -> Sequence[PrefillSource]:
-        return self._group.members if self._group is not None else ()
-
-    def _abandon(self, failure: KVTransferError, members: Iterable[PrefillSource]) -> None:
-        abort = Abort(self.room, self.record.generation, Failure.of(failure))
-        for member in members:
-            self._host.abandon(member, abort)
+        self._dialogue.ask(wanted)

@@ -82,9 +82,11 @@ class Revocations:
             return sum(vigil.thread.is_alive() for vigil in self._vigils.values())
 
     def start(self, writer: LostWriter) -> None:
-        """Begin off this thread, since it may have to wait."""
+        """Begin off this thread, since it may have to wait; does nothing once closed."""
         vigil = _Vigil(writer, self._keep)
         with self._lock:
+            if self._stopping.is_set():
+                return
             self._vigils = {w: v for w, v in self._vigils.items() if v.thread.is_alive()}
             self._vigils[writer.identity.incarnation] = vigil
             vigil.thread.start()

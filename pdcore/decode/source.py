@@ -67,12 +67,15 @@ class PrefillSource:
         """Whether it is of no use any more; the next request makes a new one."""
         return self._state is SourceState.LOST
 
-    def subscribe(self, waiting: Subscriber) -> None:
-        """Tell somebody when the pairing is there or has failed; at once if that is known."""
+    def subscribe(self, waiting: Subscriber, *, first: bool = False) -> None:
+        """Tell somebody when the pairing is there or has failed; at once if that is known.
+
+        ``first``: before all who wait already.
+        """
         with self._lock:
             failure, asked = self._failure, self._state is SourceState.ASKED
             if asked:
-                self._waiting.append(waiting)
+                self._waiting.insert(0 if first else len(self._waiting), waiting)
         if failure is not None:
             waiting.fail(failure)
         elif not asked:

@@ -46,6 +46,9 @@ class SenderHost(Protocol):
     def unproven(self, target: PeerIdentity) -> str:
         """Why writes to a decode process have not ended, of rooms that have."""
 
+    def ended(self, sender: KVSender) -> None:
+        """A room has ended: tell the decode ranks that have it open and did not ask for it."""
+
     def forget(self, sender: KVSender) -> None:
         """Free the id of a room that was cleared."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import attrs
@@ -30,8 +31,8 @@ __all__ = ["Destination", "PeerLink"]
 class PeerLink:
     """A decode rank that asked to be paired. ``connect`` runs on the first lane; then it is ready.
 
-    Of its group, ``served`` ranks ask this prefill rank for each room. To a ``dummy`` it sends nothing:
-    another rank sends the same. It sends the aux row if it ``carries_aux``.
+    Of its group, the ``served`` ranks ``asking`` ask this prefill rank for each room. To a ``dummy`` it
+    sends nothing: another rank sends the same. It sends the aux row if it ``carries_aux``.
     """
 
     def __init__(
@@ -48,7 +49,8 @@ class PeerLink:
         groups, units = (ours.topology, description.topology), description.layout.units
         sharded = any(component.sharded for component in description.state)
         mapping = map_ranks(*groups, *units, sharded_state=sharded)
-        self.served = len(served_ranks(*groups, *units, sharded_state=sharded))
+        self.asking = tuple(served_ranks(*groups, *units, sharded_state=sharded))
+        self.served = len(self.asking)
         self.dummy = ours.topology.unique_rank not in mapping.prefill_ranks
         self.carries_aux = ours.topology.unique_rank == mapping.aux_rank
         self._aux_rank = mapping.aux_rank
@@ -219,6 +221,7 @@ class Destination:
     link: PeerLink
     wanted: RequestMetadata
     deadline: Deadline
+    arrived_at: float = attrs.field(factory=time.monotonic)
 
     def is_for(self, route: Route, room: RoomId, generation: Generation) -> bool:
         """Whether it is this request of a decode rank."""

@@ -38,6 +38,7 @@ from pdcore.wire import (
     Bye,
     Heartbeat,
     Message,
+    Opened,
     PairRequest,
     RequestMetadata,
     Route,
@@ -77,7 +78,7 @@ class PrefillManager(Manager):
         self.bootstrap = bootstrap
         self._senders, self._parking = Senders(), Parking()
         self._reception = Reception(
-            self._senders, self._parking, topology.unique_rank, self.tell, self.channel.counts
+            self._senders, self._parking, topology.unique_rank, self._post, self.channel.counts
         )
         self._renew_at = 0.0
         self._aux_codec = AuxDataCodec(pools.aux) if pools.aux else None
@@ -152,8 +153,7 @@ class PrefillManager(Manager):
 
     def tell(self, destination: Destination, message: Message) -> None:
         """Post a message to a destination, unless it is lost."""
-        if not destination.link.lost:
-            self.channel.post(destination.link.route, message)
+        self._post(destination.link, message)
 
     def conclusion(self, sender: KVSender, destination: Destination) -> list[Message]:
         """Return what tells a destination that its room succeeded, aux first."""
@@ -161,7 +161,14 @@ class PrefillManager(Manager):
 
     def failed(self, destination: Destination, failure: KVTransferError, *, drained: bool) -> Message:
         """Return what tells a destination that its room failed."""
-        return answers.failed(destination.wanted, self.topology.unique_rank, failure, drained=drained)
+        wanted = destination.wanted
+        return answers.failed(
+            wanted.room, wanted.generation, self.topology.unique_rank, failure, drained=drained
+        )
+
+    def ended(self, sender: KVSender) -> None:
+        """A room has ended: tell the decode ranks that have it open and did not ask for it."""
+        self._reception.ended(sender)
 
     def unproven(self, target: PeerIdentity) -> str:
         """Why writes to a decode process have not ended, of rooms that have."""
@@ -169,7 +176,7 @@ class PrefillManager(Manager):
 
     def forget(self, sender: KVSender) -> None:
         """Free the id of a room that was cleared; one that is not drained stays known until it is."""
-        self._senders.clear(sender)
+        self._reception.cleared(sender)
 
     def suspect(self, link: PeerLink, failure: KVTransferError) -> None:
         """An engine says that this peer is gone: fail all its rooms now, unless it has paired anew."""
@@ -187,8 +194,8 @@ class PrefillManager(Manager):
                 self._disown(route)
             elif self.heartbeats.heard(route, time.monotonic()):
                 self.backend.heartbeat_success(link.identity)
-        elif isinstance(message, Abort):
-            self._on_abort(route, message)
+        elif isinstance(message, Abort | Opened):
+            self._on_word(route, message)
         elif isinstance(message, Verdict):
             self._examiner.heard(route, message)
         elif isinstance(message, PairRequest):
@@ -211,12 +218,14 @@ class PrefillManager(Manager):
         """Tell a decode rank that it is not paired, so that its next request pairs anew."""
         self.channel.post(route, Bye(self.incarnation, "it doesn't know this decode worker", drained=False))
 
-    def _on_abort(self, route: Route, abort: Abort) -> None:
-        if self._links.get(route) is None:
+    def _on_word(self, route: Route, word: Abort | Opened) -> None:
+        link = self._links.get(route)
+        if link is None:
             # Another process may have been here, and nothing is known of what it writes.
             self._disown(route)
-            return
-        if (answer := self._reception.aborted(route, abort)) is not None:
+        elif isinstance(word, Opened):
+            self._reception.expected(link, word)
+        elif (answer := self._reception.aborted(link, word)) is not None:
             self.channel.post(route, answer)
 
     def _on_pair(self, route: Route, request: PairRequest) -> None:
@@ -249,6 +258,10 @@ class PrefillManager(Manager):
         self._end_expired(self._senders.get)
         self._chores.do("sweeping rooms", self._reception.sweep)
 
+    def _post(self, link: PeerLink, message: Message) -> None:
+        if not link.lost:
+            self.channel.post(link.route, message)
+
     # --- at the end ------------------------------------------------------------------------
 
     def _peers(self) -> dict[Route, PeerIdentity]:
@@ -265,6 +278,7 @@ class PrefillManager(Manager):
     def _end_rooms(self, deadline: Deadline) -> None:
         why = self._shutdown_error()
         self._chores.each("ending a room", self._senders.open(), lambda sender: sender.give_up(why))
+        self._reception.close(why)
         self._links.close(deadline)
         self._examiner.close(deadline)
 

@@ -7,8 +7,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from pdcore.errors import FailureCode, KVTransferError
-from pdcore.model import RoomId
+from pdcore.model import Generation, RoomId
 from pdcore.prefill.link import Destination
+from pdcore.wire import Route
 
 __all__ = ["Parking"]
 
@@ -31,10 +32,13 @@ class Parking:
             return sum(map(len, self._parked.values()))
 
     def put(self, destination: Destination) -> list[Evicted]:
-        """Park a request; return those that had to give way."""
-        room = destination.wanted.room
+        """Park a request; return those that had to give way. One that is parked already stays."""
+        wanted, room = destination.wanted, destination.wanted.room
         with self._lock:
-            before = self._parked.pop(room, ())
+            before = self._parked.get(room, ())
+            if any(d.is_for(destination.link.route, room, wanted.generation) for d in before):
+                return []
+            self._parked.pop(room, None)
             again = [d for d in before if d.link.rank == destination.link.rank]
             self._parked[room] = (*(d for d in before if d not in again), destination)
             oldest = self._parked.popitem(last=False)[1] if len(self._parked) > CAPACITY else ()
@@ -45,17 +49,24 @@ class Parking:
         with self._lock:
             return self._parked.pop(room, ())
 
-    def drop(self, gone: Callable[[Destination], bool]) -> None:
-        """Drop the requests that a test picks."""
+    def holds(self, route: Route, room: RoomId, generation: Generation) -> bool:
+        """Whether a request is parked."""
+        return any(d.is_for(route, room, generation) for d in self._parked.get(room, ()))
+
+    def drop(self, gone: Callable[[Destination], bool]) -> list[Destination]:
+        """Drop the requests that a test picks, and return them."""
+        dropped: list[Destination] = []
         if not self._parked:
-            return
+            return dropped
         with self._lock:
             for room, parked in list(self._parked.items()):
                 kept = tuple(d for d in parked if not gone(d))
+                dropped += [d for d in parked if d not in kept]
                 if not kept:
                     del self._parked[room]
                 elif len(kept) < len(parked):
                     self._parked[room] = kept
+        return dropped
 
 
 def _asked_again(first: Destination, then: Destination) -> KVTransferError:

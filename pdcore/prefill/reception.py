@@ -1,100 +1,214 @@
-"""Where what decode asks for meets the rooms that prefill has opened, has yet to open, or has ended."""
+"""Where what decode says of rooms meets those that prefill has opened, has yet to open, or has ended."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 
 from pdcore.config import MAX_SECONDS
 from pdcore.errors import KVTransferError
-from pdcore.model import Deadline
+from pdcore.model import Deadline, Generation, KVPoll, RoomId
 from pdcore.prefill import answers
+from pdcore.prefill.expected import Expected, Guest
 from pdcore.prefill.link import Destination, PeerLink
+from pdcore.prefill.lives import Life, Lives, Meaning, Word, meaning
 from pdcore.prefill.parking import Parking
 from pdcore.prefill.sender import KVSender
 from pdcore.prefill.senders import Senders
-from pdcore.wire import Abort, Message, Released, RequestMetadata, Route
+from pdcore.wire import Abort, Message, Opened, Released, RequestMetadata
 
 __all__ = ["Reception"]
 
+PATIENCE = 1.0
+"""Seconds in which prefill shall clear a room that succeeded, before another worker who asks is refused."""
+
+Told = Callable[[PeerLink, Message], None]
+
 
 class Reception:
-    """Takes requests and aborts of paired decode ranks, on the control thread, and rooms as they open.
+    """Takes what paired decode ranks say on the control thread, and rooms as they open, end and are cleared.
 
-    ``tell`` posts to a destination, ``counts`` are the channel's, ``rank`` is this prefill rank. The lock
-    sees to it that no request is parked once its room has taken what is parked.
+    ``post`` tells a peer unless it is lost, ``counts`` are the channel's, ``rank`` is this prefill rank. The
+    lock guards what is remembered of lives, and sees to it that no request is parked once its room has taken
+    what is parked.
     """
 
     def __init__(
-        self,
-        senders: Senders,
-        parking: Parking,
-        rank: int,
-        tell: Callable[[Destination, Message], None],
-        counts: Counter[str],
+        self, senders: Senders, parking: Parking, rank: int, post: Told, counts: Counter[str]
     ) -> None:
         self._lock = threading.Lock()
-        self._senders, self._parking = senders, parking
-        self._rank, self._tell, self._counts = rank, tell, counts
+        self._senders, self._parking, self._expected = senders, parking, Expected()
+        self._lives = Lives(time.monotonic)
+        self._rank, self._post, self._counts = rank, post, counts
+
+    # --- rooms -----------------------------------------------------------------------------
 
     def opened(self, sender: KVSender) -> None:
         """Take a room that was opened, and what came for it before."""
+        room = sender.room
         with self._lock:
             self._senders.add(sender)
-        for parked in self._parking.take(sender.room):
-            self._offer(sender, parked)
+            given_up = self._lives.opened(room)
+        for parked in self._parking.take(room):
+            self._receive(parked)
+        if given_up is not None:
+            sender.give_up(given_up)
+
+    def ended(self, sender: KVSender) -> None:
+        """A room has ended: tell those who have it open and did not ask."""
+        life, now = sender.life, time.monotonic()
+        for guest in self._expected.take(sender.room):
+            with self._lock:
+                life.heard.setdefault(guest.link.route, guest.generation)
+            failure = answers.ended_before(life, guest.link.rank, now)
+            self._refuse(guest.link, sender.room, guest.generation, failure)
+
+    def cleared(self, sender: KVSender) -> None:
+        """Free the id of a room."""
+        with self._lock:
+            if self._senders.clear(sender):
+                self._lives.cleared(sender.life)
+
+    # --- what decode says ------------------------------------------------------------------
 
     def asked(self, link: PeerLink, wanted: RequestMetadata) -> None:
         """Take a request."""
         if not wanted.remaining > 0:
             self._counts["stale"] += 1
             return
-        destination = Destination(link, wanted, Deadline.after(min(wanted.remaining, MAX_SECONDS)))
-        with self._lock:
-            sender = self._senders.get(wanted.room)
-            if sender is not None and sender.outlived_by(destination):
-                sender = None  # the next life of its id, which prefill has not opened yet
-            evicted = [] if sender else self._parking.put(destination)
-        for other, failure in evicted:
-            self._refuse(other, failure)
-        if sender is not None:
-            self._offer(sender, destination)
+        self._expected.came(wanted.room, link.route)
+        self._receive(Destination(link, wanted, Deadline.after(min(wanted.remaining, MAX_SECONDS))))
 
-    def aborted(self, route: Route, abort: Abort) -> Released | None:
+    def expected(self, link: PeerLink, opened: Opened) -> None:
+        """Take the word that a decode rank has a room open."""
+        now = time.monotonic()
+        word = Word(opened.room, link.route, link.rank, opened.generation, now - opened.age)
+        with self._lock:
+            sender = self._senders.get(word.room)
+            what, life = self._meaning(word, sender, now)
+            if what is Meaning.OVER and life is not None:
+                self._lives.hear(word, life)
+            elif what not in (Meaning.OLD, Meaning.TAKEN):
+                self._lives.wanted_again(word.room, word.rank)
+        if life is not None and what in (Meaning.OVER, Meaning.TAKEN):
+            self._refuse(link, word.room, word.generation, answers.ended_before(life, word.rank, now))
+        elif what is not Meaning.OLD:  # it has asked since
+            self._supersede(what, sender)
+            self._expected.add(word.room, Guest(link, word.generation))
+            if what is Meaning.PRESENT and sender is not None and sender.life.over:
+                self.ended(sender)  # meanwhile
+
+    def aborted(self, link: PeerLink, abort: Abort) -> Released | None:
         """Take an abort; return the answer, None if the last write of the room will bring it."""
-        self._parking.drop(lambda d: d.is_for(route, abort.room, abort.generation))
-        for sender in self._senders.of(abort.room):
-            if sender.promised_to(route, abort.generation):
+        room, route, generation = abort.room, link.route, abort.generation
+        parked = self._parking.drop(lambda d: d.is_for(route, room, generation))
+        self._expected.came(room, route)
+        if parked or not abort.asked:
+            self._given_up(link, abort)
+        for sender in self._senders.of(room):
+            if sender.life.is_promised_to(route, generation):
                 sender.give_up(abort.failure.error())
                 if not sender.drained:
                     return None
-        return Released(abort.room, abort.generation)
+        return Released(room, generation)
 
     def lost(self, link: PeerLink, why: str) -> int:
         """Fail what was promised to a lost peer; return how many rooms that were."""
         affected = self._senders.using(link)
-        self._parking.drop(lambda d: d.link is link)
+        unmet = {d.wanted.room for d in self._parking.drop(lambda d: d.link is link)}
+        for room in unmet.union(self._expected.lost(link)):
+            failure = link.loss(room, f"{why}, before prefill and decode had met in the room")
+            with self._lock:
+                sender = self._senders.get(room)
+                if sender is None or sender.life.over:
+                    self._lives.given_up(room, link.rank, failure)
+                elif link.rank not in sender.life.promised:
+                    affected.append(sender)
         for sender in affected:
             sender.give_up(link.loss(sender.room, why))
         return len(affected)
 
+    # --- from time to time, and at the end -------------------------------------------------
+
     def sweep(self) -> None:
-        """Forget requests whose deadline passed, and cleared rooms that have drained."""
+        """Forget what is too old; refuse those who wait for a room that another worker got."""
         self._parking.drop(lambda d: d.deadline.expired)
+        late = time.monotonic() - PATIENCE
+        for destination in self._parking.drop(lambda d: d.arrived_at < late and self._is_contested(d)):
+            sender = self._senders.get(destination.wanted.room)
+            if sender is None:
+                self._receive(destination)
+            else:
+                failure = answers.taken(sender.life, destination.link.rank)
+                self._refuse(destination.link, sender.room, destination.wanted.generation, failure)
         self._senders.sweep()
+        with self._lock:
+            self._lives.sweep()
 
-    def _offer(self, sender: KVSender, destination: Destination) -> None:
-        """Have a room take a request, or tell decode how the room has ended."""
-        if sender.accept(destination):
-            return
-        ended = sender.failure()
-        if ended is not None and not sender.promised_to(
-            destination.link.route, destination.wanted.generation
-        ):
-            self._refuse(destination, ended)
-        else:
+    def close(self, failure: KVTransferError) -> None:
+        """Refuse all who wait for a room that is not open."""
+        for destination in self._parking.drop(lambda _: True):
+            wanted = destination.wanted
+            self._refuse(destination.link, wanted.room, wanted.generation, failure)
+
+    # --- inside ----------------------------------------------------------------------------
+
+    def _receive(self, destination: Destination) -> None:
+        """Have a room take a request, park it for a later life, or tell decode why neither can be."""
+        link, wanted, now = destination.link, destination.wanted, time.monotonic()
+        arrived = destination.arrived_at
+        word = Word(wanted.room, link.route, link.rank, wanted.generation, arrived - wanted.age)
+        evicted = []
+        with self._lock:
+            sender = self._senders.get(word.room)
+            what, life = self._meaning(word, sender, now)
+            if life is not None and what in (Meaning.OVER, Meaning.PRESENT):
+                self._lives.hear(word, life)
+            elif what in (Meaning.NEXT, Meaning.CONTESTED, Meaning.SUPERSEDED):
+                self._lives.wanted_again(word.room, word.rank)
+                evicted = self._parking.put(destination)
+        for other, failure in evicted:
+            self._refuse(other.link, other.wanted.room, other.wanted.generation, failure)
+        self._supersede(what, sender)
+        if what is Meaning.OLD:
             self._counts["stale"] += 1
+        elif life is None or what in (Meaning.NEXT, Meaning.CONTESTED, Meaning.SUPERSEDED):
+            return
+        elif what is not Meaning.PRESENT or sender is None or not sender.accept(destination):
+            self._refuse(link, word.room, word.generation, answers.ended_before(life, word.rank, now))
 
-    def _refuse(self, destination: Destination, failure: KVTransferError) -> None:
-        self._tell(destination, answers.failed(destination.wanted, self._rank, failure, drained=True))
+    def _given_up(self, link: PeerLink, abort: Abort) -> None:
+        """Take the word that decode gave up what it has not asked for, or only of a room not opened yet."""
+        now, failure = time.monotonic(), abort.failure.error()
+        word = Word(abort.room, link.route, link.rank, abort.generation, now - abort.age, now - abort.ended)
+        with self._lock:
+            sender = self._senders.get(word.room)
+            what, life = self._meaning(word, sender, now)
+            if what in (Meaning.NEXT, Meaning.CONTESTED, Meaning.SUPERSEDED):
+                self._lives.given_up(word.room, word.rank, failure)
+            elif life is not None and what in (Meaning.OVER, Meaning.PRESENT):
+                self._lives.hear(word, life)
+        if sender is not None and what in (Meaning.PRESENT, Meaning.SUPERSEDED):
+            sender.give_up(failure)
+
+    def _meaning(self, word: Word, sender: KVSender | None, now: float) -> tuple[Meaning, Life | None]:
+        present = sender.life if sender is not None else None
+        return meaning(word, present, self._lives.earlier(word.room), now)
+
+    def _supersede(self, what: Meaning, sender: KVSender | None) -> None:
+        if what is Meaning.SUPERSEDED and sender is not None:
+            sender.give_up(answers.superseded(sender.room))
+
+    def _is_contested(self, destination: Destination) -> bool:
+        """Whether a parked request waits for a room that another worker got, and prefill does not clear."""
+        sender = self._senders.get(destination.wanted.room)
+        return (
+            sender is not None
+            and sender.record.status is KVPoll.SUCCESS
+            and destination.link.route not in sender.life.heard
+        )
+
+    def _refuse(self, link: PeerLink, room: RoomId, generation: Generation, failure: KVTransferError) -> None:
+        self._post(link, answers.failed(room, generation, self._rank, failure))

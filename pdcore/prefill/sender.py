@@ -13,14 +13,15 @@ from pdcore.arguments import require_deadline
 from pdcore.errors import FailureCode, KVTransferError
 from pdcore.handle import NOT_ENDED, RoomHandle
 from pdcore.metrics import RequestMetrics
-from pdcore.model import Deadline, Generation, KVPoll
+from pdcore.model import Deadline, KVPoll
 from pdcore.prefill.delivery import Delivery, TransferKVChunk
 from pdcore.prefill.host import SenderHost
 from pdcore.prefill.link import Destination, PeerLink
+from pdcore.prefill.lives import Life
 from pdcore.prefill.supply import Supply
 from pdcore.prefill.transfer import Shipment
 from pdcore.status import Room
-from pdcore.wire import Message, Released, Route
+from pdcore.wire import Message, Released
 
 __all__ = ["KVSender"]
 
@@ -28,18 +29,18 @@ __all__ = ["KVSender"]
 class KVSender(RoomHandle):
     """Sends the KV cache of one room. Made by ``PrefillManager.sender``; one scheduler thread calls it.
 
-    The lock guards ``_destinations``, ``_complete``, ``_held``, ``_unfinished`` and ``_in_flight``.
+    The lock guards ``_destinations``, ``_held``, ``_unfinished`` and ``_in_flight``, and writes
+    what ``life`` promises.
     """
 
     side = "prefill"
 
     def __init__(self, host: SenderHost, record: Room) -> None:
         super().__init__(host.rooms, record, host.events)
+        self.life = Life(record)
         self._host = host
         self._lock = threading.Lock()
         self._destinations: list[Destination] = []
-        self._asked: dict[Route, Generation] = {}
-        self._complete = False
         self._held: list[TransferKVChunk] = []
         self._unfinished = 0
         self._in_flight = 0
@@ -87,7 +88,7 @@ class KVSender(RoomHandle):
         with self._lock:
             self._supply.taken(chunk)
             self._unfinished += 1
-            if not self._complete:
+            if not self.life.complete:
                 self._held.append(chunk)
                 return
         self._dispatch(chunk, from_send=True)
@@ -143,40 +144,29 @@ class KVSender(RoomHandle):
         """Whether the room ended and nothing of it is in flight; unlike ``release_safe`` from any thread."""
         return self.record.status.terminal and self._in_flight == 0
 
-    def promised_to(self, route: Route, generation: Generation) -> bool:
-        """Whether this room is promised to a decode rank's request."""
-        return any(d.link.route == route and d.wanted.generation == generation for d in self._destinations)
-
-    def outlived_by(self, destination: Destination) -> bool:
-        """Whether this room has ended, and this is a request for the next life of its id."""
-        asked = self._asked.get(destination.link.route)
-        if asked is None:
-            return self.record.status is KVPoll.SUCCESS
-        return self.record.status.terminal and asked < destination.wanted.generation
-
     def accept(self, destination: Destination) -> bool:
         """Take a destination; return False if the room is past BOOTSTRAPPING (a stale message).
 
         The room waits for all the decode ranks that ask this prefill rank.
         """
-        link = destination.link
-        self._asked.setdefault(link.route, destination.wanted.generation)
+        link, wanted, life = destination.link, destination.wanted, self.life
         with self._lock:
-            twice = any(d.link.rank == link.rank for d in self._destinations)
-            if self.record.status is not KVPoll.BOOTSTRAPPING or self._complete or twice:
+            twice = link.rank in life.promised
+            if self.record.status is not KVPoll.BOOTSTRAPPING or life.complete or twice:
                 return False
             # A new list, so that who reads it without the lock sees the old or the new one whole.
             self._destinations = [*self._destinations, destination]
+            life.promised = {**life.promised, link.rank: (link.route, wanted.generation, link.identity)}
             failure = self._supply.disagreement(destination)
             if link.lost:
                 failure = link.loss(self.room, "it was lost before prefill opened the room")
-            self._complete = failure is None and len(self._destinations) >= link.served
-            held, self._held = (self._held, []) if self._complete else ([], self._held)
+            life.complete = failure is None and len(self._destinations) >= link.served
+            held, self._held = (self._held, []) if life.complete else ([], self._held)
         self._host.rooms.tighten(self.record, destination.deadline)
         destination.report(self.record.generation, self.events)
         if failure is not None:
             self.give_up(failure)
-        elif self._complete:
+        elif life.complete:
             self._met_at = time.monotonic()
             self._host.rooms.move(self.record, KVPoll.WAITING_FOR_INPUT)
             for chunk in held:
@@ -190,6 +180,7 @@ class KVSender(RoomHandle):
         # Aux is read before SUCCESS shows: from then on the caller may reuse the slot.
         messages = [(d, m) for d in destinations for m in self._host.conclusion(self, d)]
         self._end(KVPoll.SUCCESS, tell=partial(self._tell_all, messages))
+        self._host.ended(self)
 
     def chunks_to(self, destination: Destination) -> list[TransferKVChunk]:
         """Return what was sent to a destination, in order."""
@@ -203,6 +194,7 @@ class KVSender(RoomHandle):
             destinations, drained = list(self._destinations), self._in_flight == 0
         for destination in destinations:
             self._host.tell(destination, self._host.failed(destination, failure, drained=drained))
+        self._host.ended(self)
         return True
 
     def uses(self, link: PeerLink) -> bool:

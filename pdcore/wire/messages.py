@@ -1,8 +1,8 @@
 """Every message of the control plane. Fields are named on the wire; index arrays get own frames.
 
-Decode opens the connection. It sends PairRequest, RequestMetadata and Abort; prefill answers with
-PairReply, AuxRow, RoomStatus and Released. If pages are verified, prefill sends Digests and decode
-Verdicts. Both send Heartbeat and Bye.
+Decode opens the connection. It sends PairRequest, Opened, RequestMetadata, Inquiry and Abort; prefill
+answers with PairReply, AuxRow, RoomStatus, Standing and Released. If pages are verified, prefill sends
+Digests and decode Verdicts. Both send Heartbeat and Bye.
 """
 
 from __future__ import annotations
@@ -26,13 +26,16 @@ __all__ = [
     "Digests",
     "Failure",
     "Heartbeat",
+    "Inquiry",
     "Message",
+    "Opened",
     "PairReply",
     "PairRequest",
     "PeerDescription",
     "Released",
     "RequestMetadata",
     "RoomStatus",
+    "Standing",
     "Verdict",
 ]
 
@@ -103,8 +106,9 @@ class PairReply:
 class RequestMetadata:
     """Where decode wants one request: its pages, aux slot and state items.
 
-    ``remaining`` is the rest of the request's deadline in seconds, so that clocks may differ. ``trace``
-    is the W3C traceparent of decode's span; prefill's becomes its child.
+    ``remaining`` is the rest of the request's deadline in seconds, so that clocks may differ; ``age`` are
+    the seconds since decode opened the room. ``trace`` is the W3C traceparent of decode's span; prefill's
+    becomes its child.
     """
 
     room: RoomId
@@ -115,6 +119,7 @@ class RequestMetadata:
     decode_prefix_len: int
     remaining: float
     trace: str | None = None
+    age: float = 0.0
 
 
 @attrs.frozen
@@ -140,11 +145,18 @@ class RoomStatus:
 
 @attrs.frozen
 class Abort:
-    """Decode gave the request up and wants to know when its pages are safe."""
+    """Decode gave the request up and wants to know when its pages are safe.
+
+    ``asked``: it has sent a RequestMetadata of this generation before. It opened the room ``age`` seconds
+    ago, and gave it up ``ended`` seconds ago.
+    """
 
     room: RoomId
     generation: Generation
     failure: Failure
+    asked: bool = True
+    age: float = 0.0
+    ended: float = 0.0
 
 
 @attrs.frozen
@@ -186,6 +198,33 @@ class Verdict:
 
 
 @attrs.frozen
+class Opened:
+    """Decode opened a room ``age`` seconds ago, and has yet to say where it wants it."""
+
+    room: RoomId
+    generation: Generation
+    age: float
+
+
+@attrs.frozen
+class Inquiry:
+    """Decode's deadline is near: what does prefill wait for?"""
+
+    room: RoomId
+    generation: Generation
+
+
+@attrs.frozen
+class Standing:
+    """What prefill rank ``rank`` waits for in a room, in words; what follows "it" in a sentence."""
+
+    room: RoomId
+    generation: Generation
+    rank: int
+    waits_for: str
+
+
+@attrs.frozen
 class Heartbeat:
     """The sender's control thread runs."""
 
@@ -214,6 +253,9 @@ Message = (
     | RoomStatus
     | Abort
     | Released
+    | Opened
+    | Inquiry
+    | Standing
     | Heartbeat
     | Bye
 )
@@ -230,5 +272,8 @@ MESSAGE_KINDS: dict[int, type[Message]] = {
     9: Bye,
     10: Digests,
     11: Verdict,
+    12: Opened,
+    13: Inquiry,
+    14: Standing,
 }
 """The numbers that stand for the kinds on the wire; never reused."""

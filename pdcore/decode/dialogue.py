@@ -1,0 +1,108 @@
+"""What one room of decode says to the prefill ranks of its group, in an order in which no word overtakes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Container, Sequence
+from functools import partial
+
+import attrs
+
+from pdcore.backend import PeerIdentity
+from pdcore.decode.group import PrefillGroup
+from pdcore.decode.host import ReceiverHost
+from pdcore.decode.source import PrefillSource
+from pdcore.errors import KVTransferError
+from pdcore.status import Room
+from pdcore.wire import Abort, Failure, Opened, RequestMetadata
+
+__all__ = ["Dialogue"]
+
+
+class Dialogue:
+    """Each paired prefill rank hears of the room: that it is open, if it asks late; a request; its end.
+
+    ``group`` and ``asking``, which turns true when the requests are about to go out, are guarded by the
+    receiver's lock; ``posted`` turns true once they are.
+    """
+
+    def __init__(self, host: ReceiverHost, record: Room, bootstrap: str) -> None:
+        self.group: PrefillGroup | None = None
+        self.asking = self.posted = False
+        self._host, self._record, self._bootstrap = host, record, bootstrap
+        self._announced = False
+
+    @property
+    def members(self) -> Sequence[PrefillSource]:
+        """The prefill ranks, once they are known."""
+        return self.group.members if self.group is not None else ()
+
+    def announce(self) -> None:
+        """Let prefill know of a room that has not asked for long, so that it can tell if it ends it."""
+        if self._announced or self.asking or self.group is None or not self.group.ready:
+            return
+        self._announced = True
+        for member in self.members:
+            self._host.say(member, Opened(self._record.room, self._record.generation, self._age()))
+
+    def ask(self, wanted: RequestMetadata) -> None:
+        """Post the requests, and that the room was given up meanwhile, if it was."""
+        wanted = attrs.evolve(wanted, remaining=self._record.deadline.remaining(), age=self._age())
+        for member in self.members:
+            self._host.request(member, wanted)
+        # Who fails the room from here on abandons the request; who did before left it to us, or its word
+        # would have overtaken the request.
+        self.posted = True
+        if (failure := self._record.failure) is not None:
+            self.abandon(failure, self.members)
+
+    def abandon(self, failure: KVTransferError, members: Sequence[PrefillSource]) -> None:
+        """Tell prefill ranks that were asked that the room was given up."""
+        abort = Abort(self._record.room, self._record.generation, Failure.of(failure))
+        for member in members:
+            self._host.abandon(member, abort)
+
+    def part(self, failure: KVTransferError, told: PrefillSource | None = None) -> None:
+        """Tell the prefill ranks, none of which was asked, each as soon as it is paired; ``told`` knows it.
+
+        Those that cannot be found or paired are not told.
+        """
+        group = self.group or self._host.default_group(self._bootstrap, self._record.room)
+        if group is not None:
+            group.whenever_found(partial(self._part, group, failure, told))
+
+    def remind(self, writers: Container[PeerIdentity]) -> None:
+        """Ask those who may still write to this failed room again: the question or its answer may be lost."""
+        failure = self._record.failure
+        if failure is not None and self.posted:
+            self.abandon(
+                failure, [m for m in self.members if m.identity in writers and self._host.reaches(m)]
+            )
+
+    def _part(self, group: PrefillGroup, failure: KVTransferError, told: PrefillSource | None) -> None:
+        for member in group.members:
+            if member is not told:
+                member.subscribe(_LastWord(self._host, self._record, failure, member), first=True)
+
+    def _age(self) -> float:
+        return time.monotonic() - self._record.opened_at
+
+
+@attrs.frozen(eq=False)
+class _LastWord:
+    """Tells a prefill rank that a room was given up, once it is paired."""
+
+    _host: ReceiverHost
+    _room: Room
+    _failure: KVTransferError
+    _member: PrefillSource
+
+    def paired(self) -> None:
+        now, room = time.monotonic(), self._room
+        age, ended = now - room.opened_at, now - (room.ended_at or now)
+        failure = Failure.of(self._failure)
+        abort = Abort(room.room, room.generation, failure, asked=False, age=age, ended=ended)
+        self._host.say(self._member, abort)
+
+    def fail(self, failure: KVTransferError) -> bool:
+        return False

@@ -1,0 +1,196 @@
+"""Which life of a room a word of decode is about: the present one, one that has ended, or the next.
+
+A room id is used again, each side counts lives on its own, and either side may end a life before it has
+met the other. What tells lives apart: a decode rank says a word of each of its lives to a paired prefill
+rank, a request or that it gave up, in order; and an id is given out again only once both sides have
+cleared it. So the first word of a rank that a life has ended without belongs to that life, if it can.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from enum import Enum
+
+import attrs
+
+from pdcore.backend import PeerIdentity
+from pdcore.errors import KVTransferError
+from pdcore.model import Clock, Generation, KVPoll, RoomId
+from pdcore.status import Room
+from pdcore.wire import Route
+
+__all__ = ["SECONDS", "SKEW", "Life", "Lives", "Meaning", "Word", "meaning"]
+
+SECONDS = 60.0
+"""How long a room that has ended on one side is remembered for the other."""
+
+SKEW = 2.0
+"""Seconds by which the ranks of one decode group may come apart, or a message be under way."""
+
+MOST = 16_384
+MOST_OF_ONE = 8
+
+
+@attrs.frozen
+class Word:
+    """What a decode rank says of a room: it opened it, and if it gave up, when, on prefill's clock."""
+
+    room: RoomId
+    route: Route
+    rank: int
+    generation: Generation
+    opened_at: float
+    ended_at: float | None = None
+
+
+@attrs.define(eq=False)
+class Life:
+    """One life of a room on prefill's side. Written by the reception and the sender, read by both.
+
+    ``heard`` holds the newest generation of each decode rank that said a word of it, ``met_at`` when the
+    last of them had opened it; ``promised`` who has it, by unique rank.
+    """
+
+    record: Room
+    heard: dict[Route, Generation] = attrs.field(factory=dict)
+    met_at: float = 0.0
+    promised: dict[int, tuple[Route, Generation, PeerIdentity]] = attrs.field(factory=dict)
+    complete: bool = False
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended."""
+        return self.record.status.terminal
+
+    def hear(self, word: Word) -> None:
+        """Note that a rank's word of this life has come."""
+        self.heard[word.route] = word.generation
+        self.met_at = max(self.met_at, word.opened_at)
+
+    def is_promised_to(self, route: Route, generation: Generation) -> bool:
+        """Whether it is promised to a decode rank's request."""
+        return any(promise[:2] == (route, generation) for promise in self.promised.values())
+
+    def taken_from(self, word: Word) -> bool:
+        """Whether another decode worker has the place of who speaks."""
+        promise = self.promised.get(word.rank)
+        return self.complete if promise is None else promise[0] != word.route
+
+    def awaits(self, word: Word, now: float) -> bool:
+        """Whether it has ended without a word of this rank, and this may be it."""
+        ended = self.record.ended_at
+        if ended is None or word.route in self.heard or now - ended > SECONDS:
+            return False
+        if word.opened_at < ended:
+            return True
+        if self.record.status is KVPoll.SUCCESS or self.taken_from(word):
+            return False
+        return not self.heard or word.opened_at < max(ended, self.met_at) + SKEW
+
+
+class Meaning(Enum):
+    """What to do with a word."""
+
+    PRESENT = "it is for the open life"
+    NEXT = "it is for a life that is yet to be opened"
+    OVER = "its life has ended here"
+    TAKEN = "another decode worker has the room"
+    SUPERSEDED = "decode has given the open life up, and speaks of its next"
+    CONTESTED = "it is for the next life, or comes too late for one that another has got"
+    OLD = "it was said before"
+
+
+def meaning(
+    word: Word, present: Life | None, earlier: Sequence[Life], now: float
+) -> tuple[Meaning, Life | None]:
+    """Return what a word means, and the life that it is about.
+
+    ``present`` is not cleared, but may have ended; ``earlier`` are those that were, the oldest first.
+    """
+    awaiting = [life for life in earlier if life.awaits(word, now) and _before(word, present, life)]
+    if awaiting:
+        # Who gave up may have given up several lives: they come in order. Who asks is at its last one.
+        return Meaning.OVER, awaiting[0 if word.ended_at is not None else -1]
+    if present is None:
+        return Meaning.NEXT, None
+    said = present.heard.get(word.route)
+    if said is not None and word.generation > said:
+        return (Meaning.NEXT if present.over else Meaning.SUPERSEDED), present
+    if said is not None:
+        again = present.over and word.generation == said
+        refused = again and not present.is_promised_to(word.route, word.generation)
+        return (Meaning.OVER if refused else Meaning.OLD), present
+    if not present.over:
+        return (Meaning.TAKEN if present.taken_from(word) else Meaning.PRESENT), present
+    if present.record.status is KVPoll.FAILED:
+        return Meaning.OVER, present
+    ended = present.record.ended_at
+    return (Meaning.TAKEN if ended is None or word.opened_at < ended else Meaning.CONTESTED), present
+
+
+def _before(word: Word, present: Life | None, earlier: Life) -> bool:
+    """Whether a word is older than the present life."""
+    if present is None or (earlier.record.ended_at or 0.0) > word.opened_at:
+        return True
+    return word.ended_at is not None and word.ended_at <= present.record.opened_at + SKEW
+
+
+class Lives:
+    """What is remembered of rooms that ended on one side before the other came.
+
+    At most ``MOST`` rooms each way, and ``MOST_OF_ONE`` lives of each, for ``SECONDS``. Belongs to the
+    reception, whose lock guards it.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._cleared: OrderedDict[RoomId, tuple[Life, ...]] = OrderedDict()
+        self._given_up: OrderedDict[RoomId, dict[int, tuple[float, KVTransferError]]] = OrderedDict()
+
+    def cleared(self, life: Life) -> None:
+        """Remember a life that prefill has cleared."""
+        room = life.record.room
+        self._cleared[room] = (*self._cleared.pop(room, ()), life)[-MOST_OF_ONE:]
+        if len(self._cleared) > MOST:
+            self._cleared.popitem(last=False)
+
+    def earlier(self, room: RoomId) -> Sequence[Life]:
+        """Return the last lives of a room that were cleared, the oldest first."""
+        return self._cleared.get(room, ())
+
+    def hear(self, word: Word, life: Life) -> None:
+        """Note that a word was about a life: those before it await the rank no more."""
+        for one in self.earlier(word.room):
+            if one.record.generation < life.record.generation:
+                one.heard.setdefault(word.route, word.generation)
+        life.hear(word)
+
+    def given_up(self, room: RoomId, rank: int, failure: KVTransferError) -> None:
+        """Remember that a decode rank gave a room up that prefill has yet to open."""
+        ranks = self._given_up.pop(room, {})
+        self._given_up[room] = {**ranks, rank: (self._clock(), failure)}
+        if len(self._given_up) > MOST:
+            self._given_up.popitem(last=False)
+
+    def wanted_again(self, room: RoomId, rank: int) -> None:
+        """Forget that a rank gave a room up: it, or another at its place, has asked since."""
+        ranks = self._given_up.get(room, {})
+        if rank in ranks:
+            del ranks[rank]
+            if not ranks:
+                del self._given_up[room]
+
+    def opened(self, room: RoomId) -> KVTransferError | None:
+        """Return why decode has given up a room that prefill opens now, or None; it is forgotten."""
+        now = self._clock()
+        ranks = self._given_up.pop(room, {})
+        return next((failure for at, failure in ranks.values() if now - at <= SECONDS), None)
+
+    def sweep(self) -> None:
+        """Forget what is too old."""
+        too_old = self._clock() - SECONDS
+        while self._cleared and (next(iter(self._cleared.values()))[-1].record.ended_at or 0.0) < too_old:
+            self._cleared.popitem(last=False)
+        while self._given_up and max(at for at, _ in next(iter(self._given_up.values())).values()) < too_old:
+            self._given_up.popitem(last=False)

@@ -1,0 +1,146 @@
+"""Which life of a room a word of decode is about, as a table."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+
+from pdcore.backend import PeerIdentity
+from pdcore.errors import FailureCode, KVTransferError
+from pdcore.model import Deadline, Generation, Incarnation, KVPoll, Role, RoomId
+from pdcore.prefill.lives import MOST, MOST_OF_ONE, SECONDS, SKEW, Life, Lives, Meaning, Word, meaning
+from pdcore.status import Room
+from pdcore.wire import Route
+
+ROOM = RoomId(7)
+US, OTHER = Route(b"us"), Route(b"other")
+NOW = 1000.0
+FAILURE = KVTransferError(FailureCode.ABORTED, "it ended", "so", "-")
+
+
+def life(
+    opened: float,
+    ended: float | None = None,
+    *,
+    success: bool = False,
+    heard: dict[Route, int] | None = None,
+    holder: Route | None = None,
+    number: int = 1,
+) -> Life:
+    """A life of prefill's room that opened and ended so many seconds ago."""
+    record = Room(ROOM, Generation(number), Deadline.after(300))
+    record.opened_at = NOW - opened
+    if ended is not None:
+        record.status = KVPoll.SUCCESS if success else KVPoll.FAILED
+        record.ended_at = NOW - ended
+    one = Life(record, {route: Generation(n) for route, n in (heard or {}).items()})
+    if holder is not None:
+        identity = PeerIdentity(Role.DECODE, Incarnation("ab" * 16), "h:1")
+        one.promised = {0: (holder, Generation(one.heard.get(holder, 1)), identity)}
+        one.complete = True
+    return one
+
+
+def word(generation: int = 1, opened: float = 1.0, ended: float | None = None, rank: int = 0) -> Word:
+    """What rank ``rank`` at the route ``us`` says of a room that it opened so many seconds ago."""
+    return Word(ROOM, US, rank, Generation(generation), NOW - opened, None if ended is None else NOW - ended)
+
+
+CASES: dict[str, tuple[Word, Life | None, list[Life], Meaning]] = {
+    "the first word": (word(), None, [], Meaning.NEXT),
+    "for the open life": (word(), life(5), [], Meaning.PRESENT),
+    "said before": (word(), life(5, heard={US: 1}, holder=US), [], Meaning.OLD),
+    "of a life before": (word(), life(5, heard={US: 2}, holder=US), [], Meaning.OLD),
+    "of a next life": (word(2), life(5, heard={US: 1}, holder=US), [], Meaning.SUPERSEDED),
+    "another has it": (word(), life(5, heard={OTHER: 1}, holder=OTHER), [], Meaning.TAKEN),
+    "ended, unheard": (word(), life(5, 2), [], Meaning.OVER),
+    "ended, refused, again": (word(), life(5, 2, heard={US: 1}), [], Meaning.OVER),
+    "ended, promised, again": (word(), life(5, 2, heard={US: 1}, holder=US), [], Meaning.OLD),
+    "ended, its next": (word(2), life(5, 2, heard={US: 1}, holder=US), [], Meaning.NEXT),
+    "another got it, ours is older": (
+        word(opened=3), life(5, 2, success=True, heard={OTHER: 1}, holder=OTHER), [], Meaning.TAKEN
+    ),
+    "another got it, ours is younger": (
+        word(opened=1), life(5, 2, success=True, heard={OTHER: 1}, holder=OTHER), [], Meaning.CONTESTED
+    ),
+    "cleared, unheard": (word(), None, [life(5, 2)], Meaning.OVER),
+    "cleared, unheard, too long ago": (word(), None, [life(99, SECONDS + 1)], Meaning.NEXT),
+    "cleared, heard": (word(2), None, [life(5, 2, heard={US: 1})], Meaning.NEXT),
+    "cleared, heard of others of the group": (
+        word(opened=4, rank=1), None, [life(5, 2, heard={OTHER: 1})], Meaning.OVER
+    ),
+    "cleared, and opened there much later than others of the group": (
+        word(opened=2, rank=1), None, [life(9, 3 + SKEW, heard={OTHER: 1})], Meaning.NEXT
+    ),
+    "cleared, another got it": (
+        word(opened=1), None, [life(5, 2, success=True, heard={OTHER: 1}, holder=OTHER)], Meaning.NEXT
+    ),
+    "cleared, another got it, ours is older": (
+        word(opened=3), None, [life(5, 2, success=True, heard={OTHER: 1}, holder=OTHER)], Meaning.OVER
+    ),
+    "cleared and opened again, older": (word(opened=4), life(1), [life(5, 2)], Meaning.OVER),
+    "cleared and opened again, younger": (word(opened=1), life(1), [life(5, 2)], Meaning.PRESENT),
+    "given up before the open life was opened": (
+        word(opened=4, ended=3), life(1), [life(5, 2)], Meaning.OVER
+    ),
+    "given up while it was opened": (word(opened=1.5, ended=0), life(1), [life(5, 2)], Meaning.OVER),
+    "given up long after it was opened": (word(opened=8, ended=0), life(9), [life(19, 12)], Meaning.PRESENT),
+    "given up, all lives before heard": (
+        word(2, opened=1, ended=0), life(1), [life(5, 2, heard={US: 1})], Meaning.PRESENT
+    ),
+    "given up by who has not got it": (
+        word(ended=0), life(5, heard={OTHER: 1}, holder=OTHER), [], Meaning.TAKEN
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_word_means_what_the_table_says(case: str) -> None:
+    said, present, earlier, what = CASES[case]
+    assert meaning(said, present, earlier, NOW)[0] is what
+
+
+def test_who_gave_up_several_lives_is_heard_of_each_and_who_asks_of_the_last() -> None:
+    lives = Lives(lambda: NOW)
+    three = [life(9 - n, 8 - n, number=n) for n in range(1, 4)]
+    for one in three:
+        lives.cleared(one)
+    for number, one in enumerate(three[:2], 1):
+        gave_up = word(number, opened=0.1, ended=0.0)
+        what, found = meaning(gave_up, None, lives.earlier(ROOM), NOW)
+        assert (what, found) == (Meaning.OVER, one)
+        lives.hear(gave_up, one)
+    asks = attrs.evolve(word(9), route=OTHER)
+    assert meaning(asks, None, lives.earlier(ROOM), NOW) == (Meaning.OVER, three[2])
+    lives.hear(asks, three[2])
+    assert all(OTHER in one.heard for one in three)
+    assert meaning(asks, None, lives.earlier(ROOM), NOW)[0] is Meaning.NEXT
+
+
+def test_what_is_remembered_is_bounded_in_number_and_time() -> None:
+    clock = [NOW]
+    lives = Lives(lambda: clock[0])
+    for number in range(MOST + 10):
+        record = Room(RoomId(number), Generation(1), Deadline.after(300))
+        record.ended_at = NOW
+        lives.cleared(Life(record))
+        lives.given_up(RoomId(number), 0, FAILURE)
+    assert (len(lives._cleared), len(lives._given_up)) == (MOST, MOST)
+    for number in range(20):
+        lives.cleared(life(5, 2, number=number))
+    assert len(lives.earlier(ROOM)) == MOST_OF_ONE
+    clock[0] += SECONDS + 1
+    assert lives.opened(RoomId(100)) is None
+    lives.sweep()
+    assert (len(lives._cleared), len(lives._given_up)) == (0, 0)
+
+
+def test_a_room_that_was_given_up_is_told_when_it_is_opened_unless_the_rank_came_again() -> None:
+    lives = Lives(lambda: NOW)
+    lives.given_up(ROOM, 0, FAILURE)
+    assert lives.opened(ROOM) is FAILURE
+    assert lives.opened(ROOM) is None
+    lives.given_up(ROOM, 0, FAILURE)
+    lives.wanted_again(ROOM, 1)
+    lives.wanted_again(ROOM, 0)
+    assert lives.opened(ROOM) is None

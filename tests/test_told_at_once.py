@@ -1,0 +1,454 @@
+"""Whoever ends a room tells the other side at once, in whatever order both sides come.
+
+All deadlines are 300 s: nobody who waits for one ends in time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import attrs
+import pytest
+from groups import Groups, Model, ended, groups, ranks
+from pair import Pair, config, finish, paired, pools, same_pages, soon
+
+from pdcore import (
+    Config,
+    Deadline,
+    DecodeManager,
+    FailureCode,
+    KVPoll,
+    KVReceiver,
+    KVSender,
+    KVTransferError,
+    RoomId,
+    Topology,
+    select,
+)
+from pdcore.wire import Route
+
+CONFIG = config(request=300.0)
+ROOMS = itertools.count(100)
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Pair]:
+    with paired(CONFIG) as both:
+        both.move(1, [0], [0])
+        yield both
+
+
+@pytest.fixture
+def room() -> RoomId:
+    return RoomId(next(ROOMS))
+
+
+@contextmanager
+def another_decode(cfg: Config = CONFIG) -> Iterator[DecodeManager]:
+    """A second decode worker, which has not paired yet."""
+    with DecodeManager(select("local"), pools(), Topology(), cfg) as decode:
+        yield decode
+
+
+def failed(*handles: KVSender | KVReceiver) -> KVTransferError:
+    """Wait until rooms have failed; return why the first did."""
+    for handle in handles:
+        assert handle.wait(soon()) is KVPoll.FAILED
+    failure = handles[0].failure()
+    assert failure is not None
+    return failure
+
+
+def until(true: Callable[[], object]) -> None:
+    deadline = soon()
+    while not true():
+        assert not deadline.expired
+        time.sleep(0.005)
+
+
+def opened(pair: Pair, room: RoomId, decode: DecodeManager | None = None) -> KVReceiver:
+    """A room that decode has open, paired if its worker is, and has not asked for."""
+    receiver = (decode or pair.decode).receiver(pair.bootstrap.address, room)
+    receiver.init()
+    return receiver
+
+
+def asked(pair: Pair, room: RoomId, decode: DecodeManager | None = None, page: int = 5) -> KVReceiver:
+    receiver = opened(pair, room, decode)
+    receiver.send_metadata([page])
+    return receiver
+
+
+def offered(pair: Pair, room: RoomId) -> KVSender:
+    sender = pair.prefill.sender(room)
+    sender.init(1)
+    sender.send([3])
+    return sender
+
+
+def expects(pair: Pair, room: RoomId) -> bool:
+    """Whether prefill knows that decode has a room open."""
+    return bool(pair.prefill._reception._expected.of(room))
+
+
+def parked(pair: Pair, room: RoomId) -> bool:
+    return room in pair.prefill._parking._parked
+
+
+# --- decode gives up ------------------------------------------------------------------------
+
+
+def cleared(handle: KVSender | KVReceiver) -> None:
+    handle.clear()
+
+
+def aborted(handle: KVSender | KVReceiver) -> None:
+    handle.abort()
+
+
+def aborted_and_cleared(handle: KVSender | KVReceiver) -> None:
+    handle.abort()
+    handle.clear()
+
+
+ENDS = [aborted, cleared, aborted_and_cleared]
+
+
+@pytest.mark.parametrize("prefill_first", [True, False])
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("stage", ["opened", "initialised", "asked"])
+def test_prefill_learns_that_decode_gave_up(
+    stage: str, end: Callable[[KVReceiver], None], prefill_first: bool, pair: Pair, room: RoomId
+) -> None:
+    sender = offered(pair, room) if prefill_first else None
+    receiver = pair.decode.receiver(pair.bootstrap.address, room)
+    if stage != "opened":
+        receiver.init()
+    if stage == "asked" and not prefill_first:
+        receiver.send_metadata([5])
+        until(lambda: parked(pair, room))
+    end(receiver)
+    if sender is None:
+        until(lambda: room in pair.prefill._reception._lives._given_up)
+        sender = offered(pair, room)
+    failure = failed(sender)
+    assert failure.code is FailureCode.ABORTED
+    assert failure.happened == f"decode aborted room {room}"
+    until(lambda: sender.release_safe() and receiver.release_safe())
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("initialised", [True, False])
+def test_prefill_learns_it_of_a_decode_that_has_never_paired(
+    initialised: bool, end: Callable[[KVReceiver], None], pair: Pair, room: RoomId
+) -> None:
+    with another_decode() as decode:
+        sender = offered(pair, room)
+        receiver = decode.receiver(pair.bootstrap.address, room)
+        if initialised:
+            receiver.init()
+        end(receiver)
+        assert failed(sender).happened == f"decode aborted room {room}"
+
+
+@pytest.mark.parametrize("prefill_first", [True, False])
+def test_prefill_learns_that_decode_missed_its_deadline_before_it_asked(
+    prefill_first: bool, pair: Pair, room: RoomId
+) -> None:
+    sender = offered(pair, room) if prefill_first else None
+    receiver = pair.decode.receiver(pair.bootstrap.address, room, Deadline.after(0.2))
+    receiver.init()
+    assert failed(receiver).code is FailureCode.DEADLINE
+    sender = sender or offered(pair, room)
+    failure = failed(sender)
+    assert failure.code is FailureCode.DEADLINE
+    assert failure.happened == f"room {room} missed its deadline"
+
+
+@pytest.mark.parametrize("prefill_first", [True, False])
+def test_prefill_learns_that_decode_closed_before_it_asked(
+    prefill_first: bool, pair: Pair, room: RoomId
+) -> None:
+    with another_decode() as decode:
+        sender = offered(pair, room) if prefill_first else None
+        opened(pair, room, decode)
+        until(lambda: expects(pair, room))
+        decode.close()
+        until(lambda: not expects(pair, room))
+        failure = failed(sender or offered(pair, room))
+        assert failure.code in (FailureCode.SHUTDOWN, FailureCode.PEER_LOST)
+
+
+@pytest.mark.parametrize(
+    ("stage", "prefill_first"), [("opened", True), ("opened", False), ("asked", False), ("asked", True)]
+)
+def test_prefill_learns_that_decode_was_lost(
+    stage: str, prefill_first: bool, pair: Pair, room: RoomId
+) -> None:
+    with another_decode() as decode:
+        sender = pair.prefill.sender(room) if prefill_first else None
+        (opened if stage == "opened" else asked)(pair, room, decode)
+        until(lambda: expects(pair, room) or parked(pair, room) or (sender and sender.life.complete))
+        route = Route(decode.incarnation.encode())
+        pair.prefill.channel.call(lambda: pair.prefill._lose(route, "3 heartbeats are missing"))
+        until(lambda: pair.prefill._links.get(route) is None)
+        failure = failed(sender or offered(pair, room))
+        assert failure.code is FailureCode.PEER_LOST
+        assert "3 heartbeats are missing" in failure.there_is
+
+
+# --- prefill gives up -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("stage", ["opens later", "has it open", "was about to ask"])
+def test_decode_learns_that_prefill_gave_up(
+    stage: str, end: Callable[[KVSender], None], pair: Pair, room: RoomId
+) -> None:
+    sender = offered(pair, room)
+    receiver = None
+    if stage != "opens later":
+        receiver = opened(pair, room)
+        until(lambda: expects(pair, room))
+    end(sender)
+    if stage == "opens later":
+        receiver = asked(pair, room)
+    elif stage == "was about to ask":
+        assert receiver is not None
+        receiver.send_metadata([5])
+    assert receiver is not None
+    failure = failed(receiver)
+    assert failure.code is FailureCode.ABORTED
+    assert failure.happened == f"prefill aborted room {room}"
+    until(receiver.release_safe)
+
+
+def test_decode_learns_that_prefill_missed_its_deadline_before_decode_asked(pair: Pair, room: RoomId) -> None:
+    sender = pair.prefill.sender(room, Deadline.after(0.2))
+    assert failed(sender).code is FailureCode.DEADLINE
+    sender.clear()
+    failure = failed(asked(pair, room))
+    assert failure.code is FailureCode.DEADLINE
+    assert "prefill ended the room" in failure.there_is
+
+
+@pytest.mark.parametrize("stage", ["opened", "parked"])
+def test_decode_learns_that_prefill_closed(stage: str) -> None:
+    with paired(CONFIG) as both:
+        both.move(1, [0], [0])
+        receiver = (opened if stage == "opened" else asked)(both, RoomId(2))
+        until(lambda: parked(both, RoomId(2)) or expects(both, RoomId(2)))
+        both.prefill.close()
+        code = FailureCode.SHUTDOWN if stage == "parked" else FailureCode.PEER_LOST
+        assert failed(receiver).code is code
+
+
+# --- who else asks --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("asks", [opened, asked])
+def test_a_second_worker_is_told_who_has_the_room(
+    asks: Callable[[Pair, RoomId, DecodeManager], KVReceiver], pair: Pair, room: RoomId
+) -> None:
+    sender = pair.prefill.sender(room)
+    first = asked(pair, room)
+    until(lambda: sender.poll() is KVPoll.WAITING_FOR_INPUT)
+    with another_decode() as decode:
+        failure = failed(asks(pair, room, decode))
+    assert failure.code is FailureCode.ABORTED
+    assert failure.happened == f"room {room} is promised to another decode worker"
+    assert pair.decode.incarnation[:8] in failure.there_is
+    sender.init(1)
+    sender.send([3])
+    finish(sender, first)
+    assert same_pages(pair.prefill.pools, [3], pair.decode.pools, [5])
+
+
+@pytest.mark.parametrize("is_cleared", [True, False])
+def test_a_second_worker_is_told_who_got_the_room(is_cleared: bool, pair: Pair, room: RoomId) -> None:
+    with another_decode() as decode:
+        early = decode.receiver(pair.bootstrap.address, room)
+        early.record.opened_at -= 10.0  # well before the room ended, however slow this machine is
+        sender, first = offered(pair, room), asked(pair, room)
+        for handle in (sender, first):
+            assert handle.wait(soon()) is KVPoll.SUCCESS
+        if is_cleared:
+            sender.clear()
+        early.init()
+        early.send_metadata([7])
+        failure = failed(early)
+        assert failure.code is FailureCode.ABORTED
+        assert failure.happened == f"room {room} went to another decode worker"
+        assert pair.decode.incarnation[:8] in failure.there_is
+        if not is_cleared:
+            early.clear()
+            assert failed(asked(pair, room, decode)).happened == failure.happened
+
+
+def test_a_worker_may_have_a_room_that_another_got_once_prefill_clears_it(pair: Pair, room: RoomId) -> None:
+    sender, first = offered(pair, room), asked(pair, room)
+    for handle in (sender, first):
+        assert handle.wait(soon()) is KVPoll.SUCCESS
+    with another_decode() as decode:
+        receiver = asked(pair, room, decode)
+        until(lambda: parked(pair, room))
+        sender.clear()
+        finish(offered(pair, room), receiver)
+        assert same_pages(pair.prefill.pools, [3], decode.pools, [5])
+
+
+def test_a_request_that_is_repeated_while_it_is_parked_stays(pair: Pair, room: RoomId) -> None:
+    receiver = asked(pair, room)
+    until(lambda: parked(pair, room))
+    ((destination,), done) = pair.prefill._parking._parked[room], list[bool]()
+    again = attrs.evolve(destination.wanted)
+    route = destination.link.route
+    pair.prefill.channel.call(lambda: pair.prefill._on_message(route, again))
+    pair.prefill.channel.call(lambda: done.append(True))
+    until(lambda: done)
+    finish(offered(pair, room), receiver)
+
+
+def test_the_next_request_of_a_rank_whose_abort_was_lost_ends_the_life_before(
+    pair: Pair, room: RoomId
+) -> None:
+    sender = pair.prefill.sender(room)
+    first = asked(pair, room)
+    until(lambda: sender.poll() is KVPoll.WAITING_FOR_INPUT)
+    first._fail(KVTransferError(FailureCode.ABORTED, "a test", "-", "-"))  # and prefill isn't told
+    pair.decode._receivers.clear(first)
+    pair.decode.rooms.clear(first.record)
+    second = asked(pair, room, page=6)
+    assert failed(sender).there_is.startswith("it uses the room id for another request by now")
+    sender.clear()
+    finish(offered(pair, room), second)
+
+
+# --- ids that are used again ----------------------------------------------------------------
+
+
+def test_a_life_that_decode_gave_up_does_not_hurt_the_next(pair: Pair, room: RoomId) -> None:
+    for _ in range(3):
+        sender, receiver = offered(pair, room), opened(pair, room)
+        receiver.abort()
+        failed(sender)
+        for handle in (receiver, sender):
+            handle.clear()
+    finish(offered(pair, room), asked(pair, room))
+
+
+def test_a_life_that_both_gave_up_at_once_does_not_hurt_the_next(pair: Pair, room: RoomId) -> None:
+    for _ in range(5):
+        sender, receiver = offered(pair, room), opened(pair, room)
+        sender.clear()
+        receiver.clear()
+    finish(offered(pair, room), asked(pair, room))
+
+
+def test_a_life_that_prefill_gave_up_does_not_hurt_the_next(pair: Pair, room: RoomId) -> None:
+    for _ in range(2):
+        sender, receiver = offered(pair, room), opened(pair, room)
+        sender.clear()
+        failed(receiver)
+        receiver.clear()
+    receiver = asked(pair, room)
+    until(lambda: parked(pair, room))
+    finish(offered(pair, room), receiver)
+
+
+def test_decode_that_gave_up_may_ask_again_before_prefill_opens_the_room(pair: Pair, room: RoomId) -> None:
+    opened(pair, room).clear()
+    receiver = asked(pair, room)
+    until(lambda: parked(pair, room))
+    finish(offered(pair, room), receiver)
+
+
+def test_what_is_remembered_is_bounded_in_time(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pdcore.prefill.lives.SECONDS", 0.2)
+    one, other = RoomId(next(ROOMS)), RoomId(next(ROOMS))
+    opened(pair, one).clear()
+    offered(pair, other).clear()
+    lives = pair.prefill._reception._lives
+    until(lambda: not lives._given_up and not lives._cleared)
+    receiver = asked(pair, other)
+    until(lambda: parked(pair, other))
+    finish(offered(pair, other), receiver)
+
+
+# --- groups ---------------------------------------------------------------------------------
+
+SHAPES = {
+    "two to one": (Model(), ranks(tp=2), ranks()),
+    "one to two": (Model(), ranks(), ranks(tp=2)),
+    "with a dummy": (Model(kv_heads=0), ranks(tp=2), ranks()),
+}
+
+
+@contextmanager
+def paired_groups(shape: str) -> Iterator[Groups]:
+    with groups(*SHAPES[shape], cfg=CONFIG) as both:
+        senders, receivers = both.open(1)
+        for sender in senders:
+            sender.init(1)
+            sender.send([0])
+        for receiver in receivers:
+            receiver.send_metadata([0])
+        ended([*senders, *receivers])
+        yield both
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def shape(request: pytest.FixtureRequest) -> Iterator[Groups]:
+    with paired_groups(request.param) as both:
+        yield both
+
+
+@pytest.fixture(scope="module")
+def one_to_two() -> Iterator[Groups]:
+    with paired_groups("one to two") as both:
+        yield both
+
+
+@pytest.mark.parametrize("side", ["prefill", "decode"])
+@pytest.mark.parametrize("asked_before", [0, 1])
+@pytest.mark.parametrize("member", [0, -1])
+def test_one_member_that_ends_ends_all_whom_it_meets(
+    side: str, asked_before: int, member: int, room: RoomId, shape: Groups
+) -> None:
+    senders, receivers = shape.open(room)
+    handles: list[KVSender | KVReceiver] = [*senders, *receivers]
+    for receiver in receivers[:asked_before]:
+        receiver.send_metadata([1])
+    chosen = senders if side == "prefill" else receivers
+    chosen[member].abort()
+    for handle in handles:
+        failure = failed(handle)
+        assert failure.happened == f"{side} aborted room {room}"
+    until(lambda: all(handle.release_safe() for handle in handles))
+    for handle in handles:
+        handle.clear()
+
+
+@pytest.mark.parametrize("members", [(0, 1), (1, 0)])
+def test_ranks_that_ask_after_prefill_has_cleared_are_all_told(
+    members: tuple[int, int], one_to_two: Groups, room: RoomId
+) -> None:
+    one_to_two.prefill[0].sender(room).clear()
+    receivers = [manager.receiver(one_to_two.bootstrap, room) for manager in one_to_two.decode]
+    for member in members:
+        receivers[member].init()
+        receivers[member].send_metadata([1])
+        assert failed(receivers[member]).happened == f"prefill aborted room {room}"
+
+
+def test_a_group_that_fails_to_pair_tells_those_who_paired() -> None:
+    with groups(Model(), ranks(tp=2), ranks(), cfg=CONFIG) as both:
+        stuck = both.prefill[1]
+        stuck._links.pair = lambda *given: False  # type: ignore[method-assign]  # it never answers
+        senders, receivers = both.open(7)
+        receivers[0].abort()
+        assert failed(senders[0]).happened == "decode aborted room 7"
+        assert senders[1].poll() is KVPoll.BOOTSTRAPPING
