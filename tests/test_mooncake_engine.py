@@ -164,3 +164,18 @@ def test_a_wedged_engine_is_recognised_and_replaced() -> None:
         order = np.random.default_rng(7).permutation(BLOCKS)
         assert engine.write(peer, scattered(order)).poll() is TransferState.DONE
         assert np.array_equal(target[order], source)
+
+
+def test_many_lives_under_one_name_leave_one_engine_that_sends(monkeypatch: pytest.MonkeyPatch) -> None:
+    with registered() as (engine, source, target, export):
+        native, known = engine._native, msgspec.msgpack.decode(engine.endpoint())
+        monkeypatch.setattr("pd_mooncake.native.MAX_REPLACED", 1)
+        lives = [msgspec.msgpack.encode({**known, "incarnation": f"life {n}"}) for n in range(3)]
+        for life in lives:
+            engine.disconnect(engine.connect(life, export, Deadline.after(10)))
+        assert len(native._engines) == 2, "one that was named, and one that sends"
+        peer = engine.connect(lives[-1], export, Deadline.after(10))
+        order = np.arange(BLOCKS)[::-1]
+        assert engine.write(peer, scattered(order)).poll() is TransferState.DONE
+        assert np.array_equal(target[order], source)
+        assert engine.endpoint() == msgspec.msgpack.encode(known)

@@ -56,6 +56,7 @@ class MooncakePeer(Peer):
         super().__init__(endpoint, regions)
         self.segment = segment
         self.bases = bases
+        self.connected = True
 
 
 class MooncakeEngine(TransferEngine):
@@ -76,7 +77,7 @@ class MooncakeEngine(TransferEngine):
         self._bases: OffsetArray = np.zeros(0, np.uint64)
         self._registered: list[int] = []
         self._writers = EntryBudget(WRITERS)
-        self._endpoint = msgspec.msgpack.encode(_Endpoint(self._native.segment, new_incarnation()))
+        self._endpoint = msgspec.msgpack.encode(_Endpoint(self._native.name(), new_incarnation()))
 
     def endpoint(self) -> bytes:
         return self._endpoint
@@ -118,6 +119,7 @@ class MooncakeEngine(TransferEngine):
                 f"the Mooncake engine at {there.segment} cannot be reached", why,
                 "look whether that worker runs, and whether a firewall is between",
             )  # fmt: skip
+        self._native.joined(there.segment)
         return MooncakePeer(endpoint, regions, there.segment, bases)
 
     def do_write(self, peer: Peer, batch: WriteBatch) -> Transfer:
@@ -130,7 +132,10 @@ class MooncakeEngine(TransferEngine):
         return Finished()
 
     def do_disconnect(self, peer: Peer) -> None:
-        return
+        assert isinstance(peer, MooncakePeer)
+        if peer.connected:
+            peer.connected = False
+            self._native.parted(peer.segment, int(peer.bases[0]))
 
     def settle(self, endpoint: bytes, deadline: Deadline) -> Quiescence:
         """Over TCP the engine reads each socket straight into the pages and buffers nothing.

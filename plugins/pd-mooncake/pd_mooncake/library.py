@@ -43,6 +43,9 @@ class TransferEngineApi(Protocol):
     def batch_transfer_sync_write(
         self, segment: str, source: Addresses, target: Addresses, lengths: Addresses, /
     ) -> int: ...
+    def batch_transfer_sync_read(
+        self, segment: str, local: Addresses, remote: Addresses, lengths: Addresses, /
+    ) -> int: ...
     def transfer_sync_read(self, segment: str, local: int, remote: int, length: int, /) -> int: ...
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from enum import Enum
 from functools import partial
 
@@ -23,9 +23,12 @@ BLOCKS = 1024
 """Blocks outstanding per peer. Beyond 2,048 the engine refuses whole calls and may wedge the peer."""
 
 MAX_REPLACED = 8
-"""A replaced engine lives on for those who write to it; more than this says that something else is wrong."""
+"""Engines that may wedge; more than this says that something else is wrong."""
 
 SCRATCH_BYTES = 64
+KNOCKS = 64
+"""Reads that reach every connection to a peer: there are at most 16."""
+KNOCK_SECONDS = 0.2
 _CODES = {
     -1: "it refuses the address or the length",
     -3: "it does not know the address",
@@ -48,9 +51,11 @@ class _Registered:
 
 
 class Native:
-    """Wraps the engine of one process. The lock guards ``_engines``, ``_regions``, ``_met`` and ``_budgets``.
+    """Wraps the engine of one process.
 
-    The newest of ``_engines`` sends; the older ones only receive, from peers that know them.
+    The lock guards all below. The newest of ``_engines`` sends; the older ones only receive, from peers that
+    were given their names (``_named``); another ends with the last write through it. ``_peers`` counts who
+    is connected to a segment; ``_parted`` has an address of those that nobody is connected to any more.
     """
 
     def __init__(self, library: Library, settings: NativeSettings) -> None:
@@ -63,12 +68,18 @@ class Native:
         self._met: dict[str, str] = {}
         self._scratch: npt.NDArray[np.uint8] = np.zeros(SCRATCH_BYTES, np.uint8)
         self._budgets: defaultdict[str, EntryBudget] = defaultdict(partial(EntryBudget, BLOCKS))
+        self._peers: Counter[str] = Counter()
+        self._parted: dict[str, int] = {}
+        self._named: list[TransferEngineApi] = []
+        self._wedged = 0
         self._engines = [self._start()]
 
-    @property
-    def segment(self) -> str:
-        """Return how peers name this engine: ``host:port``."""
-        return f"{self.settings.host}:{self._engines[-1].get_rpc_port()}"
+    def name(self) -> str:
+        """Return how peers shall name this engine from now on: ``host:port``."""
+        with self._lock:
+            engine = self._engines[-1]
+            self._named = [engine, *(known for known in self._named if known is not engine)]
+        return f"{self.settings.host}:{engine.get_rpc_port()}"
 
     def budget(self, segment: str) -> EntryBudget:
         """Return the blocks that may be outstanding at a peer, over all threads of this process."""
@@ -132,8 +143,41 @@ class Native:
         with self._lock:
             stale = self._met.get(segment, incarnation) != incarnation
             self._met[segment] = incarnation
+            engine = self._engines[-1]
         if stale:
-            self.replace(self._engines[-1])
+            self._renew(engine)
+
+    def joined(self, segment: str) -> None:
+        """Count one more who is connected to a segment."""
+        with self._lock:
+            self._peers[segment] += 1
+            self._parted.pop(segment, None)
+        self._tidy()
+
+    def parted(self, segment: str, address: int) -> None:
+        """Count one less; ``address`` lies in the memory of the peer."""
+        with self._lock:
+            self._peers[segment] -= 1
+            if self._peers[segment] == 0:
+                del self._peers[segment]
+                self._parted[segment] = address
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Let the engine go of its connections to peers that have ended, which it only finds out by use."""
+        with self._lock:
+            parted = dict(self._parted)
+        for segment, address in parted.items():
+            if self.contact(segment, Deadline.after(KNOCK_SECONDS)) is not Contact.GONE:
+                continue
+            with self._lock:
+                if self._parted.pop(segment, None) is None:
+                    continue
+                self._budgets.pop(segment, None)
+                engines = list(self._engines) if self.settings.protocol == "tcp" else []
+            for engine in engines:
+                here = [self._scratch.ctypes.data] * KNOCKS
+                engine.batch_transfer_sync_read(segment, here, [address] * KNOCKS, [1] * KNOCKS)
 
     def replace(self, wedged: TransferEngineApi) -> None:
         """Send with a new engine from now on, unless another thread has seen to that.
@@ -142,18 +186,25 @@ class Native:
             EngineError: too many were replaced.
         """
         with self._lock:
-            if self._engines[-1] is not wedged:
-                return
-            if len(self._engines) > MAX_REPLACED:
+            counts = self._engines[-1] is wedged
+            self._wedged += counts
+            if counts and self._wedged > MAX_REPLACED:
                 raise EngineError(
                     "the Mooncake engine was replaced too often",
                     f"{MAX_REPLACED} engines of this process are wedged",
                     "restart this process, and look at the network",
                 )
+        self._renew(wedged)
+
+    def _renew(self, old: TransferEngineApi) -> None:
+        with self._lock:
+            if self._engines[-1] is not old:
+                return
             engine = self._start()
             for address, region in self._regions.items():
                 engine.register_memory(address, region.length)
-            self._engines.append(engine)
+            # An engine that no peer can name ends here, or with the write that uses it: for up to a second.
+            self._engines = [*self._named, engine]
 
     @property
     def current(self) -> TransferEngineApi:
@@ -165,6 +216,7 @@ class Native:
         self.closing.set()
         with self._lock:
             self._engines.clear()
+            self._named.clear()
 
     def _start(self) -> TransferEngineApi:
         engine = self._library.start(self.settings)

@@ -1,0 +1,46 @@
+"""What an engine holds for a peer ends with the peer."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import numpy as np
+import pytest
+
+from pdcore.model import Deadline, Role
+from pdcore.outcome import TransferState
+from pdcore.regions import Region, WriteBatch
+from pdcore.testing import commands
+from pdcore.testing.far import FarProcess
+from pdcore.testing.target import Target
+
+LENGTH = 1 << 20
+BATCH = WriteBatch.of(0, 0, np.arange(64) * 4096, np.arange(64) * 8192, np.full(64, 4096))
+"""More blocks than there are connections."""
+
+
+def soon() -> Deadline:
+    return Deadline.after(60)
+
+
+@pytest.mark.parametrize("backend", ["mooncake_tcp", "nixl_tcp"])
+def test_lives_of_a_peer_leave_no_descriptor_and_no_thread_behind(backend: str) -> None:
+    target = Target(backend)
+    near = target.start_engine(Role.PREFILL)
+    held: list[tuple[int, int]] = []
+    try:
+        near.register([Region.of("near", np.ones(LENGTH, np.uint8))])
+        for _ in range(2):
+            far = FarProcess()
+            try:
+                there = far.ask(commands.Start(backend, {}, "decode", [LENGTH], 1), commands.Started)
+                peer = near.connect(there.endpoint, there.export, soon())
+                assert near.write(peer, BATCH).wait(soon()) is TransferState.DONE
+            finally:
+                far.end()
+            near.disconnect(peer)
+            held.append((len(os.listdir("/proc/self/fd")), threading.active_count()))
+    finally:
+        near.close()
+    assert held[1] <= held[0], held
