@@ -16,10 +16,11 @@ from pair import Pair, config, paired, pools
 
 from pdcore import DecodeManager, Topology, select
 from pdcore.bootstrap import RankRecord
-from pdcore.bootstrap.server import MAX_BODY_BYTES
+from pdcore.bootstrap.limits import Limits
 from pdcore.model import Incarnation
 from pdcore.testing.bounded import bounded
 
+MAX_BODY_BYTES = Limits().body_bytes
 RECORD = RankRecord(Incarnation("f" * 32), "127.0.0.1:1", Topology(dp_size=512, dp_rank=511), 5.0)
 ROOMS = {"rooms": [1, 2, 3], "dp_rank": 0}
 

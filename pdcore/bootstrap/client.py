@@ -9,22 +9,30 @@ from contextlib import suppress
 from urllib.parse import urlencode
 
 import aiohttp
+import attrs
 import msgspec
 
+from pdcore.bootstrap.attempts import NO_ANSWER, Attempts
 from pdcore.bootstrap.courier import Courier, refused
 from pdcore.bootstrap.loop import LoopThread
-from pdcore.bootstrap.record import RankGroup, RankRecord, ReplicaQuery, RoomsRecord
+from pdcore.bootstrap.record import CROWDED, RankGroup, RankRecord, ReplicaQuery, RoomsRecord
 from pdcore.errors import BootstrapError, LayoutError, PDCoreError
 from pdcore.model import Deadline, Incarnation
 from pdcore.secret import AuthKey
 
 __all__ = ["BootstrapClient"]
 
+ROOMS_AT_ONCE = 1000
 _RETRY = 0.2
 _MOMENT = 1.0
 _WITHDRAW = 60.0
-_NO_ANSWER = "no answer within the deadline"
-_UNREACHED = (aiohttp.ClientError, OSError, asyncio.TimeoutError)
+
+
+class _Crowded(Exception):  # noqa: N818 - it asks again
+    """The service serves others just now."""
+
+
+_UNREACHED = (aiohttp.ClientError, OSError, asyncio.TimeoutError, _Crowded)
 # Made at import: msgspec 0.22 crashes when two threads (clients) are the first to decode a type.
 _read_group = msgspec.json.Decoder(RankGroup).decode
 _log = logging.getLogger("pdcore.bootstrap")
@@ -36,6 +44,7 @@ class BootstrapClient:
     def __init__(self, name: str, auth_key: AuthKey | None = None) -> None:
         self._loop = LoopThread(f"{name}-http")
         self._courier = Courier(auth_key)  # the loop's own
+        self._attempts = Attempts()
         self._closed = False
         self._leaving = False
         self._renewal: concurrent.futures.Future[None] | None = None
@@ -53,7 +62,11 @@ class BootstrapClient:
                 self._register(address, record, deadline), Deadline.after(deadline.remaining() + 1)
             )
         except TimeoutError as error:
-            raise _unreachable(address, _NO_ANSWER) from error
+            raise self._unreachable(address) from error
+
+    def trouble(self, address: str) -> str:
+        """Return how often in a row a service was not reached and why; "" if the last request reached it."""
+        return self._attempts.told(address)
 
     def renew(self, address: str, record: RankRecord) -> None:
         """Start renewing a lease unless a renewal is under way; never waits, failures are logged."""
@@ -96,7 +109,7 @@ class BootstrapClient:
                 return await self._put(address, "ranks", record, deadline.remaining())
             except _UNREACHED as error:
                 if deadline.remaining() <= _RETRY:
-                    raise _unreachable(address, str(error) or _NO_ANSWER) from error
+                    raise self._unreachable(address) from error
                 await asyncio.sleep(_RETRY)
 
     async def _renew(self, address: str, record: RankRecord) -> None:
@@ -107,31 +120,53 @@ class BootstrapClient:
 
     async def _register_rooms(self, address: str, record: RoomsRecord, seconds: float) -> None:
         try:
-            await self._put(address, "rooms", record, seconds)
+            for first in range(0, len(record.rooms), ROOMS_AT_ONCE):
+                some = record.rooms[first : first + ROOMS_AT_ONCE]
+                await self._put(address, "rooms", attrs.evolve(record, rooms=some), seconds)
         except (PDCoreError, *_UNREACHED) as error:
             _log.warning("could not register rooms at the bootstrap service %s: %s", address, error)
 
     async def _put(self, address: str, what: str, record: RankRecord | RoomsRecord, seconds: float) -> None:
         body = msgspec.json.encode(record)
-        status, answer = await self._courier.ask("PUT", address, f"/v1/{what}", body, _within(seconds))
+        status, answer = await self._reach("PUT", address, f"/v1/{what}", body, seconds)
         if status != 204:
             raise refused(address, status, answer)
 
     async def _resolve(self, address: str, query: ReplicaQuery, deadline: Deadline) -> RankGroup:
-        trouble = _NO_ANSWER
         while (left := deadline.remaining()) > 0:
             try:
                 return await self._ask(address, query, left)
-            except _UNREACHED as error:
-                trouble = str(error) or trouble
-                await asyncio.sleep(min(_RETRY, deadline.remaining()))
-        raise _unreachable(address, trouble)
+            except _UNREACHED:
+                await asyncio.sleep(min(_RETRY, max(deadline.remaining(), 0)))
+        raise self._unreachable(address)
+
+    async def _reach(
+        self, method: str, address: str, path: str, body: bytes, seconds: float
+    ) -> tuple[int, bytes]:
+        """Ask, and count it if nobody answers."""
+        try:
+            answer = await self._courier.ask(method, address, path, body, _within(seconds))
+        except _UNREACHED as error:
+            self._attempts.failed(address, error)
+            raise
+        if answer[0] == CROWDED and method == "GET":
+            crowded = _Crowded(refused(address, *answer).there_is)
+            self._attempts.failed(address, crowded)
+            raise crowded
+        self._attempts.succeeded(address)
+        return answer
+
+    def _unreachable(self, address: str) -> BootstrapError:
+        return BootstrapError(
+            f"the bootstrap service at {address} cannot be reached",
+            self._attempts.told(address) or NO_ANSWER,
+            "check the address and that the prefill side's bootstrap service runs",
+        )
 
     async def _ask(self, address: str, query: ReplicaQuery, seconds: float) -> RankGroup:
         asked = urlencode({**query.parameters, "wait": f"{seconds:.3f}"})
         # The service answers when its own wait ends; the client's clock only guards against silence.
-        limit = _within(seconds + 1)
-        status, body = await self._courier.ask("GET", address, f"/v1/ranks?{asked}", b"", limit)
+        status, body = await self._reach("GET", address, f"/v1/ranks?{asked}", b"", seconds + 1)
         if status != 200:
             raise refused(address, status, body)
         try:
@@ -147,11 +182,3 @@ class BootstrapClient:
 
 def _within(seconds: float) -> Deadline:
     return Deadline.after(max(seconds, 0.001))
-
-
-def _unreachable(address: str, trouble: str) -> BootstrapError:
-    return BootstrapError(
-        f"the bootstrap service at {address} cannot be reached",
-        trouble,
-        "check the address and that the prefill side's bootstrap service runs",
-    )

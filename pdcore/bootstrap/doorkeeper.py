@@ -61,10 +61,7 @@ class Doorkeeper:
     async def _check(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if self._key is None or request.path in OPEN_PATHS:
             return await handler(request)
-        try:
-            body = await request.read()
-        except web.HTTPRequestEntityTooLarge:
-            return self._turn_away(request, 413, "the request is too long to be checked")
+        body = await request.read()
         credentials = Credentials.of(request.headers)
         if not credentials.fit(self._key, request.method, request.raw_path, body):
             what = "is wrong: its key is another" if credentials.code else "is missing: it has no key"

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import re
+
 import attrs
 
 from pdcore.address import parse_address
-from pdcore.errors import AddressError
+from pdcore.errors import AddressError, BootstrapError
 from pdcore.model import Incarnation, RoomId
 from pdcore.topology import DPChoice, Topology
 
-__all__ = ["RankGroup", "RankRecord", "Refusal", "ReplicaQuery", "RoomsRecord"]
+__all__ = ["CROWDED", "RankGroup", "RankRecord", "Refusal", "ReplicaQuery", "RoomsRecord"]
+
+
+CROWDED = 503
+"""The status of an answer that only says: ask again."""
+
+
+def _a_name(_instance: object, _attribute: attrs.Attribute[Incarnation], value: str) -> None:
+    if not re.fullmatch(r"[\w.-]{1,64}", value, re.ASCII):
+        to_do = "send what new_incarnation() gives"
+        raise BootstrapError("an incarnation is no name", f"it is {value[:80]!r}", to_do)
 
 
 def _one_form(_instance: object, _attribute: attrs.Attribute[str], value: str) -> None:
@@ -29,7 +41,7 @@ class RankRecord:
     The rank renews within ``lease`` seconds from its control thread; one that doesn't is stale.
     """
 
-    incarnation: Incarnation
+    incarnation: Incarnation = attrs.field(validator=_a_name)
     address: str = attrs.field(validator=_one_form)
     topology: Topology
     lease: float

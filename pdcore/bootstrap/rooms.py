@@ -11,14 +11,13 @@ __all__ = ["RoomRanks"]
 ROOM_SECONDS = 600.0
 """A room is remembered so long, for every rank of decode may ask. Its id shall not be used again before,
 or decode may ask before the next life is told, and be sent where the last one was."""
-MAX_ROOMS = 1_000_000
 
 
 class RoomRanks:
-    """DP ranks by room, the oldest first. Owned by the service's loop."""
+    """DP ranks by room, the oldest first, ``most`` of them. Owned by the service's loop."""
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self, clock: Clock, most: int) -> None:
+        self._clock, self._most = clock, most
         self._ranks: OrderedDict[RoomId, tuple[int, float]] = OrderedDict()
 
     def register(self, rooms: tuple[RoomId, ...], dp_rank: int) -> None:
@@ -27,7 +26,7 @@ class RoomRanks:
         for room in rooms:
             self._ranks.pop(room, None)
             self._ranks[room] = (dp_rank, now + ROOM_SECONDS)
-        while self._ranks and (len(self._ranks) > MAX_ROOMS or next(iter(self._ranks.values()))[1] < now):
+        while self._ranks and (len(self._ranks) > self._most or next(iter(self._ranks.values()))[1] < now):
             self._ranks.popitem(last=False)
 
     def of(self, room: RoomId) -> int | None:

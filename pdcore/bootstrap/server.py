@@ -3,53 +3,48 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 from collections import Counter
+from collections.abc import Hashable
 from types import TracebackType
 from typing import TypeVar
 
-import attrs
 import msgspec
 from aiohttp import web
 
 from pdcore.address import join, parse_advertised, parse_host
 from pdcore.bootstrap.auth import CHALLENGE_PATH
+from pdcore.bootstrap.connections import Connections
 from pdcore.bootstrap.doorkeeper import Doorkeeper, refuse
+from pdcore.bootstrap.limits import Limits
 from pdcore.bootstrap.loop import LoopThread
-from pdcore.bootstrap.record import RankGroup, RankRecord, ReplicaQuery, RoomsRecord
+from pdcore.bootstrap.ranks import MAX_TOLD, Ranks, Refused
+from pdcore.bootstrap.record import CROWDED, RankGroup, RankRecord, ReplicaQuery, RoomsRecord
 from pdcore.bootstrap.rooms import RoomRanks
+from pdcore.bootstrap.waiting import Crowded, Waiting
 from pdcore.errors import AddressError, BootstrapError
 from pdcore.machine import find_place, listen
-from pdcore.model import Clock, Deadline, Incarnation, RoomId
+from pdcore.model import Clock, Deadline, RoomId
 from pdcore.secret import AuthKey
 from pdcore.secret import auth_key as to_auth_key
 from pdcore.topology import DPChoice, dp_rank_of
 
 __all__ = ["BootstrapServer"]
 
-MAX_BODY_BYTES = 64 * 1024
-MAX_RANKS = 65_536
-MAX_REPLACED = 16
-MAX_WAIT = 60.0
-STALE_LEASES = 10
-"""A rank that did not renew for this many leases is forgotten; until then health reports it."""
+LINGERING = 1.0
+"""Seconds for which the rest of a refused request is read, so that its sender sees the answer."""
 _START = 10.0
-
-
-@attrs.frozen
-class _Entry:
-    record: RankRecord
-    renewed_at: float
-    replaced: tuple[Incarnation, ...] = ()
 
 
 class BootstrapServer:
     """Serves on ``host:port`` (0: any free port) from the thread ``pdcore-bootstrap-server``.
 
     ``host`` and ``advertise`` are as in :class:`~pdcore.config.Config`. A context manager. ``address``, which
-    prefill and decode dial, is known once it has started. With an ``auth_key`` it serves only who
-    has it; ``counts`` says how many requests were turned away. All state belongs to its loop.
+    prefill and decode dial, is known once it has started. With an ``auth_key`` it serves only who has it;
+    ``limits`` holds for everybody. All state belongs to its loop.
+
+    Raises:
+        AddressError: ``host``, ``port`` or ``advertise`` cannot be one.
     """
 
     def __init__(
@@ -60,17 +55,20 @@ class BootstrapServer:
         advertise: str | None = None,
         auth_key: AuthKey | str | None = None,
         clock: Clock = time.monotonic,
+        limits: Limits | None = None,
     ) -> None:
-        self._door = Doorkeeper(to_auth_key(auth_key), clock)
         self._host, self._port, self._clock = parse_host(host, "host"), _port(port), clock
         if advertise is not None:
             parse_advertised(advertise, "advertise")
         self._advertise = advertise
-        self._ranks: dict[tuple[int, int], _Entry] = {}
-        self._rooms = RoomRanks(clock)
-        self._registered: asyncio.Condition | None = None
+        self._limits = limits or Limits()
+        self._door = Doorkeeper(to_auth_key(auth_key), clock)
+        self._connections = Connections(self._limits, clock, self._door.counts)
+        self._ranks = Ranks(clock, self._limits.ranks)
+        self._rooms = RoomRanks(clock, self._limits.rooms)
+        self._waiting = Waiting(self._limits.waiting)
         self._runner: web.AppRunner | None = None
-        self._listener: socket.socket | None = None
+        self._listener: asyncio.Server | None = None
         self._loop: LoopThread | None = None
         self.address = ""
 
@@ -85,7 +83,7 @@ class BootstrapServer:
 
     @property
     def counts(self) -> Counter[str]:
-        """How many requests were ``unauthenticated``."""
+        """How many were ``unauthenticated``, ``slow`` or ``oversized`` requests, or ``crowded`` out."""
         return self._door.counts
 
     def start(self) -> None:
@@ -109,7 +107,7 @@ class BootstrapServer:
         if self._loop is not None:
             deadline = Deadline.after(_START)
             if self._runner is not None:
-                self._loop.call(_stop(self._runner, self._listener), deadline)
+                self._loop.call(self._stop(self._runner, self._listener), deadline)
                 self._runner = self._listener = None
             self._loop.close(deadline)
             self._loop = None
@@ -122,54 +120,63 @@ class BootstrapServer:
         )
 
     async def _serve(self, host: str) -> int:
-        self._registered = asyncio.Condition()
-        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[self._door.middleware])
+        limits = self._limits
+        app = web.Application(
+            client_max_size=limits.body_bytes,
+            middlewares=[self._connections.middleware, self._door.middleware],
+        )
         app.router.add_get(CHALLENGE_PATH, self._door.challenge)
         app.router.add_put("/v1/ranks", self._put)
         app.router.add_get("/v1/ranks", self._get)
         app.router.add_put("/v1/rooms", self._put_rooms)
         app.router.add_delete("/v1/ranks/{incarnation}", self._delete)
         app.router.add_get("/health", self._health)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        self._runner = web.AppRunner(
+            app,
+            access_log=None,
+            shutdown_timeout=1.0,
+            max_headers=limits.headers,
+            lingering_time=LINGERING,
+            logger=self._connections.log,
+        )
         await self._runner.setup()
-        self._listener = listen(host, self._port)
-        await web.SockSite(self._runner, self._listener).start()
-        return int(self._listener.getsockname()[1])
+        assert self._runner.server is not None
+        make = self._connections.start(self._runner.server)
+        listener = listen(host, self._port)
+        self._listener = await asyncio.get_running_loop().create_server(make, sock=listener)
+        return int(listener.getsockname()[1])
+
+    async def _stop(self, runner: web.AppRunner, listener: asyncio.Server | None) -> None:
+        if listener is not None:
+            # asyncio loses a connection that it accepts in the turn in which its server closes: so stop
+            # accepting first, and let those turns pass that make a connection known to the runner.
+            for sock in listener.sockets:
+                asyncio.get_running_loop().remove_reader(sock.fileno())
+            for _ in range(3):
+                await asyncio.sleep(0)
+            listener.close()
+        self._connections.stop()
+        await runner.cleanup()
 
     async def _put(self, request: web.Request) -> web.Response:
         record = await _decoded(request, _RANK, "a rank registration")
         if isinstance(record, web.Response):
             return record
-        if not 0 < record.lease <= 3600:
-            return refuse(400, "a lease is out of range", f"{record.lease} s", "use 0 < lease <= 3600 s")
-        key = (record.topology.dp_rank, record.topology.unique_rank)
-        if key not in self._ranks and len(self._ranks) >= MAX_RANKS:
-            return refuse(507, "too many ranks are registered", f"{MAX_RANKS}", "restart the service")
-        old = self._ranks.get(key)
-        replaced = old.replaced if old else ()
-        if record.incarnation in replaced:
-            return refuse(
-                409,
-                f"incarnation {record.incarnation[:8]} was replaced by a newer one of the same rank",
-                f"{old.record.address if old else ''} is registered now",
-                "end the older worker, or give it a rank of its own",
-            )
-        if old is not None and old.record.incarnation != record.incarnation:
-            replaced = (*replaced[1 - MAX_REPLACED :], old.record.incarnation)
-        self._ranks[key] = _Entry(record, self._clock(), replaced)
-        return await self._changed()
+        try:
+            self._ranks.put(record)
+        except Refused as refused:
+            return _refuse(refused)
+        self._waiting.tell(record.topology.dp_rank)
+        self._waiting.tell(DPChoice.BY_ROOM)
+        return web.Response(status=204)
 
     async def _put_rooms(self, request: web.Request) -> web.Response:
         record = await _decoded(request, _ROOMS, "a registration of rooms")
         if isinstance(record, web.Response):
             return record
         self._rooms.register(record.rooms, record.dp_rank)
-        return await self._changed()
-
-    async def _changed(self) -> web.Response:
-        if self._registered is not None:
-            async with self._registered:
-                self._registered.notify_all()
+        for room in record.rooms:
+            self._waiting.tell((DPChoice.QUERY, room))
         return web.Response(status=204)
 
     async def _get(self, request: web.Request) -> web.Response:
@@ -181,22 +188,27 @@ class BootstrapServer:
         except ValueError as error:
             to_do = "send dp_rank=INT&wait=SECONDS, or room=INT&choice=by_room|query&wait=SECONDS"
             return refuse(400, "a rank query is malformed", str(error), to_do)
-        group = await self._complete_group(query, min(MAX_WAIT, wait) if wait > 0 else 0.0)
+        try:
+            group = await self._complete_group(
+                query, min(self._limits.wait_seconds, wait) if wait > 0 else 0.0
+            )
+        except Crowded:
+            there_is = f"{self._limits.waiting} wait, and this one has waited for the longest time"
+            return refuse(CROWDED, "more look-ups wait than may", there_is, "ask again")
         if group is not None:
             return web.Response(body=msgspec.json.encode(group), content_type="application/json")
-        dp_rank, fresh = self._dp_rank(query), sorted(self._fresh())
+        return _refuse(self._not_found(query))
+
+    def _not_found(self, query: ReplicaQuery) -> Refused:
+        dp_rank, known = self._dp_rank(query), f"DP ranks {self._ranks.dp_ranks()}"
         if dp_rank is None:
-            return refuse(
-                404,
-                f"nobody took room {query.room}",
-                f"DP ranks {sorted({dp for dp, _ in fresh})} are registered",
-                "have prefill call register_dp_rank(room), or start it",
-            )
-        return refuse(
+            to_do = "have prefill call register_dp_rank(room), or start it"
+            return Refused(404, f"nobody took room {query.room}", f"{known} are registered", to_do)
+        ranks = sorted(record.topology.unique_rank for record in self._ranks.of(dp_rank))
+        return Refused(
             404,
             f"prefill DP rank {dp_rank} is not registered in full",
-            f"unique ranks {[rank for dp, rank in fresh if dp == dp_rank]} of DP rank {dp_rank}, "
-            f"DP ranks {sorted({dp for dp, _ in fresh})}",
+            f"unique ranks {ranks[:MAX_TOLD]} of DP rank {dp_rank}, {known}",
             "start the missing prefill ranks, or ask for a DP rank that runs",
         )
 
@@ -204,52 +216,34 @@ class BootstrapServer:
         if query.choice is DPChoice.QUERY:
             return self._rooms.of(query.room)
         if query.choice is DPChoice.BY_ROOM:
-            sizes = [record.topology.dp_size for record in self._fresh().values()]
-            return dp_rank_of(query.room, sizes[0]) if sizes else None
+            some = self._ranks.any()
+            return dp_rank_of(query.room, some.topology.dp_size) if some is not None else None
         return query.choice
 
     async def _complete_group(self, query: ReplicaQuery, wait: float) -> RankGroup | None:
-        group, end = self._group(query), self._clock() + wait
-        condition = self._registered
-        while group is None and condition is not None and (left := end - self._clock()) > 0:
-            try:
-                async with condition:
-                    await asyncio.wait_for(condition.wait(), left)
-            except asyncio.TimeoutError:
-                return self._group(query)
-            group = self._group(query)
+        end = self._clock() + (min(self._limits.wait_seconds, wait) if wait > 0 else 0.0)
+        told = True
+        while (group := self._group(query)) is None and told and (left := end - self._clock()) > 0:
+            told = await self._waiting.wait(self._topic(query), left)
         return group
 
     def _group(self, query: ReplicaQuery) -> RankGroup | None:
         dp_rank = self._dp_rank(query)
-        ranks = {rank: record for (dp, rank), record in self._fresh().items() if dp == dp_rank}
-        size = max((r.topology.group_size for r in ranks.values()), default=0)
-        # The length first: a stranger may claim a group of any size.
-        if not size or len(ranks) != size or set(ranks) != set(range(size)):
-            return None
-        return RankGroup(tuple(ranks[rank] for rank in range(size)))
+        return self._ranks.group(dp_rank) if dp_rank is not None else None
 
-    def _fresh(self) -> dict[tuple[int, int], RankRecord]:
-        now = self._clock()
-        return {
-            key: entry.record
-            for key, entry in self._ranks.items()
-            if now - entry.renewed_at <= entry.record.lease
-        }
+    def _topic(self, query: ReplicaQuery) -> Hashable:
+        if query.choice is DPChoice.BY_ROOM:
+            return query.choice  # any rank may be the first that tells how many replicas there are
+        dp_rank = self._dp_rank(query)
+        return dp_rank if dp_rank is not None else (query.choice, query.room)
 
     async def _delete(self, request: web.Request) -> web.Response:
-        incarnation = request.match_info["incarnation"]
-        self._ranks = {k: e for k, e in self._ranks.items() if e.record.incarnation != incarnation}
+        self._ranks.withdraw(request.match_info["incarnation"])
         return web.Response(status=204)
 
     async def _health(self, _request: web.Request) -> web.Response:
-        now = self._clock()
-        self._ranks = {
-            k: e for k, e in self._ranks.items() if now - e.renewed_at <= e.record.lease * STALE_LEASES
-        }
-        fresh = self._fresh()
-        stale = [e.record.address for k, e in self._ranks.items() if k not in fresh]
-        body = {"healthy": bool(fresh) and not stale, "ranks": len(fresh), "stale": stale}
+        fresh, stale = self._ranks.health()
+        body = {"healthy": bool(fresh) and not stale, "ranks": fresh, "stale": stale}
         return web.json_response(body, status=200 if body["healthy"] else 503)
 
 
@@ -263,14 +257,9 @@ def _port(value: object) -> int:
     )
 
 
-async def _stop(runner: web.AppRunner, listener: socket.socket | None) -> None:
-    if listener is not None:
-        # asyncio loses a connection that it accepts in the turn in which its server closes: so stop
-        # accepting first, and let those turns pass that make a connection known to the runner.
-        asyncio.get_running_loop().remove_reader(listener.fileno())
-        for _ in range(3):
-            await asyncio.sleep(0)
-    await runner.cleanup()
+def _refuse(refused: Refused) -> web.Response:
+    said = refused.refusal
+    return refuse(refused.status, said.happened, said.there_is, said.to_do)
 
 
 _Record = TypeVar("_Record", RankRecord, RoomsRecord)
@@ -282,11 +271,9 @@ async def _decoded(
     request: web.Request, decoder: msgspec.json.Decoder[_Record], what: str
 ) -> _Record | web.Response:
     """Return the body as a record, or what to answer instead."""
-    send = f"send a {decoder.type.__name__} as JSON"
     try:
         return decoder.decode(await request.read())
-    except web.HTTPRequestEntityTooLarge:
-        return refuse(413, f"{what} is too long", f"the limit is {MAX_BODY_BYTES} bytes", send)
     # A stranger's body runs our validators; whatever they raise is the sender's mistake.
     except Exception as error:
-        return refuse(400, f"{what} is malformed", str(error), send)
+        to_do = f"send a {decoder.type.__name__} as JSON"
+        return refuse(400, f"{what} is malformed", str(error), to_do)

@@ -1,0 +1,246 @@
+"""The connections of the bootstrap service: how many there are, and how long each may take."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable
+from enum import Enum
+
+import msgspec
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from pdcore.bootstrap.doorkeeper import refuse
+from pdcore.bootstrap.limits import Limits
+from pdcore.bootstrap.record import Refusal
+from pdcore.model import Clock
+from pdcore.wire.complaints import COMPLAINT_SECONDS, Complaints
+
+__all__ = ["Connections", "Stage"]
+
+TOO_LONG = "a request is too long"
+IN_PARTS = "send less at once, one request at a time, and each in one go"
+SWEEP_SECONDS = 0.25
+LINGER_BYTES = 2**20
+"""What is still read, and thrown away, of one whose request was refused: else it would not see why."""
+
+
+class Stage(Enum):
+    """What a connection is at."""
+
+    ARRIVING = "its request is not there in full"
+    SERVING = "its request is being answered"
+    IDLE = "it is between two requests"
+    REFUSED = "it was told why it is ended"
+
+
+class Connection(asyncio.Protocol):
+    """Stands before aiohttp's protocol, and counts what passes."""
+
+    def __init__(self, inner: asyncio.Protocol, all_of_them: Connections) -> None:
+        self.inner = inner
+        self.stage = Stage.ARRIVING
+        self.since = 0.0
+        self.stuck_since: float | None = None
+        self.transport: asyncio.Transport | None = None
+        self._all = all_of_them
+        self._received = 0
+
+    @property
+    def peer(self) -> str:
+        """The host at the other end."""
+        name = self.transport.get_extra_info("peername") if self.transport is not None else None
+        return str(name[0]) if name else "unknown"
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Hand it on if there is room."""
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        self.inner.connection_made(transport)
+        self._all.made(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Hand it on unless it is more than a request may have."""
+        self._received += len(data)
+        limits = self._all.limits
+        if self.stage is Stage.IDLE:
+            self._all.enter(self, Stage.ARRIVING)
+        if self.stage is Stage.REFUSED:
+            if self._received > LINGER_BYTES:
+                self.abort()
+        elif self._received > limits.request_bytes:
+            limit = f"the limit is {limits.header_bytes} + {limits.body_bytes} bytes"
+            self._all.refuse(self, 413, TOO_LONG, limit)
+        else:
+            self.inner.data_received(data)
+
+    def answered(self) -> None:
+        """What comes from now on is another request."""
+        self._received = 0
+
+    def abort(self) -> None:
+        """End it now."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    def eof_received(self) -> bool | None:
+        """Hand it on."""
+        return self.inner.eof_received()
+
+    def pause_writing(self) -> None:
+        """The other side does not read its answer."""
+        self.stuck_since = self._all.clock()
+        self.inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        self.stuck_since = None
+        self.inner.resume_writing()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Hand it on and forget it."""
+        self._all.lost(self)
+        self.inner.connection_lost(error)
+
+
+class Connections:
+    """All of them, by what they are at, those that are at it for the longest time first.
+
+    Belongs to the service's loop. ``counts`` says how many were ended: as ``slow``, as ``oversized``, and as
+    ``crowded`` out by one that came later.
+    """
+
+    def __init__(self, limits: Limits, clock: Clock, counts: Counter[str]) -> None:
+        self.limits, self.clock, self.counts = limits, clock, counts
+        self._at: dict[Stage, dict[Connection, None]] = {stage: {} for stage in Stage}
+        self._by_inner: dict[object, Connection] = {}
+        self._complaints = Complaints(logging.getLogger("pdcore.bootstrap"), COMPLAINT_SECONDS)
+        self._held = limits.held
+        self._sweeping: asyncio.TimerHandle | None = None
+
+    def start(self, make: Callable[[], asyncio.Protocol]) -> Callable[[], Connection]:
+        """Return what makes the protocol of a new connection around aiohttp's, and begin to look at them."""
+        self._sweep()
+        return lambda: Connection(make(), self)
+
+    @property
+    def log(self) -> logging.Logger:
+        """Where aiohttp logs: one line about the same trouble in a while, for strangers cause it."""
+        log = logging.Logger("pdcore.bootstrap.http")
+        log.addFilter(self._said)
+        return log
+
+    def _said(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        self._complaints.about(record.getMessage(), f"{record.getMessage()}: {error!r}"[:200])
+        return False
+
+    def stop(self) -> None:
+        """Look at them no more."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            self._sweeping = None
+
+    @property
+    def middleware(self) -> Middleware:
+        """What aiohttp passes every request through, before all others: it reads the body."""
+
+        @web.middleware
+        async def follow(request: web.Request, handler: Handler) -> web.StreamResponse:
+            connection = self._by_inner.get(request.protocol)
+            if connection is None:  # it is lost already
+                return await handler(request)
+            self.enter(connection, Stage.ARRIVING)
+            try:
+                await request.read()  # which keeps it for who asks next
+                self.enter(connection, Stage.SERVING)
+                return await handler(request)
+            except web.HTTPRequestEntityTooLarge:
+                self.counts["oversized"] += 1
+                return refuse(413, TOO_LONG, f"the limit is {self.limits.body_bytes} bytes", IN_PARTS)
+            finally:
+                connection.answered()
+                self.enter(connection, Stage.IDLE)
+
+        return follow
+
+    def made(self, connection: Connection) -> None:
+        """Note a new connection; the one that is the least missed makes room for it."""
+        if len(self._by_inner) >= self._held:
+            self._make_room(connection)
+        self._by_inner[connection.inner] = connection
+        connection.since = self.clock()
+        self._at[connection.stage][connection] = None
+
+    def lost(self, connection: Connection) -> None:
+        """Forget a connection."""
+        self._by_inner.pop(connection.inner, None)
+        self._at[connection.stage].pop(connection, None)
+
+    def enter(self, connection: Connection, stage: Stage) -> None:
+        """Note what a connection is at from now on, unless it is so or has ended."""
+        before = self._at[connection.stage]
+        if connection in before and connection.stage not in (stage, Stage.REFUSED):
+            del before[connection]
+            connection.stage, connection.since = stage, self.clock()
+            self._at[stage][connection] = None
+
+    def refuse(self, connection: Connection, status: int, happened: str, there_is: str) -> None:
+        """End a connection that sends what is no request, and tell it why unless an answer is under way."""
+        self.counts["slow" if status == 408 else "oversized"] += 1
+        self._complain(connection, f"{happened}, {there_is}")
+        transport = connection.transport
+        under_way = connection.stage is Stage.SERVING or connection.stuck_since is not None
+        if transport is None or transport.is_closing() or under_way:
+            connection.abort()
+            return
+        body = msgspec.json.encode(Refusal(happened, there_is, IN_PARTS))
+        head = f"HTTP/1.1 {status} Refused\r\nConnection: close\r\nContent-Type: application/json\r\n"
+        transport.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        transport.write_eof()
+        self.enter(connection, Stage.REFUSED)
+
+    def _make_room(self, newcomer: Connection) -> None:
+        # Of a crowd that says nothing, and one that rests between two requests, the larger: so a stranger
+        # can neither hold all places nor keep those who come from speaking.
+        crowds = sorted((self._at[s] for s in (Stage.ARRIVING, Stage.IDLE)), key=len)
+        victim = next(iter(self._at[Stage.REFUSED] or crowds[1]), newcomer)
+        self.counts["crowded"] += 1
+        self._complain(victim, f"{self._held} connections are held, and one more came")
+        victim.abort()
+        if victim is not newcomer:
+            self.lost(victim)
+
+    def _sweep(self) -> None:
+        limits, now = self.limits, self.clock()
+        for connection in list(self._by_inner.values()):
+            if connection.stuck_since is not None and connection.stuck_since < now - limits.request_seconds:
+                self.counts["slow"] += 1
+                self._complain(connection, "it does not read its answer")
+                connection.abort()
+        for connection in self._older(Stage.ARRIVING, now - limits.request_seconds):
+            limit = f"it is not there {limits.request_seconds:g} s after it began"
+            self.refuse(connection, 408, "a request takes too long", limit)
+        for stage, seconds in (
+            (Stage.SERVING, limits.answer_seconds),
+            (Stage.IDLE, limits.idle_seconds),
+            (Stage.REFUSED, limits.request_seconds),
+        ):
+            for connection in self._older(stage, now - seconds):
+                connection.abort()
+        self._sweeping = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._sweep)
+
+    def _older(self, stage: Stage, than: float) -> list[Connection]:
+        found = []
+        for connection in self._at[stage]:
+            if connection.since >= than:
+                break
+            found.append(connection)
+        return found
+
+    def _complain(self, connection: Connection, what: str) -> None:
+        self._complaints.about(
+            f"{connection.peer} {what[:20]}", f"ended a connection of {connection.peer}: {what}"
+        )

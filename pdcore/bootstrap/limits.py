@@ -1,0 +1,57 @@
+"""How much of what reaches the bootstrap service is taken, key or not."""
+
+from __future__ import annotations
+
+import resource
+
+import attrs
+
+__all__ = ["Limits"]
+
+SHARE_OF_DESCRIPTORS = 2
+
+
+@attrs.frozen
+class Limits:
+    """The figures, which hold for strangers as for everybody else.
+
+    ``connections`` are held at once, and at most half the descriptors that the process may have; one more
+    ends the one that said nothing for the longest time. A request is there in full ``request_seconds``
+    after its first byte (or after the connection was made), with at most ``header_bytes`` and ``headers``
+    before its body and ``body_bytes`` in it, and its answer is read within as many seconds. A connection
+    between two requests is held for ``idle_seconds``. A look-up waits for ``wait_seconds`` at most, and of
+    ``waiting`` look-ups the oldest is answered (503: ask again) when one more comes. ``ranks`` may be
+    registered, and ``rooms`` are remembered, the newest. Challenges take no memory: only those that came
+    back under a right code are kept, for a minute.
+
+    At the limits, what strangers have sent and is not yet a request takes ``connections`` times
+    (``header_bytes`` + ``body_bytes``): 72 MiB.
+    """
+
+    connections: int = 1024
+    header_bytes: int = 8 * 1024
+    headers: int = 64
+    body_bytes: int = 64 * 1024
+    request_seconds: float = 10.0
+    idle_seconds: float = 60.0
+    wait_seconds: float = 60.0
+    waiting: int = 512
+    ranks: int = 16_384
+    rooms: int = 262_144
+
+    @property
+    def held(self) -> int:
+        """Connections that are held in this process, as its limit of descriptors is now."""
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        descriptors = soft if soft != resource.RLIM_INFINITY else self.connections * SHARE_OF_DESCRIPTORS
+        return max(1, min(self.connections, descriptors // SHARE_OF_DESCRIPTORS))
+
+    @property
+    def request_bytes(self) -> int:
+        """Bytes of one request."""
+        return self.header_bytes + self.body_bytes
+
+    @property
+    def answer_seconds(self) -> float:
+        """Seconds from a request to the end of its answer."""
+        return self.wait_seconds + self.request_seconds
