@@ -382,6 +382,38 @@ def test_a_port_in_use_is_a_clear_error(prefill: End) -> None:
     channel.close(soon())
 
 
+@pytest.mark.parametrize("sockets", [3, 4, 5])
+def test_a_peer_for_which_there_is_no_descriptor_is_named_and_the_others_are_served(
+    prefill: End, sockets: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Enough for one peer, and for nothing, one or two of the three sockets of the next."""
+    monkeypatch.setattr("pdcore.wire.sockets._MOST_SOCKETS", sockets)
+    second = End("prefill", bound=True)
+    poor = End("decode", bound=False)
+    route = poor.channel.dial(prefill.address)
+    for _ in range(3):
+        poor.channel.post(poor.channel.dial(second.address), released(1))
+    poor.channel.post(route, released(2))
+    assert prefill.next() == released(2)
+    poor.settled()
+    assert poor.channel.counts == {"refused": 3, "undeliverable": 3}
+    assert f"peer {second.address} cannot be dialled\n  there is: Too many open files" in caplog.text
+    poor.close()
+    second.close()
+    assert not poor.channel.alive
+
+
+def test_an_address_that_is_none_is_named_and_does_not_keep_close_waiting(
+    prefill: End, decode: End, caplog: pytest.LogCaptureFixture
+) -> None:
+    for address in ("nowhere", "host name:80", "127.0.0.1:x"):
+        decode.channel.dial(address)
+    decode.channel.post(decode.channel.dial(prefill.address), released(1))
+    assert prefill.next() == released(1)
+    assert decode.channel.counts == {"refused": 3}
+    assert "peer nowhere cannot be dialled\n  there is: Invalid argument" in caplog.text
+
+
 # The end
 
 

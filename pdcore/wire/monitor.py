@@ -67,7 +67,11 @@ class Monitor:
         self._watched = watched
         address = f"inproc://pdcore-monitor-{watched.fileno()}"
         watched.monitor(address, _ALL)
-        self.socket: zmq.Socket[bytes] = watched.context.socket(zmq.PAIR)
+        try:
+            self.socket: zmq.Socket[bytes] = watched.context.socket(zmq.PAIR)
+        except zmq.ZMQError:
+            watched.disable_monitor()
+            raise
         # libzmq's thread waits for room when this is full: it must never be held up by our thread.
         self.socket.setsockopt(zmq.RCVHWM, 0)
         self.socket.connect(address)

@@ -9,7 +9,7 @@ import attrs
 import zmq
 
 from pdcore.address import join
-from pdcore.errors import BootstrapError
+from pdcore.errors import BootstrapError, WireError
 from pdcore.wire.curve import CURVE_OVERHEAD_BYTES, Curve
 from pdcore.wire.greeting import Greeting
 from pdcore.wire.monitor import ConnectionEvent, Monitor
@@ -26,6 +26,8 @@ HANDSHAKE_SECONDS = 10.0
 """So long may one that dialled us take to say who it is, without being let in."""
 
 _HIGH_WATER = 100_000
+_MOST_SOCKETS = 16_384
+"""Of one context; libzmq's default is 1,023, and a dialled peer takes three: one to talk, two to watch it."""
 
 
 @attrs.frozen(eq=False)
@@ -48,6 +50,7 @@ class Sockets:
     def __init__(self, identity: bytes, curve: Curve | None, wake: int) -> None:
         self._identity, self._curve = identity, curve
         self._context = zmq.Context()
+        self._context.set(zmq.MAX_SOCKETS, _MOST_SOCKETS)
         self._bound: _Line | None = None
         self._dialled: dict[Route, _Line] = {}
         self._lines: dict[zmq.Socket[bytes], _Line] = {}
@@ -89,16 +92,31 @@ class Sockets:
         return join(host, bound.rpartition(":")[2])
 
     def dial(self, route: Route) -> None:
-        """Connect to a bound channel without waiting, unless that was done before."""
+        """Connect to a bound channel without waiting, unless that was done before.
+
+        Raises:
+            WireError: this process has no descriptors left, or the address is none.
+        """
         if route in self._dialled:
             return
-        dealer = self._socket(zmq.DEALER)
-        dealer.setsockopt(zmq.IDENTITY, self._identity)
-        dealer.setsockopt(zmq.IPV6, int(route.startswith(b"[")))
-        if self._curve is not None:
-            self._curve.introduce(dealer)
-        self._dialled[route] = self._poll(dealer, route)
-        dealer.connect(f"tcp://{route.decode()}")
+        name = route.decode("ascii", "backslashreplace")
+        line: _Line | None = None
+        try:
+            line = self._poll(self._socket(zmq.DEALER), route)
+            line.socket.setsockopt(zmq.IDENTITY, self._identity)
+            line.socket.setsockopt(zmq.IPV6, int(route.startswith(b"[")))
+            if self._curve is not None:
+                self._curve.introduce(line.socket)
+            line.socket.connect(f"tcp://{name}")
+        except zmq.ZMQError as error:
+            if line is not None:
+                self._drop(line)
+            raise WireError(
+                f"peer {name} cannot be dialled",
+                error.strerror or str(error),
+                "raise the limit of open files (ulimit -n) if there are too many, or look at the address",
+            ) from error
+        self._dialled[route] = line
 
     def hang_up(self, route: Route) -> bool:
         """Drop a dialled connection and what was not sent on it; return whether there was one."""
@@ -180,7 +198,11 @@ class Sockets:
         return socket
 
     def _poll(self, socket: zmq.Socket[bytes], route: Route | None) -> _Line:
-        line = _Line(socket, Monitor(socket), route)
+        try:
+            line = _Line(socket, Monitor(socket), route)
+        except zmq.ZMQError:
+            socket.close(linger=0)  # or the context would wait for it when it ends
+            raise
         self._lines[socket] = self._monitored[line.monitor.socket] = line
         self._poller.register(socket, zmq.POLLIN)
         self._poller.register(line.monitor.socket, zmq.POLLIN)
