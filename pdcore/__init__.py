@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         TransportMismatchError,
         VariantConflictError,
     )
+    from pdcore.fingerprint import Fingerprint
     from pdcore.layout import Attention, KVBuffer, KVLayout, PageOrder, StateBuffer, StateComponent
     from pdcore.metadata import AuxDataCodec, MetadataBuffers
     from pdcore.metrics import RequestMetrics
@@ -68,6 +69,7 @@ _HOMES = {
         "TransportMismatchError",
         "VariantConflictError",
     ),
+    "fingerprint": ("Fingerprint",),
     "layout": ("Attention", "KVBuffer", "KVLayout", "PageOrder", "StateBuffer", "StateComponent"),
     "metadata": ("AuxDataCodec", "MetadataBuffers"),
     "metrics": ("RequestMetrics",),
@@ -105,6 +107,7 @@ __all__ = [
     "DeviceKind",
     "EngineError",
     "FailureCode",
+    "Fingerprint",
     "IncompatiblePeerError",
     "KVBuffer",
     "KVLayout",

@@ -90,7 +90,8 @@ class BackendSpec:
     ``probe`` looks whether the engine library can be imported and what it misses; it runs when
     the backend is selected or diagnosed, and must not start an engine. ``facts`` (by title) are
     shown to who diagnoses the backend, whether it is ready or not. ``transfer_model`` is used unless the
-    configuration asks for one.
+    configuration asks for one. ``engine_version`` tells the engine library's name and version, which
+    peers are told.
     """
 
     name: str
@@ -104,6 +105,7 @@ class BackendSpec:
     probe: Callable[[], Readiness] = attrs.field(default=Readiness.yes, repr=False, eq=False)
     facts: Callable[[], Mapping[str, str]] = attrs.field(default=dict, repr=False, eq=False)
     transfer_model: TransferModel = TransferModel.WORKERS
+    engine_version: Callable[[], str] = attrs.field(default=str, repr=False, eq=False)
 
 
 @attrs.frozen

@@ -14,7 +14,7 @@ from packaging.specifiers import SpecifierSet
 from pdcore.backend import Readiness
 from pdcore.trial import attempt
 
-__all__ = ["Installation", "look_at", "version_refusal"]
+__all__ = ["Installation", "installed", "look_at", "version_refusal"]
 
 NO_SHARED_LIBRARY = re.compile(r"(\S+\.so\S*): cannot open shared object file")
 LOOK = """
@@ -70,6 +70,12 @@ class Installation:
         return Readiness.no(reason, "; ".join(fixes))
 
 
+def installed(begin: str | tuple[str, ...]) -> tuple[str, ...]:
+    """Return the installed distributions whose names begin so, each with its version."""
+    found = {(d.metadata["Name"] or "", d.version) for d in metadata.distributions()}
+    return tuple(sorted(f"{name} {version}" for name, version in found if name.startswith(begin)))
+
+
 def look_at(
     module: str,
     distributions: str | tuple[str, ...],
@@ -84,8 +90,7 @@ def look_at(
         libraries: shared libraries that are tried one by one, since an import names only the first.
         hidden: what the names of the variables begin with that the other process does not get.
     """
-    found = {(d.metadata["Name"] or "", d.version) for d in metadata.distributions()}
-    names = tuple(sorted(f"{name} {version}" for name, version in found if name.startswith(distributions)))
+    names = installed(distributions)
     trial = attempt(LOOK, module, libraries, hidden=hidden)
     if trial.error:
         return Installation(module, names, error=f"its import {trial.error}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 
 import attrs
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from pdcore.components import StateBuffer, StateComponent
 from pdcore.elements import ELEMENT_BITS, bytes_of, element_name
 from pdcore.errors import LayoutError
+from pdcore.fingerprint import Fingerprint, to_fingerprint
 from pdcore.names import repeated
 from pdcore.order import PageOrder
 
@@ -71,7 +72,8 @@ class KVLayout:
 
     ``page_size`` is in tokens, ``total_kv_heads`` counts over all TP ranks (0 for latent). ``order`` is
     that of the pages of all buffers that name none. ``dtype`` is a torch or numpy dtype, or its torch
-    name; of a type that pdcore does not know, ``element_bits`` says the bits of one value.
+    name; of a type that pdcore does not know, ``element_bits`` says the bits of one value. ``fingerprint``
+    (or a mapping) says what made the cache; two that differ don't pair.
     """
 
     page_size: int
@@ -82,6 +84,7 @@ class KVLayout:
     buffers: tuple[KVBuffer, ...]
     order: PageOrder = attrs.field(default=PageOrder.TOKEN_HEAD, kw_only=True)
     element_bits: int | None = attrs.field(default=None, kw_only=True)
+    fingerprint: Fingerprint | None = attrs.field(default=None, converter=to_fingerprint, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         names = [b.name for b in self.buffers]
@@ -117,6 +120,7 @@ class KVLayout:
         total_kv_heads: int | None = None,
         order: PageOrder = PageOrder.TOKEN_HEAD,
         element_bits: int | None = None,
+        fingerprint: Fingerprint | Mapping[str, str] | None = None,
     ) -> KVLayout:
         """Return the layout of MHA, GQA or MQA: a K and a V buffer per layer, K first; or, where
         ``order`` has K and V fused, one ``kv`` buffer per layer.
@@ -131,7 +135,7 @@ class KVLayout:
         total = total_kv_heads or kv_heads
         return cls(
             page_size, num_pages, dtype, Attention.HEADS, total, buffers,
-            order=order, element_bits=element_bits,
+            order=order, element_bits=element_bits, fingerprint=fingerprint,
         )  # fmt: skip
 
     @classmethod
@@ -144,6 +148,7 @@ class KVLayout:
         num_pages: int,
         dtype: object = "bfloat16",
         element_bits: int | None = None,
+        fingerprint: Fingerprint | Mapping[str, str] | None = None,
     ) -> KVLayout:
         """Return the layout of MLA: one latent buffer per layer, the same on every TP rank.
 
@@ -151,7 +156,10 @@ class KVLayout:
         """
         item = page_size * _head_bytes(latent_dim, dtype, element_bits)
         buffers = tuple(KVBuffer(layer, "latent", item) for layer in layers)
-        return cls(page_size, num_pages, dtype, Attention.LATENT, 0, buffers, element_bits=element_bits)
+        return cls(
+            page_size, num_pages, dtype, Attention.LATENT, 0, buffers,
+            element_bits=element_bits, fingerprint=fingerprint,
+        )  # fmt: skip
 
     def beside(self, other: KVLayout) -> KVLayout:
         """Return this layout with the buffers of ``other`` after its own: of layers with other heads, or

@@ -156,6 +156,7 @@ class Manager(ABC):
             regions=self._regions,
             verify=self.config.transfer.verify,
             process=ProcessIdentity.here(),
+            engine_version=self.backend.engine_version(),
         )
 
     def close(self) -> None:

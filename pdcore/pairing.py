@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from pdcore.backend import AuxTransport
 from pdcore.errors import Misfit
+from pdcore.fingerprint import fingerprint_misfits
 from pdcore.layout import KVBuffer, StateComponent
 from pdcore.schema import AuxSchema
 from pdcore.sharding import shared_units
@@ -40,6 +41,7 @@ def pairing_misfits(prefill: PeerDescription, decode: PeerDescription) -> tuple[
     )
     return (
         *(Misfit(field, p, d, change) for field, p, d, change in plain if p != d),
+        *fingerprint_misfits(prefill.layout.fingerprint, decode.layout.fingerprint),
         *_aux_transport_misfits(prefill.aux_transports, decode.aux_transports),
         *topology_misfits(prefill.topology, decode.topology, *prefill.layout.units),
         *_layout_misfits(prefill, decode),

@@ -34,11 +34,13 @@ from pdcore.errors import (
 )
 from pdcore.events import Subscriber
 from pdcore.model import Deadline, DeviceKind, Incarnation, Role
-from pdcore.plugins import BackendPlugin, Observer, load_observer
+from pdcore.plugins import BackendPlugin, Observer, describe, load_observer
 from pdcore.settings import Origin
 from pdcore.structuring import nearest
 
 __all__ = ["Backend", "explain", "load_observers", "select"]
+
+ENGINE_VERSION_CHARACTERS = 200
 
 log = logging.getLogger("pdcore.observers")
 
@@ -81,6 +83,14 @@ class Backend:
             role, incarnation, self.protocol, self.variant, self.options, host, deadline
         )
         return start_engine(self._plugin, self.name, request, require_transport)
+
+    def engine_version(self) -> str:
+        """Return the name and version of the engine's library, or "" if the backend does not tell."""
+        try:
+            return str(self.spec.engine_version())[:ENGINE_VERSION_CHARACTERS]
+        except Exception as error:  # it is only told to others
+            log.warning("backend %r cannot tell its engine's version: %s", self.name, describe(error))
+            return ""
 
     def aux_route(self, engine: TransferEngine) -> AuxRoute:
         """Return how aux rows travel with this engine.

@@ -41,6 +41,7 @@ settings
 machine
 names
 elements
+fingerprint
 order
 components
 layout
@@ -80,6 +81,7 @@ pools
 claims
 digest
 pairing
+remarks
 closing
 handle
 unsafe

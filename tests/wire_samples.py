@@ -46,7 +46,14 @@ DESCRIPTION = PeerDescription(
     backend="local",
     protocol="process_vm_writev",
     topology=Topology(dp_size=2, dp_rank=1),
-    layout=KVLayout.heads(layers=[0, 1], kv_heads=2, head_dim=64, page_size=16, num_pages=128),
+    layout=KVLayout.heads(
+        layers=[0, 1],
+        kv_heads=2,
+        head_dim=64,
+        page_size=16,
+        num_pages=128,
+        fingerprint={"revision": "8cde5ca", "model": "llama-3-8b"},
+    ),
     state=(StateComponent("mamba", 8, (StateBuffer("conv", 96), StateBuffer("ssm", 1024))),),
     aux=AuxSchema((AuxField("first_token", "int64"), AuxField("logprobs", "float32", (8,), 0))),
     aux_slots=32,
@@ -57,6 +64,7 @@ DESCRIPTION = PeerDescription(
     process=ProcessIdentity(
         "0f1e-boot", pids=4026531836, network=4026531840, clock=4026531834, pid=4711, started=99
     ),
+    engine_version="mooncake-transfer-engine 0.3.12",
 )
 
 LAYOUT = attrs.evolve(

@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from importlib import metadata
 
@@ -125,6 +125,8 @@ def _findings(found: Assessment, origins: Origins) -> dict[str, object]:
     findings["summary"] = spec.summary
     findings["runs on"] = spec.runs_on
     findings["contract"] = spec.contract_version
+    if engine := _told(spec.engine_version):
+        findings["engine"] = engine
     if found.variant is not None:
         findings["variant of"] = spec.name
         findings["environment"] = [
@@ -143,6 +145,13 @@ def _findings(found: Assessment, origins: Origins) -> dict[str, object]:
     if facts:
         findings["facts"] = facts
     return findings
+
+
+def _told(tell: Callable[[], str]) -> str:
+    try:
+        return tell()
+    except Exception as error:
+        return f"the backend cannot tell it: {describe(error)}"
 
 
 def _facts(spec: BackendSpec) -> list[str]:

@@ -10,7 +10,6 @@ from functools import partial
 
 import attrs
 
-from pdcore.backend import PeerIdentity
 from pdcore.bootstrap import BootstrapClient, ReplicaQuery
 from pdcore.bootstrap.record import RankGroup, RankRecord
 from pdcore.config import Timeouts
@@ -19,10 +18,11 @@ from pdcore.decode.revocation import LostWriter, Revocations
 from pdcore.decode.source import PrefillSource, replaced
 from pdcore.engine import TransferEngine
 from pdcore.errors import FailureCode, IncompatiblePeerError, KVTransferError
-from pdcore.events import Events, PairingFailed, PeerPaired, Stage, stage
+from pdcore.events import Events, PairingFailed, Stage, stage
 from pdcore.liveness import Heartbeats
 from pdcore.model import Deadline, Incarnation
 from pdcore.pairing import coverage_misfits, pairing_misfits
+from pdcore.remarks import announce_pairing
 from pdcore.secret import AuthKey
 from pdcore.topology import DPChoice, dp_rank_of, map_ranks, topology_misfits
 from pdcore.wire import Channel, PairReply, PairRequest, PeerDescription, Route
@@ -206,7 +206,7 @@ class Sources:
                 return old
             self._lost(old, replaced(old, record.incarnation))
         source = PrefillSource(record, self._channel.dial(record.address))
-        source.subscribe(_Announcer(self._events, source.identity))
+        source.subscribe(_Announcer(self._events, source, self._description))
         with self._lock:
             self._sources[source.route] = source
         self._heartbeats.track(source.route, time.monotonic())
@@ -272,13 +272,16 @@ class _Announcer:
     """The first that hears of a pairing: it tells who listens to events."""
 
     _events: Events
-    _peer: PeerIdentity
+    _source: PrefillSource
+    _ours: PeerDescription
 
     def paired(self) -> None:
-        if self._events.on:
-            self._events.emit(PeerPaired(self._events.node, self._peer))
+        there = self._source.description
+        assert there is not None  # it is paired
+        announce_pairing(self._events, self._source.identity, there, self._ours)
 
     def fail(self, failure: KVTransferError) -> bool:
         if self._events.on:
-            self._events.emit(PairingFailed(self._events.node, self._peer, failure.code, str(failure)))
+            peer = self._source.identity
+            self._events.emit(PairingFailed(self._events.node, peer, failure.code, str(failure)))
         return True

@@ -67,7 +67,14 @@ class PeerEvent(Event):
 
 @attrs.frozen
 class PeerPaired(PeerEvent):
-    """Requests can be exchanged with it."""
+    """Requests can be exchanged with it.
+
+    ``engine_version`` is that of its engine's library; ``remarks`` say what differs without keeping the two
+    apart, such as engines of two versions.
+    """
+
+    engine_version: str = ""
+    remarks: tuple[str, ...] = ()
 
 
 @attrs.frozen

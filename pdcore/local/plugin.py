@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from pdcore import __version__
 from pdcore.backend import AuxRequest, AuxRoute, AuxTransport, BackendSpec, InitEngineRequest, Readiness
 from pdcore.engine import TransferEngine
 from pdcore.hookspecs import RequiredHooks, hookimpl
@@ -54,6 +55,7 @@ def pd_backend() -> BackendSpec:
         capabilities=CAPABILITIES,
         options=LocalOptions,
         probe=probe,
+        engine_version=lambda: f"pdcore {__version__}",
     )
 
 

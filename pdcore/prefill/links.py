@@ -13,11 +13,12 @@ from pdcore.backend import PeerIdentity, StatePlan, StateRequest
 from pdcore.config import Config
 from pdcore.engine import TransferEngine
 from pdcore.errors import EngineError, FailureCode, IncompatiblePeerError, PDCoreError
-from pdcore.events import Events, PairingFailed, PeerLost, PeerPaired, PeerState, Stage, stage
+from pdcore.events import Events, PairingFailed, PeerLost, PeerState, Stage, stage
 from pdcore.model import Deadline, Incarnation, RoomId
 from pdcore.pairing import pairing_misfits
 from pdcore.pools import Pools
 from pdcore.prefill.link import PeerLink
+from pdcore.remarks import announce_pairing, engine_remark
 from pdcore.wire import Failure, Message, PairReply, PeerDescription, Route
 from pdcore.wire.complaints import COMPLAINT_SECONDS, Complaints
 
@@ -165,13 +166,12 @@ class Links:
         # An adapter may raise anything; decode must learn that it is not paired, and why.
         except Exception as error:
             self._complaints.about(f"pairing {link.route!r}", f"cannot pair with {link.identity}: {error}")
-            failure = _failure(link, error)
+            failure = _failure(link, error, engine_remark(self._description, link.description))
             self._post(link.route, PairReply(self._description, (), failure))
             self.drop(link)
             self._report_failed(link.identity, failure.code, str(error))
         else:
-            if self._events.on:
-                self._events.emit(PeerPaired(self._events.node, link.identity))
+            announce_pairing(self._events, link.identity, self._description, link.description)
             self._post(link.route, PairReply(self._description))
 
     def _report_failed(self, peer: PeerIdentity, code: FailureCode, why: str) -> None:
@@ -197,10 +197,10 @@ def _forsaken() -> Failure:
     )
 
 
-def _failure(link: PeerLink, error: Exception) -> Failure:
+def _failure(link: PeerLink, error: Exception, remark: str) -> Failure:
     code = FailureCode.INCOMPATIBLE if isinstance(error, IncompatiblePeerError) else FailureCode.ENGINE
+    more = f"; {remark}" if remark and code is FailureCode.ENGINE else ""
     if isinstance(error, PDCoreError):
-        return Failure(code, f"{error.happened} ({link.identity})", error.there_is, error.to_do)
-    return Failure(
-        code, f"connecting to {link.identity} raised", repr(error), "report it to the backend's author"
-    )
+        return Failure(code, f"{error.happened} ({link.identity})", error.there_is + more, error.to_do)
+    happened = f"connecting to {link.identity} raised"
+    return Failure(code, happened, repr(error) + more, "report it to the backend's author")

@@ -65,7 +65,8 @@ class PeerDescription:
 
     ``endpoint`` and ``regions`` are the engine's; ``protocol`` is the one it was started with.
     ``aux_transports`` are the ways that aux rows may travel, the preferred one first; ``verify`` says
-    which pages are compared. ``process`` is the one that runs the engine.
+    which pages are compared. ``process`` is the one that runs the engine, and ``engine_version`` names the
+    engine's library and its version.
     """
 
     role: Role
@@ -84,6 +85,7 @@ class PeerDescription:
     regions: bytes
     verify: str = "off"
     process: ProcessIdentity | None = None
+    engine_version: str = ""
 
 
 @attrs.frozen

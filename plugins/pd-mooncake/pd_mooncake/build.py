@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pdcore.backend import Readiness
-from pdcore.installation import Installation, look_at
+from pdcore.installation import Installation, installed, look_at
 
-__all__ = ["ENGINE_MODULE", "LOG_DIRECTORY", "look", "probe"]
+__all__ = ["ENGINE_MODULE", "LOG_DIRECTORY", "engine_version", "look", "probe"]
 
 ENGINE_MODULE = "mooncake.engine"
 LOG_DIRECTORY = "MC_LOG_DIR"
@@ -13,6 +13,11 @@ LOG_DIRECTORY = "MC_LOG_DIR"
 INSTALL = "pip install 'pd-mooncake[cpu]' (or [cuda12], [cuda13], [efa]: one of them)"
 PACKAGES = {"libibverbs.so.1": "libibverbs1", "libnuma.so.1": "libnuma1", "libcurl.so.4": "libcurl4"}
 """The shared libraries that no wheel brings, and what Debian and Ubuntu call them."""
+
+
+def engine_version() -> str:
+    """Return which distributions bring the library, with their versions; without importing it."""
+    return ", ".join(installed("mooncake-transfer-engine"))
 
 
 def look() -> Installation:

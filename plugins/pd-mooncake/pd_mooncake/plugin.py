@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from pd_mooncake.build import probe
+from pd_mooncake.build import engine_version, probe
 from pd_mooncake.config import VARIABLES, MemPool, MooncakeOptions, Protocol, device_for, with_environment
 from pd_mooncake.engine import CAPABILITIES, MooncakeEngine
 from pd_mooncake.library import NativeSettings, check_environment, load
@@ -73,6 +73,7 @@ def pd_backend() -> BackendSpec:
         options=MooncakeOptions,
         probe=probe,
         facts=facts,
+        engine_version=engine_version,
     )
 
 

@@ -10,10 +10,10 @@ import msgspec
 
 from pd_mori.config import MoriOptions, backend_config, native_environment
 from pdcore.backend import Readiness
-from pdcore.installation import Installation, look_at, version_refusal
+from pdcore.installation import Installation, installed, look_at, version_refusal
 from pdcore.trial import attempt
 
-__all__ = ["INSTALL", "MODULE", "Machine", "look", "probe", "refusal", "try_engine"]
+__all__ = ["INSTALL", "MODULE", "Machine", "engine_version", "look", "probe", "refusal", "try_engine"]
 
 MODULE = "mori.io"
 DISTRIBUTION = "amd_mori"
@@ -61,6 +61,11 @@ class Machine:
 
     refusal: str
     gpus: int
+
+
+def engine_version() -> str:
+    """Return which distributions bring the library, with their versions; without importing it."""
+    return ", ".join(installed("amd_mori"))
 
 
 def look() -> Installation:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pd_mori.address import check_host
-from pd_mori.build import look, probe, try_engine
+from pd_mori.build import engine_version, look, probe, try_engine
 from pd_mori.config import VARIABLES, MoriOptions, Protocol, contradictions
 from pd_mori.engine import CAPABILITIES, MoriEngine
 from pd_mori.library import load
@@ -70,6 +70,7 @@ def pd_backend() -> BackendSpec:
         options=MoriOptions,
         probe=probe,
         facts=facts,
+        engine_version=engine_version,
         transfer_model=TransferModel.INLINE,
     )
 

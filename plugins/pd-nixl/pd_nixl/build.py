@@ -8,10 +8,10 @@ import sys
 from collections.abc import Mapping
 
 from pdcore.backend import Readiness
-from pdcore.installation import Installation, look_at, version_refusal
+from pdcore.installation import Installation, installed, look_at, version_refusal
 from pdcore.trial import attempt
 
-__all__ = ["INSTALL", "creation_refusal", "look", "modules", "probe", "refusal"]
+__all__ = ["INSTALL", "creation_refusal", "engine_version", "look", "modules", "probe", "refusal"]
 
 INSTALL = "pip install 'pd-nixl[cu12]' (or [cu13]; without CUDA: pip install --no-deps 'nixl-cu12>=1.5,<2')"
 VERSIONS = ">=1.5,<2"
@@ -57,6 +57,11 @@ def modules() -> tuple[str, ...]:
 def refusal(module: str) -> str:
     """Return why the version of the distribution that brings ``module`` cannot be used, or ""."""
     return version_refusal(module.partition(".")[0].replace("_", "-"), VERSIONS)
+
+
+def engine_version() -> str:
+    """Return which distributions bring the library, with their versions; without importing it."""
+    return ", ".join(installed("nixl"))
 
 
 def look() -> Installation:

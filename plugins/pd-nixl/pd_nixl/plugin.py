@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from pd_nixl.build import creation_refusal, look, probe
+from pd_nixl.build import creation_refusal, engine_version, look, probe
 from pd_nixl.config import (
     NixlOptions,
     Protocol,
@@ -81,6 +81,7 @@ def pd_backend() -> BackendSpec:
         options=NixlOptions,
         probe=probe,
         facts=facts,
+        engine_version=engine_version,
     )
 
 

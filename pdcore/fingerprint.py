@@ -1,0 +1,117 @@
+"""What a cache was made by: named facts that the caller gives, compared by name when two ranks pair.
+
+Two models of equal shape have caches of equal layout, and bytes of one make no sense to the other. Only who
+loads the model knows which one it is: its name, revision, cache format, quantisation, RoPE settings.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+import attrs
+
+from pdcore.errors import LayoutError, Misfit
+from pdcore.names import repeated
+from pdcore.scalars import shown
+
+__all__ = ["Fingerprint", "fingerprint_misfits", "to_fingerprint"]
+
+MOST_NAMES = 64
+MOST_CHARACTERS = 256
+"""Of a value; a name has at most a quarter of that."""
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}", re.ASCII)
+NOT_GIVEN = "not given"
+
+Pairs = tuple[tuple[str, str], ...]
+
+
+def _sorted(given: Mapping[str, str] | Iterable[tuple[str, str]]) -> Pairs:
+    try:
+        pairs = given.items() if isinstance(given, Mapping) else given
+        return tuple(sorted((name, value) for name, value in pairs))
+    except (TypeError, ValueError) as error:
+        raise LayoutError(
+            "a fingerprint is no mapping of names to text",
+            shown(given),
+            'hand in a mapping such as {"model": "llama-3-8b", "revision": "main"}',
+        ) from error
+
+
+@attrs.frozen
+class Fingerprint:
+    """An immutable mapping of names to text, made of one: ``Fingerprint({"model": "llama-3-8b"})``.
+
+    Names are the caller's, alike on both sides; customary are ``model``, ``revision``, ``cache_format``,
+    ``quantisation`` and ``rope``. At most 64 names of up to 64 letters, digits, ``_``, ``.`` and ``-``;
+    values are printable text of 1 to 256 characters.
+
+    Raises:
+        LayoutError: a name or a value is something else, or there are too many.
+    """
+
+    fields: Pairs = attrs.field(converter=_sorted)
+
+    def __attrs_post_init__(self) -> None:
+        names = [name for name, _ in self.fields]
+        wrong = [
+            *([f"{len(names)} names"] if len(names) > MOST_NAMES else []),
+            *(f"the name {shown(n)}" for n in names if not _is_name(n)),
+            *(f"{n} twice" for n in repeated(names)),
+            *(f"{n}={shown(v)}" for n, v in self.fields if not _is_text(v)),
+        ]
+        if wrong:
+            raise LayoutError(
+                "a fingerprint cannot be made of this",
+                ", ".join(wrong[:4]),
+                f"give up to {MOST_NAMES} names of letters, digits, '_', '.' and '-' (64 at most), each with "
+                f"a text of 1 to {MOST_CHARACTERS} printable characters; write numbers as text",
+            )
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in self.fields) or "nothing"
+
+
+def to_fingerprint(given: Fingerprint | Mapping[str, str] | None) -> Fingerprint | None:
+    """Return the fingerprint of a mapping; None if it names nothing.
+
+    Raises:
+        LayoutError: none can be made of it.
+    """
+    if isinstance(given, Fingerprint) or given is None:
+        return given
+    made = Fingerprint(given)
+    return made if made.fields else None
+
+
+def fingerprint_misfits(prefill: Fingerprint | None, decode: Fingerprint | None) -> list[Misfit]:
+    """Return every name of which two fingerprints say different things, or only one says something.
+
+    Without two fingerprints nothing can be compared, and nothing is refused.
+    """
+    if prefill is None or decode is None:
+        return []
+    ours, theirs = dict(prefill.fields), dict(decode.fields)
+    return [
+        Misfit(f"fingerprint.{name}", _value(ours, name), _value(theirs, name), _change(name, ours, theirs))
+        for name in sorted({*ours, *theirs})
+        if ours.get(name) != theirs.get(name)
+    ]
+
+
+def _value(fields: Mapping[str, str], name: str) -> str:
+    return repr(fields[name]) if name in fields else NOT_GIVEN
+
+
+def _change(name: str, ours: Mapping[str, str], theirs: Mapping[str, str]) -> str:
+    if name in ours and name in theirs:
+        return "serve one model, in one revision and with the same cache settings, on both sides"
+    return "name the same facts in the fingerprints of both sides"
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and NAME.fullmatch(name) is not None
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= MOST_CHARACTERS and value.isprintable()
