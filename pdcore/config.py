@@ -132,7 +132,11 @@ class Timeouts:
 
 @attrs.frozen
 class LivenessConfig:
-    """Heartbeats: seconds between two, and how many may fail in a row before a peer counts as lost."""
+    """Heartbeats: seconds between two, and how many may fail in a row before a peer counts as lost.
+
+    One that is connected does not: its interpreter may stand still for long, and its connection answers on a
+    thread of libzmq, or is ended by the kernel of a process that died.
+    """
 
     interval: float = attrs.field(default=2.0, validator=_within(0.01, 3600.0))
     max_failures: int = attrs.field(default=3, validator=_within(1, 1000))

@@ -18,19 +18,29 @@ from pdcore.chores import Chores
 from pdcore.closing import closed, shut_down
 from pdcore.config import Config
 from pdcore.errors import AuthenticationError, KVTransferError
-from pdcore.events import Events, Gauges, HeartbeatMissed, Node, Stage, Subscriber, stage
+from pdcore.events import Events, Gauges, Node, Stage, Subscriber, stage
 from pdcore.handle import RoomHandle
 from pdcore.liveness import Heartbeats
 from pdcore.machine import find_place
 from pdcore.model import Deadline, KVPoll, Role, RoomId, new_incarnation
 from pdcore.pools import Pools
 from pdcore.process import ProcessIdentity
+from pdcore.pulse import Pulse
 from pdcore.ready import ready_engine
 from pdcore.selection import Backend
 from pdcore.status import Room, RoomTable
 from pdcore.topology import Topology
 from pdcore.unsafe import Unsafe
-from pdcore.wire import Bye, Channel, Heartbeat, Message, PeerDescription, Route, require_curve, say_if_open
+from pdcore.wire import (
+    Bye,
+    Channel,
+    Heartbeat,
+    Message,
+    PeerDescription,
+    Route,
+    require_curve,
+    say_if_open,
+)
 
 __all__ = ["Manager"]
 
@@ -72,7 +82,7 @@ class Manager(ABC):
         self.events = Events(node, [*backend.subscribers(), *subscribers])
         self.rooms = RoomTable()
         self.heartbeats: Heartbeats[Route] = Heartbeats(
-            config.liveness.interval, config.liveness.max_failures
+            config.liveness.interval, config.liveness.max_failures, config.timeouts.bootstrap
         )
         self._chores = Chores()
         self._closing = threading.Lock()
@@ -85,6 +95,15 @@ class Manager(ABC):
         self.aux_transports, self._regions = ready.aux_transports, ready.regions
         say_if_open(config.auth_key, self.place.listens)
         self.channel = self._open_channel()
+        self._pulse = Pulse(
+            self.heartbeats,
+            self._chores,
+            self.channel.post,
+            self.events,
+            self._peers,
+            self._process_of,
+            self._lose,
+        )
 
     def __enter__(self: Self) -> Self:
         return self
@@ -199,6 +218,9 @@ class Manager(ABC):
             max_message_bytes=self.config.control.max_message_bytes,
             auth_key=self.config.auth_key,
             on_refused=self._on_refused,
+            on_connection=self.heartbeats.note,
+            on_unreachable=self.heartbeats.disconnected,
+            dead_after=self.heartbeats.limit,
         )
 
     def _discard(self) -> None:
@@ -228,13 +250,7 @@ class Manager(ABC):
 
     def _on_tick(self) -> None:
         self._ticked_at = now = time.monotonic()
-        beat = Heartbeat(self.incarnation)
-        chores, most = self._chores, self.config.liveness.max_failures
-        chores.each("a heartbeat", self.heartbeats.beat_due(now), lambda to: self.channel.post(to, beat))
-        if self.events.on:
-            chores.do("reporting missed heartbeats", partial(self._report_missed, now))
-        why = f"{most} heartbeats in a row are missing, {self.config.liveness.interval * most:g} s"
-        chores.each("losing a peer", self.heartbeats.silent(now), lambda route: self._lose(route, why))
+        self._pulse.beat(now, Heartbeat(self.incarnation))
         self._expire()
 
     def _end_expired(self, find: Callable[[RoomId], RoomHandle | None]) -> None:
@@ -244,13 +260,6 @@ class Manager(ABC):
             if handle is not None and handle.record is record:
                 self._chores.do(f"ending room {record.room}", partial(handle.give_up, missed))
                 self.rooms.move(record, KVPoll.FAILED, missed)
-
-    def _report_missed(self, now: float) -> None:
-        missed = self.heartbeats.missed(now)
-        peers = self._peers() if missed else {}
-        for route, in_a_row in missed:
-            if route in peers:
-                self.events.emit(HeartbeatMissed(self.events.node, peers[route], in_a_row))
 
     @abstractmethod
     def _on_message(self, route: Route, message: Message) -> None:
@@ -277,6 +286,10 @@ class Manager(ABC):
     @abstractmethod
     def _peers(self) -> Mapping[Route, PeerIdentity]:
         """Return all peers by route."""
+
+    @abstractmethod
+    def _process_of(self, route: Route) -> ProcessIdentity | None:
+        """Return the process of a paired peer, if it said which."""
 
     @abstractmethod
     def _end_rooms(self, deadline: Deadline) -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import logging
-import threading
 from collections.abc import Callable
-from functools import partial
 from types import ModuleType
 
 import attrs
@@ -36,11 +34,9 @@ from pdcore.events import (
     EngineStarted,
     Event,
     Events,
-    HeartbeatMissed,
     MetadataReceived,
     Node,
     PairingFailed,
-    PeerLost,
     PeerPaired,
     RoomEnded,
     Stage,
@@ -134,37 +130,6 @@ def test_an_abort_and_a_missed_deadline_have_their_codes() -> None:
     codes = {(e.node.role, e.room): e.outcome for e in told.of(RoomEnded)}
     assert codes[Role.PREFILL, RoomId(1)] == "aborted"
     assert codes[Role.DECODE, RoomId(2)] == "deadline"
-
-
-def test_a_silent_peer_is_told_heartbeat_by_heartbeat_and_then_as_lost_with_its_rooms() -> None:
-    told, hung = Recorder(), threading.Event()
-    with paired(config(interval=0.1, max_failures=5), subscribers=[told]) as pair:
-        pair.move(1, [1], [1])
-        sender, receiver = pair.open(2)
-        receiver.send_metadata([9])
-        told.wait_for(MetadataReceived, Role.PREFILL, lambda e: e.room == 2)
-        pair.decode.channel.call(partial(hang, hung))
-        try:
-            lost = told.wait_for(PeerLost, Role.PREFILL)
-            assert sender.wait(soon()) is KVPoll.FAILED
-        finally:
-            hung.set()
-        assert (lost.peer.incarnation, lost.rooms) == (pair.decode.incarnation, 1)
-        assert lost.why == "5 heartbeats in a row are missing, 0.5 s"
-        missed = [e for e in told.of(HeartbeatMissed, Role.PREFILL) if e.at < lost.at]
-        assert missed
-        assert {e.peer for e in missed} == {lost.peer}
-        assert max(e.in_a_row for e in missed) >= 4
-        failed = told.wait_for(RoomEnded, Role.PREFILL, lambda e: e.room == 2)
-        assert failed.failure is sender.failure()
-        assert failed.outcome == "peer_lost"
-        told.wait_for(PeerLost, Role.DECODE)
-        pair.move(3, [3], [4])
-        assert len(told.of(PeerPaired, Role.PREFILL)) == 2
-
-
-def hang(until: threading.Event) -> None:
-    until.wait(30)
 
 
 def test_a_pairing_that_fails_is_told_on_both_sides_with_every_field() -> None:

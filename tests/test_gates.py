@@ -86,7 +86,7 @@ closing
 handle
 unsafe
 ready
-manager
+pulse manager
 prefill
 decode
 telemetry

@@ -27,6 +27,7 @@ from pdcore.manager import TICK, Manager
 from pdcore.metadata import AuxDataCodec
 from pdcore.model import Deadline, Generation, KVPoll, Role, RoomId
 from pdcore.pools import Pools
+from pdcore.process import ProcessIdentity
 from pdcore.selection import Backend
 from pdcore.topology import DPChoice, Topology
 from pdcore.wire import (
@@ -269,6 +270,11 @@ class DecodeManager(Manager):
 
     def _peers(self) -> dict[Route, PeerIdentity]:
         return {source.route: source.identity for source in self._sources.all()}
+
+    def _process_of(self, route: Route) -> ProcessIdentity | None:
+        source = self._sources.of(route)
+        there = source.description if source is not None else None
+        return there.process if there is not None else None
 
     def _end_rooms(self, deadline: Deadline) -> None:
         why = self._shutdown_error()

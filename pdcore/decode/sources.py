@@ -209,7 +209,7 @@ class Sources:
         source.subscribe(_Announcer(self._events, source, self._description))
         with self._lock:
             self._sources[source.route] = source
-        self._heartbeats.track(source.route, time.monotonic())
+        self._heartbeats.track(source.route, time.monotonic(), connected=False)
         self._channel.post(source.route, PairRequest(self._description))
         return source
 

@@ -30,6 +30,7 @@ from pdcore.prefill.reception import Reception
 from pdcore.prefill.sender import KVSender
 from pdcore.prefill.senders import Senders
 from pdcore.prefill.transfer import Shipment
+from pdcore.process import ProcessIdentity
 from pdcore.quarantine import Quarantine
 from pdcore.selection import Backend
 from pdcore.topology import Topology
@@ -235,7 +236,7 @@ class PrefillManager(Manager):
         if old is not None:
             self._lose(route, "it paired anew")
         if self._links.pair(route, request.description, old):
-            self.heartbeats.track(route, time.monotonic())
+            self.heartbeats.track(route, time.monotonic(), connected=True)
 
     def _lose(
         self, route: Route, why: str, level: int = logging.WARNING, only: PeerLink | None = None
@@ -269,6 +270,10 @@ class PrefillManager(Manager):
 
     def _figures(self, gauges: Gauges) -> Gauges:
         return with_prefill(gauges, self._links, self._parking, self.quarantine, self.address, self.bootstrap)
+
+    def _process_of(self, route: Route) -> ProcessIdentity | None:
+        link = self._links.get(route)
+        return link.description.process if link is not None else None
 
     def _all_drained(self, *, tell: bool) -> None:
         for link in [] if tell else self._links.all():

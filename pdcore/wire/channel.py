@@ -44,7 +44,9 @@ class Channel:
 
     ``on_message``, ``on_tick``, ``on_refused`` (a dialled peer wants no key, or another) and
     ``on_connection`` (what happens to a dialled connection; route None: to one of those that dialled us)
-    run on that thread: they must neither block nor plan. ``counts`` holds how many messages were malformed,
+    and ``on_unreachable`` (one that dialled us has no connection any more) run on that thread: they must
+    neither block nor plan. A connection whose other side does not answer libzmq for ``dead_after`` seconds
+    is cut (0: never), whatever its interpreter does. ``counts`` holds how many messages were malformed,
     repeated (or late) or undeliverable, and how many connections were unauthenticated: they ended in
     their handshake. ``sent`` says how many messages were sent.
 
@@ -64,6 +66,8 @@ class Channel:
         auth_key: AuthKey | None = None,
         on_refused: Callable[[Route, AuthenticationError], None] | None = None,
         on_connection: Callable[[Route | None, ConnectionEvent], None] | None = None,
+        on_unreachable: Callable[[Route], None] | None = None,
+        dead_after: float = 0.0,
     ) -> None:
         curve = Curve(auth_key) if auth_key is not None else None
         self.counts: Counter[str] = Counter()
@@ -74,13 +78,14 @@ class Channel:
         self._stamps = Stamps[Route](incarnation)
         self._complaints = Complaints(_log, COMPLAINT_SECONDS)
         self._on_refused, self._on_connection = on_refused, on_connection
+        self._on_unreachable = on_unreachable
         self._keyed = auth_key is not None
         self._handshakes = Handshakes(keyed=self._keyed)
         self._callers = Callers()
         self._orders: deque[Callable[[], None]] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._waking = threading.Lock()  # keeps a closed, reused descriptor from being written to
-        self._sockets = Sockets(incarnation.encode(), curve, self._wake)
+        self._sockets = Sockets(incarnation.encode(), curve, self._wake, dead_after)
         self._asleep = False
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name=f"pdcore-{name}-control", daemon=True)
@@ -247,6 +252,8 @@ class Channel:
                 self.counts["undeliverable"] += 1
         except (zmq.ZMQError, WireError) as error:
             self._count("undeliverable", route, error)
+            if isinstance(error, zmq.ZMQError) and error.errno == zmq.EHOSTUNREACH and self._on_unreachable:
+                self._on_unreachable(route)
 
     def _check_size(self, stamped: int) -> None:
         if (size := stamped - STAMP_BYTES) > self._max_bytes:

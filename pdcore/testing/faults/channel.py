@@ -12,7 +12,7 @@ from pdcore.errors import AuthenticationError
 from pdcore.model import Incarnation
 from pdcore.secret import AuthKey
 from pdcore.testing.faults.schedule import Fault, Schedule
-from pdcore.wire import MESSAGE_KINDS, Channel, Message, Route
+from pdcore.wire import MESSAGE_KINDS, Channel, ConnectionEvent, Message, Route
 
 __all__ = ["FaultyChannel"]
 
@@ -45,6 +45,9 @@ class FaultyChannel(Channel):
         max_message_bytes: int,
         auth_key: AuthKey | None = None,
         on_refused: Callable[[Route, AuthenticationError], None] | None = None,
+        on_connection: Callable[[Route | None, ConnectionEvent], None] | None = None,
+        on_unreachable: Callable[[Route], None] | None = None,
+        dead_after: float = 0.0,
     ) -> None:
         self._schedule = schedule
         self._place = name
@@ -58,6 +61,9 @@ class FaultyChannel(Channel):
             max_message_bytes=max_message_bytes,
             auth_key=auth_key,
             on_refused=on_refused,
+            on_connection=on_connection,
+            on_unreachable=on_unreachable,
+            dead_after=dead_after,
         )
 
     def _transmit(self, route: Route, frames: Frames) -> None:
