@@ -5,18 +5,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import TypeVar
 
 from pdcore import __version__
 from pdcore.arguments import require_deadline
-from pdcore.backend import PeerIdentity
 from pdcore.chores import Chores
 from pdcore.closing import closed, shut_down
 from pdcore.config import Config
+from pdcore.duties import Duties
 from pdcore.errors import AuthenticationError, KVTransferError
 from pdcore.events import Events, Gauges, Node, Stage, Subscriber, stage
 from pdcore.handle import RoomHandle
@@ -35,7 +34,6 @@ from pdcore.wire import (
     Bye,
     Channel,
     Heartbeat,
-    Message,
     PeerDescription,
     Route,
     require_curve,
@@ -53,7 +51,7 @@ _log = logging.getLogger("pdcore.manager")
 Self = TypeVar("Self", bound="Manager")
 
 
-class Manager(ABC):
+class Manager(Duties):
     """One side of one rank. Owns the engine, the control channel and all rooms; a context manager.
 
     Raises at construction:
@@ -95,15 +93,7 @@ class Manager(ABC):
         self.aux_transports, self._regions = ready.aux_transports, ready.regions
         say_if_open(config.auth_key, self.place.listens)
         self.channel = self._open_channel()
-        self._pulse = Pulse(
-            self.heartbeats,
-            self._chores,
-            self.channel.post,
-            self.events,
-            self._peers,
-            self._process_of,
-            self._lose,
-        )
+        self._pulse = Pulse(self.heartbeats, self._chores, self.channel.post, self.events, self)
 
     def __enter__(self: Self) -> Self:
         return self
@@ -261,52 +251,6 @@ class Manager(ABC):
                 self._chores.do(f"ending room {record.room}", partial(handle.give_up, missed))
                 self.rooms.move(record, KVPoll.FAILED, missed)
 
-    @abstractmethod
-    def _on_message(self, route: Route, message: Message) -> None:
-        """Handle one message of a peer."""
-
     def _on_refused(self, route: Route, error: AuthenticationError) -> None:
         """A peer that this side dialled will have nothing to do with it."""
         self._lose(route, f"{error.happened}: {error.there_is}")
-
-    @abstractmethod
-    def _expire(self) -> None:
-        """End what missed its deadline."""
-
-    @abstractmethod
-    def _lose(self, route: Route, why: str) -> None:
-        """Forget a peer and fail exactly its rooms."""
-
-    # --- at the end ------------------------------------------------------------------------
-
-    @abstractmethod
-    def _figures(self, gauges: Gauges) -> Gauges:
-        """Return them with those of this role."""
-
-    @abstractmethod
-    def _peers(self) -> Mapping[Route, PeerIdentity]:
-        """Return all peers by route."""
-
-    @abstractmethod
-    def _process_of(self, route: Route) -> ProcessIdentity | None:
-        """Return the process of a paired peer, if it said which."""
-
-    @abstractmethod
-    def _end_rooms(self, deadline: Deadline) -> None:
-        """Fail what has not ended and let the lanes end."""
-
-    @abstractmethod
-    def _all_drained(self, *, tell: bool) -> None:
-        """The engine is closed: every page of this side is safe, and if ``tell``, of the peers too."""
-
-    @abstractmethod
-    def _handles(self) -> Sequence[RoomHandle]:
-        """Return all rooms that are not cleared or not safe."""
-
-    @abstractmethod
-    def _forsaken(self) -> int:
-        """Return how many lost peers were taken for silent, unproven."""
-
-    @abstractmethod
-    def _leave(self, deadline: Deadline) -> None:
-        """Withdraw from the bootstrap service."""

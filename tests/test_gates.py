@@ -86,7 +86,9 @@ closing
 handle
 unsafe
 ready
-pulse manager
+duties
+pulse
+manager
 prefill
 decode
 telemetry
