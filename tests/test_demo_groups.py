@@ -9,8 +9,13 @@ from collections.abc import Mapping
 
 import pytest
 
+from pdcore.cli import main
+from pdcore.demo.fit import refuse_misfits
 from pdcore.demo.groups import Groups, group_of
+from pdcore.demo.messages import WorkerSettings
 from pdcore.demo.models import MODELS
+from pdcore.demo.router import run_demo
+from pdcore.demo.workload import from_distribution
 from pdcore.model import Role, RoomId
 from pdcore.topology import DPChoice, Topology
 
@@ -74,17 +79,46 @@ def test_two_ranks_feed_one_over_a_real_engine(backend: str) -> None:
     verified("--backend", backend, "--model", "qwen2.5-0.5b", "--prefill", "tp=2")
 
 
-def test_groups_that_do_not_fit_fail_at_once_and_both_sides_say_why() -> None:
-    done = demo("--model", "llama-3-8b", "--prefill", "tp=2", "--decode", "tp=3", "--longest", "200")
-    assert done.returncode == 1
+def test_ranks_that_do_not_fit_fail_at_once_and_both_sides_say_why(capfd: pytest.CaptureFixture[str]) -> None:
+    settings = WorkerSettings(model="llama-3-8b", num_pages=16)
+    groups = Groups(group_of("tp=2"), group_of("tp=3"))
+    report = run_demo(settings, from_distribution(9, 0, 200), 8, lambda _: None, groups)
     misfit = "topology.tp_size: prefill 2, decode 3"
-    logged = [line for line in done.stderr.splitlines() if line.startswith("cannot pair with ")]
+    stderr = capfd.readouterr().err
+    logged = [line for line in stderr.splitlines() if line.startswith("cannot pair with ")]
     assert {"prefill" in line for line in logged} == {True, False}
-    assert done.stderr.count(misfit) == len(logged)
-    assert "requests   0 of 200 arrived" in done.stdout
-    assert misfit in done.stdout
-    assert "on each 1, 2, 4 or a multiple of 8 (the model has 8 KV heads)" in done.stdout
-    assert "never started: prefill and decode do not fit together" in done.stdout
+    assert stderr.count(misfit) == len(logged)
+    assert report.requests == ()
+    assert misfit in report.failures[0].error
+    assert report.failures[-1].error == "never started: prefill and decode do not fit together"
+
+
+ILLEGAL = {
+    "llama-3-8b tp=2 tp=3": "on each 1, 2, 4 or a multiple of 8 (the model has 8 KV heads)",
+    "qwen2.5-0.5b tp=3 tp=1": "on each 1 or a multiple of 2 (the model has 2 KV heads)",
+    "gpt2 pp=2 pp=3": "use pp_size 1 or 2 on the decode side",
+    "gpt2 cp=2 cp=2": "use cp_size 1 on the decode side",
+    "gpt2 tp=1 tp=2,pp=2,cp=2": "use pp_size 1 on the decode side; use cp_size 1 on the decode side",
+}
+
+
+@pytest.mark.parametrize("case", ILLEGAL)
+def test_groups_that_do_not_fit_are_refused_before_a_process_starts(
+    case: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", None)
+    model, prefill, decode = case.split()
+    assert main(["demo", "--model", model, "--prefill", prefill, "--decode", decode]) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("IncompatiblePeerError: cannot pair with the decode group")
+    assert ILLEGAL[case] in told.err
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_is_dealt_out_to_the_groups_that_its_heads_allow(model: str) -> None:
+    for prefill, decode in (("tp=1", "tp=1"), ("tp=2,pp=2,cp=2", "tp=1"), ("tp=2", "tp=4")):
+        refuse_misfits(MODELS[model], 16, Groups(group_of(prefill), group_of(decode)))
 
 
 @pytest.mark.parametrize("text", ["tp=two", "xp=2", "tp", "tp=0", "tp=2,tp=2", "", "tp=8,pp=16"])

@@ -6,21 +6,21 @@ import argparse
 import json
 
 import attrs
-from rich.console import Console
-from rich.status import Status
 
 from pdcore.bench.cases import Effort
-from pdcore.bench.report import BenchReport
 from pdcore.bench.suite import run_bench
 from pdcore.cli.arguments import Parser, count
 from pdcore.cli.choice import add_backend_flags, choose
+from pdcore.cli.progress import telling
 from pdcore.console import say
+from pdcore.demo.capacity import Estimate, Room
 from pdcore.demo.messages import WorkerSettings
+from pdcore.model import Role
 
 __all__ = ["add_parser", "run"]
 
-TOKENS_PER_MIB = 8
-"""A token of the measured model takes 128 KiB."""
+TOKEN_BYTES = 128 * 1024
+"""What a token of the measured model takes."""
 
 
 def add_parser(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -54,16 +54,12 @@ def run(args: argparse.Namespace) -> int:
     settings = WorkerSettings(backend=chosen.backend.name, options=chosen.options, transfer_model="workers")
     effort = Effort.quick() if args.quick else Effort()
     if args.mib:
-        effort = attrs.evolve(effort, tokens=args.mib * TOKENS_PER_MIB)
+        effort = attrs.evolve(effort, tokens=args.mib * 2**20 // TOKEN_BYTES)
     if args.page_size:
         effort = attrs.evolve(effort, page_sizes=tuple(args.page_size))
-    report = _watched(settings, effort)
+    sides = Estimate(len(Role) * effort.tokens * TOKEN_BYTES, len(Role))
+    sides.refuse_more_than(Room.here(), "use a smaller --mib, or --quick")
+    with telling("bench") as tell:
+        report = run_bench(settings, effort, lambda what: tell(f"measuring {what}"))
     say(json.dumps(report.as_data(), indent=2) if args.json else "\n".join(report.lines()))
     return 0
-
-
-def _watched(settings: WorkerSettings, effort: Effort) -> BenchReport:
-    """Run, saying on stderr what is measured if that is a terminal."""
-    console = Console(stderr=True)
-    with Status("bench", console=console) as status:
-        return run_bench(settings, effort, lambda what: status.update(f"measuring {what}"))

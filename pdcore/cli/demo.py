@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import attrs
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pdcore.cli.arguments import Parser, count, positive, whole
 from pdcore.cli.choice import Chosen, add_backend_flags, choose
-from pdcore.console import say
+from pdcore.cli.progress import counting
+from pdcore.console import say, warn
+from pdcore.demo.capacity import Estimate, Room, shm_shortage
+from pdcore.demo.fit import refuse_misfits
 from pdcore.demo.groups import Groups, group_of
 from pdcore.demo.messages import WorkerSettings
 from pdcore.demo.models import MODELS
-from pdcore.demo.report import Report
-from pdcore.demo.router import Told, run_demo
+from pdcore.demo.router import run_demo
 from pdcore.demo.workload import (
     LONGEST_TOKENS,
     Request,
@@ -29,12 +28,12 @@ from pdcore.demo.workload import (
     refuse_too_long,
     with_prefix,
 )
-from pdcore.model import Deadline, Role
+from pdcore.model import Role
 from pdcore.topology import CPSenders, DPChoice, Topology
 
 __all__ = ["add_parser", "run"]
 
-SHOW_PROGRESS_AFTER = 2.0
+LESS = "use a smaller --memory, --concurrency, --longest or --model, or fewer ranks"
 TRANSFER_MODELS = ("workers", "inline")
 AUX_ROUTES = ("auto", "engine", "tcp")
 DP = {"room": DPChoice.BY_ROOM, "query": DPChoice.QUERY}
@@ -110,9 +109,8 @@ def run(args: argparse.Namespace) -> int:
         attrs.evolve(args.prefill, cp_senders=CP_SENDERS[args.cp_senders]), args.decode, DP[args.dp]
     )
     settings, requests = _plan(args, chosen, groups)
-    report = _watched(
-        lambda tell: run_demo(settings, requests, args.concurrency, tell, groups), len(requests)
-    )
+    with counting("requests", len(requests)) as tell:
+        report = run_demo(settings, requests, args.concurrency, tell, groups)
     if args.json:
         say(json.dumps(report.as_data(), indent=2))
     else:
@@ -138,6 +136,7 @@ def _plan(
     args: argparse.Namespace, chosen: Chosen, groups: Groups
 ) -> tuple[WorkerSettings, tuple[Request, ...]]:
     shape, size = MODELS[args.model], args.page_size
+    refuse_misfits(shape, size, groups)
     ranks = [rank for role in Role for rank in groups.ranks(role)]
     page_bytes = sum(shape.page_bytes(size, rank) for rank in ranks)
     slot_bytes = sum(shape.slot_bytes(size, rank) for rank in ranks)
@@ -148,11 +147,16 @@ def _plan(
         else from_distribution(args.requests, args.seed, min(args.longest, limit * size))
     )
     refuse_too_long(requests, size, limit, page_bytes, args.concurrency * slot_bytes)
+    num_pages = min(limit, pages_needed(requests, size, args.concurrency))
+    estimate = Estimate(num_pages * page_bytes + args.concurrency * slot_bytes, len(ranks))
+    estimate.refuse_more_than(Room.here(), LESS)
+    if shortage := shm_shortage(len(ranks)):
+        warn(f"note: {shortage}")
     model = chosen.config.transfer.model
     settings = WorkerSettings(
         model=args.model,
         page_size=size,
-        num_pages=min(limit, pages_needed(requests, size, args.concurrency)),
+        num_pages=num_pages,
         seed=args.seed,
         slots=args.concurrency,
         chunk_pages=args.chunk_pages,
@@ -163,22 +167,3 @@ def _plan(
         deadline=args.deadline,
     )
     return settings, with_prefix(requests, args.prefix, size)
-
-
-def _watched(work: Callable[[Told], Report], total: int) -> Report:
-    """Run with a progress bar on stderr, if that is a terminal and the run takes longer than 2 s."""
-    columns = (TextColumn("requests"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    task = bar.add_task("", total=total)
-    quiet_until = Deadline.after(SHOW_PROGRESS_AFTER)
-
-    def tell(ended: int) -> None:
-        if quiet_until.expired and bar.console.is_terminal:
-            bar.start()
-            bar.update(task, completed=ended)
-
-    try:
-        return work(tell)
-    finally:
-        if bar.live.is_started:
-            bar.stop()
