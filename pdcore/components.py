@@ -19,6 +19,8 @@ class StateBuffer:
     Where the TP ranks share an item out, ``shape`` is this rank's part in elements (C order) and
     ``slice_dim`` the dimension that is cut. ``groups`` are the lengths of blocks within that dimension
     which are cut one by one, such as query, key and value of a gated delta net; none: it is one block.
+    ``units`` says into how many units the TP ranks share it out where that is not one part per rank: KV
+    heads of which there are fewer than ranks, or 1 if every rank holds all of it.
     ``item_stride`` is that of :class:`~pdcore.layout.KVBuffer`.
     """
 
@@ -28,6 +30,7 @@ class StateBuffer:
     slice_dim: int | None = None
     groups: tuple[int, ...] = ()
     item_stride: int = attrs.field(default=0, kw_only=True)
+    units: int | None = attrs.field(default=None, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         elements, dim = math.prod(self.shape), self.slice_dim
@@ -35,6 +38,7 @@ class StateBuffer:
         if (
             self.item_len < 1
             or self.stride < self.item_len
+            or (self.units is not None and (self.units < 1 or (self.units > 1 and dim is None)))
             or elements < 1
             or self.item_len % elements
             or any(n < 1 for n in (*self.shape, *self.groups))
@@ -45,26 +49,44 @@ class StateBuffer:
                 f"the state buffer {self.name!r} contradicts itself",
                 self.described,
                 "use whole elements, lengths of at least 1, a slice_dim within the shape, "
-                "groups that add up to that dimension, and an item_stride of at least item_len, or 0",
+                "groups that add up to that dimension, an item_stride of at least item_len (or 0), and units "
+                "of more than 1 only with a slice_dim",
             )
 
     @property
     def described(self) -> str:
         """All but the name, for messages."""
         groups = f", groups {self.groups}" if self.groups else ""
-        apart = f", {self.item_stride} bytes apart" if self.item_stride else ""
-        return f"{self.item_len} bytes, shape {self.shape}, slice_dim {self.slice_dim}{groups}{apart}"
+        units = "" if self.units is None else f", {self.units} units"
+        return f"{self.item_len} bytes, shape {self.shape}, slice_dim {self.slice_dim}{groups}{units}"
 
     @property
     def stride(self) -> int:
         """Bytes from the start of an item to that of the next."""
         return self.item_stride or self.item_len
 
+    @property
+    def split(self) -> bool:
+        """Whether the TP ranks share it out."""
+        return self.slice_dim is not None and self.units != 1
+
+    def units_between(self, prefill: int, decode: int) -> int:
+        """Return into how many units groups of these TP sizes share it out: 1 if every rank holds all of it,
+        else as few as let each side hold whole ones."""
+        if not self.split:
+            return 1
+        if self.units is None or not (self.units % prefill or self.units % decode):
+            return math.lcm(prefill, decode)
+        return self.units
+
     def joined(self, tp_size: int) -> StateBuffer:
         """Return the whole buffer, of which this is what one of ``tp_size`` ranks holds."""
-        shape = tuple(n * (tp_size if dim == self.slice_dim else 1) for dim, n in enumerate(self.shape))
-        groups = tuple(n * tp_size for n in self.groups)
-        return StateBuffer(self.name, self.item_len * tp_size, shape, self.slice_dim, groups)
+        parts = 1
+        if self.split:
+            parts = tp_size if self.units is None else self.units // max(1, self.units // tp_size)
+        shape = tuple(n * (parts if dim == self.slice_dim else 1) for dim, n in enumerate(self.shape))
+        groups = tuple(n * parts for n in self.groups)
+        return StateBuffer(self.name, self.item_len * parts, shape, self.slice_dim, groups, units=self.units)
 
     @property
     def outer(self) -> int:
@@ -102,4 +124,4 @@ class StateComponent:
     @property
     def sharded(self) -> bool:
         """Whether the TP ranks share out a buffer of it."""
-        return any(b.slice_dim is not None for b in self.buffers)
+        return any(b.split for b in self.buffers)

@@ -59,10 +59,20 @@ def coverage_misfits(prefills: Sequence[PeerDescription], decode: PeerDescriptio
     offers = [(p, _kv_shares(p, decode)) for p in prefills]
     out = _coverage("layout.buffers", [b.name for b in decode.layout.buffers], offers)
     for index, component in enumerate(decode.state):
-        parts = [(p, state_share(p.topology, decode.topology, sharded=component.sharded)) for p in prefills]
-        held = [(p, {b.name: share for b in p.state[index].buffers} if share else {}) for p, share in parts]
+        held = [(p, _state_shares(p, decode, p.state[index])) for p in prefills]
         out += _coverage(f"state {component.kind!r}", [b.name for b in component.buffers], held)
     return tuple(out)
+
+
+def _state_shares(
+    prefill: PeerDescription, decode: PeerDescription, component: StateComponent
+) -> Mapping[str, Share]:
+    """Return what a prefill rank sends of each buffer of its component, by name."""
+    groups = prefill.topology, decode.topology
+    units = {b.name: b.units_between(groups[0].tp_size, groups[1].tp_size) for b in component.buffers}
+    return {
+        name: share for name, count in units.items() if (share := state_share(*groups, count)) is not None
+    }
 
 
 def _kv_shares(prefill: PeerDescription, decode: PeerDescription) -> Mapping[str, Share]:

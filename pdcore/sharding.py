@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import attrs
@@ -81,6 +82,8 @@ def _units_of_layer(groups: tuple[Topology, Topology], pairs: Sequence[_Pair]) -
     for pair in pairs:
         everywhere = min(size * ranks for size, ranks in zip(pair.sizes, tp, strict=True))
         units, rest = divmod(everywhere, min(pair.sizes))
+        if pair.sizes[0] == pair.sizes[1]:  # one each, whatever the ranks
+            units = math.gcd(*tp)
         counts.add(0 if rest or pair.units % units or not legal_tp(tp, units) else units)
     (units,) = counts if len(counts) == 1 else (0,)
     return units or None

@@ -179,13 +179,11 @@ def kv_share(prefill: Topology, decode: Topology, units: int) -> Share | None:
     return None if silent else _share(prefill, decode, units)
 
 
-def state_share(prefill: Topology, decode: Topology, *, sharded: bool) -> Share | None:
-    """Return what a prefill rank sends of every state buffer that both hold; None: nothing.
+def state_share(prefill: Topology, decode: Topology, units: int) -> Share | None:
+    """Return what a prefill rank sends of a state buffer that both hold; None: nothing.
 
-    Sharded state has as many units as lets both sides hold whole ones; other state is one unit that
-    every TP rank holds. Context-parallel rank 0 sends it.
+    ``units`` is :meth:`~pdcore.components.StateBuffer.units_between`. Context-parallel rank 0 sends it.
     """
-    units = math.lcm(prefill.tp_size, decode.tp_size) if sharded else 1
     return None if prefill.cp_rank > 0 else _share(prefill, decode, units)
 
 
@@ -213,7 +211,9 @@ def served_ranks(
     ``decode`` is any rank of the decode group; ``units`` are the
     :attr:`~pdcore.layout.KVLayout.units` of its buffers, and ``sharded_state`` tells whether it has a
     component with :attr:`~pdcore.layout.StateComponent.sharded`. A rank that would send a buffer of some
-    units counts as a sender of all of its pipeline stages, even where its own stage has no such buffer.
+    units counts as a sender, even where its own pipeline stage has no such buffer. Whatever the units are,
+    the rank in whose part of the heads a decode rank's begins is a sender: buffers of fewer units come
+    from ranks that send anyway.
     """
     served = [rank.unique_rank for rank in decode.replica() if _sends(prefill, rank, units, sharded_state)]
     return tuple(served) or (_teller(prefill, decode),)
@@ -228,7 +228,8 @@ def _teller(prefill: Topology, decode: Topology) -> int:
 def _sends(prefill: Topology, decode: Topology, units: Sequence[int], sharded_state: bool) -> bool:
     if any(kv_share(prefill, decode, count) is not None for count in units):
         return True
-    return sharded_state and state_share(prefill, decode, sharded=True) is not None
+    finest = math.lcm(prefill.tp_size, decode.tp_size)
+    return sharded_state and state_share(prefill, decode, finest) is not None
 
 
 def map_ranks(prefill: Topology, decode: Topology, *units: int, sharded_state: bool = False) -> RankMapping:

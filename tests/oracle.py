@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pdcore.layout import PageOrder, StateBuffer
+from pdcore.layout import PageOrder
 from pdcore.regions import WriteBatch
 
 __all__ = [
@@ -128,11 +128,12 @@ def spread(items: Bytes, stride: int, fill: int) -> Bytes:
     return out.reshape(-1)[: (len(items) - 1) * stride + items.shape[1]]
 
 
-def shard(whole: Bytes, buffer: StateBuffer, tp_rank: int, tp_size: int) -> Bytes:
-    """Return one TP rank's part of a state item of shape (outer, sliced, bytes): its part of each group."""
+def shard(whole: Bytes, blocks: Sequence[int], tp_rank: int, tp_size: int, units: int) -> Bytes:
+    """Return one TP rank's part of a state item of shape (outer, sliced, bytes): of each block its units."""
     parts, start = [], 0
-    for length in buffer.groups or (whole.shape[1] // tp_size,):
-        group = whole[:, start : start + length * tp_size]
-        parts.append(group[:, tp_rank * length : (tp_rank + 1) * length])
-        start += length * tp_size
+    for length in blocks:
+        unit = length // units
+        starts = [start + unit * held for held in held_heads(tp_rank, tp_size, units)]
+        parts += [whole[:, first : first + unit] for first in starts]
+        start += length
     return np.concatenate(parts, axis=1)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import attrs
 import numpy as np
 import pytest
-from groups import Group, Groups, Model, ended, extra_decode, groups, ranks
+from groups import Group, Groups, Model, ended, extra_decode, groups, held, ranks
 from pair import soon
 
-from pdcore import Deadline, FailureCode, KVPoll, PageOrder, RoomId
+from pdcore import Deadline, FailureCode, KVPoll, PageOrder, RoomId, StateBuffer, StateComponent, Topology
 from pdcore.topology import DPChoice
 from pdcore.wire import RoomStatus
 
@@ -69,6 +69,39 @@ def test_every_byte_arrives_once_and_in_its_place(case: str) -> None:
                 both.check(decoder, target[held:], held)
                 assert decoder.pools.aux is not None
                 assert decoder.pools.aux.get(room, RoomId(room))["first_token"] == 100 * room
+
+
+def window(rank: Topology) -> Sequence[StateComponent]:
+    """Pages of 4 tokens of a sliding window: 4 KV heads of 8 bytes, and scales that every rank holds."""
+    units = held(4, rank)
+    keys = StateBuffer("k", 4 * len(units) * 8, (4, len(units), 8), 1, units=4)
+    return (StateComponent("swa", 6, (keys, StateBuffer("scale", 4, units=1))),)
+
+
+@pytest.mark.parametrize(("prefill", "decode"), [(8, 2), (2, 8), (4, 8)])
+def test_pages_of_state_come_once_from_replicas_of_their_heads(prefill: int, decode: int) -> None:
+    with groups(MHA, ranks(tp=prefill), ranks(tp=decode), state=window) as both:
+        whole = np.random.default_rng(5).integers(1, 256, (4, 4, 8), np.uint8)
+        senders, receivers = both.open(1)
+        for sender, manager in zip(senders, both.prefill, strict=True):
+            keys, scale = (region.owner for region in manager.pools.state[0].regions)
+            assert isinstance(keys, np.ndarray)
+            assert isinstance(scale, np.ndarray)
+            keys[2], scale[2] = whole[:, held(4, manager.topology)].reshape(-1), [9, 8, 7, 6]
+            both.write(manager, [5])
+            sender.init(1)
+        for receiver in receivers:
+            receiver.send_metadata([3], state_indices=[[4]])
+        for sender in senders:
+            sender.send([5], state_indices=[[2]])
+        ended([*senders, *receivers])
+        for decoder in both.decode:
+            keys, scale = (region.owner for region in decoder.pools.state[0].regions)
+            assert isinstance(keys, np.ndarray)
+            assert isinstance(scale, np.ndarray)
+            assert np.array_equal(keys[4], whole[:, held(4, decoder.topology)].reshape(-1))
+            assert scale.tolist() == [[0] * 4] * 4 + [[9, 8, 7, 6], [0] * 4]
+            both.check(decoder, [3])
 
 
 DP_2 = [*ranks(tp=2, dp_size=2), *ranks(tp=2, dp_size=2, dp_rank=1)]

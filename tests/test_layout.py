@@ -261,6 +261,20 @@ def test_a_component_is_sharded_if_a_buffer_of_it_is() -> None:
     assert StateComponent("mamba", 1, (plain, cut)).sharded
 
 
+def test_the_parts_of_fewer_heads_than_ranks_make_the_whole_buffer() -> None:
+    heads = StateBuffer("k", 8, shape=(2, 1, 4), slice_dim=1, units=4)
+    assert heads.joined(8) == heads.joined(4) == attrs.evolve(heads, item_len=32, shape=(2, 4, 4))
+    assert [heads.units_between(*sizes) for sizes in ((8, 2), (4, 2), (2, 1), (8, 16))] == [4, 4, 2, 4]
+    alone = attrs.evolve(heads, units=1)
+    assert (alone.joined(8), alone.split, alone.units_between(4, 2)) == (alone, False, 1)
+
+
+@pytest.mark.parametrize("changes", [{"units": 0}, {"units": 2}, {"item_stride": 7}, {"item_stride": -8}])
+def test_a_state_buffer_of_impossible_units_or_strides_is_refused(changes: dict[str, int]) -> None:
+    with pytest.raises(LayoutError, match="the state buffer 'a' contradicts itself"):
+        StateBuffer("a", 8, **changes)  # type: ignore[arg-type]  # any field
+
+
 @pytest.mark.parametrize(
     ("item_len", "shape", "slice_dim", "groups"),
     [

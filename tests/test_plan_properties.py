@@ -260,7 +260,8 @@ class Hybrid:
     """State of one request: a whole item per buffer, of shape (outer, sliced, bytes), and two groups."""
 
     wholes: dict[str, Bytes]
-    groups: dict[str, tuple[int, ...]]
+    blocks: dict[str, tuple[int, ...]]
+    units: dict[str, int | None]
     stages: tuple[tuple[str, ...], ...]
     prefill: Topology
     decode: Topology
@@ -271,20 +272,31 @@ class Hybrid:
         names = self.stages[rank.pp_rank] if rank.pp_size == len(self.stages) else tuple(self.wholes)
         buffers = []
         for name in names:
-            outer, dim, inner = self.wholes[name].shape
-            groups = tuple(n // rank.tp_size for n in self.groups[name])
-            shape = (outer, dim // rank.tp_size, inner)
-            size, gap = outer * shape[1] * inner, self.gaps[rank.dp_size == 1]
-            stride = size + gap if gap else 0
-            buffers.append(StateBuffer(name, size, shape, 1, groups, item_stride=stride))
+            part = self.part(name, rank)
+            units, blocks = self.units[name], self.blocks[name]
+            groups = tuple(n * part.shape[1] // sum(blocks) for n in blocks) if len(blocks) > 1 else ()
+            gap = self.gaps[rank.dp_size == 1]
+            stride = part.size + gap if gap else 0
+            dim = None if units == 1 and not groups else 1
+            buffers.append(
+                StateBuffer(name, part.size, part.shape, dim, groups, item_stride=stride, units=units)
+            )
         return StateComponent("mamba", slots, tuple(buffers))
+
+    def part(self, name: str, rank: Topology) -> Bytes:
+        """What a rank holds of a buffer's item."""
+        units = self.units[name] or rank.tp_size
+        return oracle.shard(self.wholes[name], self.blocks[name], rank.tp_rank, rank.tp_size, units)
 
 
 @st.composite
 def hybrids(draw: st.DrawFn) -> Hybrid:
     count = draw(st.sampled_from([1, 2]))
     prefill, decode = topologies(draw, [1, 2, 3, 4, 6], count)
-    stages, wholes, groups, number = [], {}, {}, 0
+    stages, wholes, every, number = [], {}, {}, 0
+    units: dict[str, int | None] = {}
+    sizes = prefill.tp_size, decode.tp_size
+    legal = [n for n in (1, 2, 3, 4, 6, 12) if all(n % size == 0 or size % n == 0 for size in sizes)]
     for stage in range(count):
         names = tuple(f"{kind}.{stage}" for kind in draw(st.sampled_from([("conv",), ("conv", "ssm"), ()])))
         for name in names:
@@ -292,11 +304,12 @@ def hybrids(draw: st.DrawFn) -> Hybrid:
             shape = draw(st.integers(1, 3)), sum(blocks), draw(st.integers(1, 2))
             size = int(np.prod(shape))
             wholes[name] = np.arange(number, number + size).reshape(shape)
-            groups[name] = tuple(blocks) if len(blocks) > 1 else ()
+            every[name] = tuple(blocks)
+            units[name] = draw(st.sampled_from([None, *legal]))
             number += size
         stages.append(names)
     gaps = draw(st.sampled_from([(0, 0), (0, 0), (3, 0), (0, 2), (4, 1)]))
-    return Hybrid(wholes, groups, tuple(stages), prefill, decode, gaps)
+    return Hybrid(wholes, every, units, tuple(stages), prefill, decode, gaps)
 
 
 def slots_of(hybrid: Hybrid, rank: Topology, slot: int, fill: int) -> tuple[StateComponent, list[Bytes]]:
@@ -305,9 +318,7 @@ def slots_of(hybrid: Hybrid, rank: Topology, slot: int, fill: int) -> tuple[Stat
     regions: list[Bytes] = [np.full(64, fill, np.int64)]
     for buffer in component.buffers:
         region = np.full((3, buffer.item_len), fill, np.int64)
-        region[slot] = oracle.shard(hybrid.wholes[buffer.name], buffer, rank.tp_rank, rank.tp_size).reshape(
-            -1
-        )
+        region[slot] = hybrid.part(buffer.name, rank).reshape(-1)
         regions.append(oracle.spread(region, buffer.stride, fill))
     return component, regions
 

@@ -205,6 +205,71 @@ REFUSED: list[tuple[StateRequest, str]] = [
 ]  # fmt: skip
 
 
+HEADS = StateBuffer("k", 2 * 1 * 4, shape=(2, 1, 4), slice_dim=1, units=4)
+"""A page of 2 tokens of one head of 4 bytes, of which the model has 4."""
+SCALE = StateBuffer("scale", 6, units=1)
+
+
+def pages_of(*buffers: StateBuffer) -> StateComponent:
+    return StateComponent("swa", 8, buffers)
+
+
+def heads_of(tp_size: int) -> StateBuffer:
+    held = max(1, 4 // tp_size)
+    return attrs.evolve(HEADS, item_len=8 * held, shape=(2, held, 4))
+
+
+def test_pages_beside_heads_may_be_replicated_at_higher_tp() -> None:
+    found = [
+        planned(request(pages_of(heads_of(8)), pages_of(heads_of(2)), tp(8, rank), tp(2, 1)), [1], [2])
+        for rank in range(8)
+    ]
+    # Ranks 4 and 6 of 8 have heads 2 and 3; rank 1 of 2 has both, token by token.
+    assert found[4] == [(7, 3, 8, 32, 4), (7, 3, 12, 40, 4)]
+    assert found[6] == [(7, 3, 8, 36, 4), (7, 3, 12, 44, 4)]
+    assert [rank for rank in range(8) if found[rank]] == [4, 6]
+
+
+def test_what_every_rank_holds_may_lie_beside_what_they_share_out() -> None:
+    ours, theirs = pages_of(SCALE, heads_of(1)), pages_of(SCALE, heads_of(2))
+    assert planned(request(ours, theirs, tp(1), tp(2, 1)), [1, 2], [4, 5]) == [
+        (7, 3, 6, 24, 12),
+        (8, 4, 32 + 8, 64, 8),
+        (8, 4, 48 + 8, 72, 8),
+        (8, 4, 64 + 8, 80, 8),
+        (8, 4, 80 + 8, 88, 8),
+    ]
+
+
+def test_neighbours_with_gaps_between_them_are_not_merged() -> None:
+    apart = pages_of(StateBuffer("window", 32, item_stride=40))
+    assert planned(request(SWA, apart), [1, 2], [4, 5]) == [(7, 3, 32, 160, 32), (7, 3, 64, 200, 32)]
+
+
+TURNED = attrs.evolve(HEADS, shape=(1, 2, 4), slice_dim=0)
+REFUSED += [
+    (
+        request(pages_of(HEADS), pages_of(TURNED), tp(4), tp(4)),
+        "state 'swa' has another 'k': 8 bytes, shape (2, 1, 4), slice_dim 1, 4 units here, "
+        "8 bytes, shape (1, 2, 4), slice_dim 0, 4 units there",
+    ),
+    (
+        request(pages_of(heads_of(4)), pages_of(attrs.evolve(heads_of(2), units=None)), tp(4), tp(2)),
+        "state 'swa' has another 'k': 8 bytes, shape (2, 1, 4), slice_dim 1, 4 units here, "
+        "16 bytes, shape (2, 2, 4), slice_dim 1 there",
+    ),
+    (
+        request(pages_of(SCALE), pages_of(attrs.evolve(SCALE, item_len=8)), tp(4), tp(2)),
+        "state 'swa' has another 'scale': 6 bytes, shape (), slice_dim None, 1 units here, "
+        "8 bytes, shape (), slice_dim None, 1 units there",
+    ),
+    (
+        request(pages_of(HEADS), pages_of(HEADS), tp(3), tp(2)),
+        "state 'swa' has 4 units of 'k', which tp_size 3 and 2 cannot share out",
+    ),
+]
+
+
 @pytest.mark.parametrize(("asked", "refusal"), REFUSED, ids=[str(n) for n in range(len(REFUSED))])
 def test_components_that_do_not_fit_are_refused_with_both_values(asked: StateRequest, refusal: str) -> None:
     plan = plan_state(asked)

@@ -69,6 +69,15 @@ def test_sizes_tell_which_layers_have_fewer_heads(prefill: int, decode: int) -> 
     )
 
 
+def test_sizes_tell_it_between_groups_of_which_none_divides_the_other() -> None:
+    def of(tp_size: int) -> KVLayout:
+        parts = [KVBuffer(0, "k", PAGE * 12 // tp_size), KVBuffer(1, "k", PAGE * max(1, 2 // tp_size))]
+        return KVLayout(PAGE, 9, "uint8", Attention.HEADS, 12, tuple(parts))
+
+    groups = Topology(tp_size=6), Topology(tp_size=4)
+    assert shared_units(*groups, of(6), of(4)) == {"layer.0.k": 12, "layer.1.k": 2}
+
+
 def test_one_side_may_say_what_the_other_has_from_its_layout() -> None:
     ours = layout(4, layers=[0, 2], said=True)
     assert set(by_layer(4, 8, ours, layout(8, layers=[0, 2])).values()) == {8}

@@ -181,7 +181,7 @@ def test_of_latent_replicas_one_sends_and_the_others_are_dummies() -> None:
 def test_a_latent_replica_sends_its_part_of_sharded_state() -> None:
     (mapping,) = mappings(Topology(tp_size=4), Topology(), 1, sharded=True)
     assert mapping == RankMapping((0, 1, 2, 3), (), 0)
-    shares = [state_share(rank, Topology(), sharded=True) for rank in Topology(tp_size=4).replica()]
+    shares = [state_share(rank, Topology(), 4) for rank in Topology(tp_size=4).replica()]
     assert shares == [Share(0, 1, rank, 4, 1) for rank in range(4)]
 
 
@@ -204,7 +204,7 @@ def test_all_context_parallel_ranks_send_or_only_the_first() -> None:
 
 
 def test_state_comes_from_context_parallel_rank_0_alone() -> None:
-    shares = [state_share(rank, Topology(), sharded=False) for rank in Topology(cp_size=2).replica()]
+    shares = [state_share(rank, Topology(), 1) for rank in Topology(cp_size=2).replica()]
     assert shares == [Share(0, 1, 0, 1, 1), None]
 
 

@@ -78,6 +78,12 @@ LAYOUT = attrs.evolve(
     ),
 )
 
+STATE = StateComponent(
+    "mamba",
+    8,
+    (StateBuffer("conv", 96), StateBuffer("ssm", 1024, (8, 16), 0, (4, 4), units=8, item_stride=1120)),
+)
+
 METADATA = RequestMetadata(
     ROOM,
     NTH,
@@ -91,7 +97,7 @@ METADATA = RequestMetadata(
 )
 
 _SAMPLES: tuple[Message, ...] = (
-    PairRequest(attrs.evolve(DESCRIPTION, layout=LAYOUT)),
+    PairRequest(attrs.evolve(DESCRIPTION, layout=LAYOUT, state=(STATE,))),
     PairReply(
         attrs.evolve(DESCRIPTION, role=Role.PREFILL, aux=None, aux_slots=0, state=()),
         (Misfit("layout.page_size", "16", "64", "serve the same model"),),
