@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import gc
 import http.client
 import http.server
@@ -7,17 +8,20 @@ import json
 import logging
 import logging.handlers
 import queue
+import re
 import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import Any
 
+import aiohttp
 import attrs
 import msgspec
 import pytest
 
 from pdcore.bootstrap import BootstrapClient, BootstrapServer, RankRecord, ReplicaQuery, RoomsRecord
+from pdcore.bootstrap.attempts import MAX_ADDRESSES, Attempts
 from pdcore.bootstrap.rooms import ROOM_SECONDS, RoomRanks
 from pdcore.errors import BootstrapError
 from pdcore.model import Deadline, Incarnation, RoomId
@@ -384,14 +388,49 @@ def logged() -> Iterator[queue.SimpleQueue[logging.LogRecord]]:
     logger.setLevel(level)
 
 
-def test_a_service_that_is_not_there_is_named(client: BootstrapClient, nobody: str) -> None:
+def test_a_service_that_is_not_there_is_named_with_how_often_and_why(
+    client: BootstrapClient, nobody: str
+) -> None:
     with pytest.raises(BootstrapError) as caught:
         client.register(nobody, RECORD, brief())
     for error in (caught.value, refusal(client, nobody)):
         assert error.happened == f"the bootstrap service at {nobody} cannot be reached"
-        assert error.there_is
+        assert re.fullmatch(r"asked \d+ times? in [\d.]+ s: Connection refused", error.there_is)
         assert error.to_do == "check the address and that the prefill side's bootstrap service runs"
-    assert "Connect" in refusal(client, nobody).there_is
+    assert client.trouble(nobody).startswith("asked ")
+    host, _, port = nobody.rpartition(":")
+    with BootstrapServer(host, int(port)):  # one that is reached again is told of no more
+        client.register(nobody, RECORD, soon())
+    assert client.trouble(nobody) == ""
+
+
+def test_a_service_whose_name_is_not_known_is_named(client: BootstrapClient) -> None:
+    error = refusal(client, "prefill.invalid:8998")
+    assert error.happened == "the bootstrap service at prefill.invalid:8998 cannot be reached"
+    assert re.match(r"asked \d+ times? in [\d.]+ s: .", error.there_is)
+
+
+def test_failed_attempts_are_counted_by_address_and_reason(clock: OwnClock) -> None:
+    attempts = Attempts(clock)
+    assert (attempts.told("a:1"), attempts.count("a:1")) == ("", 0)
+    for error in (
+        ConnectionRefusedError(111, "Connect call failed"),
+        OSError(113, "x"),
+        asyncio.TimeoutError(),
+    ):
+        for _ in range(3 if "refused" in type(error).__name__.lower() else 1):
+            attempts.failed("a:1", error)
+    clock.now += 4
+    attempts.failed("b:1", aiohttp.ServerDisconnectedError())
+    refused, others = "Connection refused (3)", "No route to host (1); no answer within the deadline (1)"
+    assert attempts.told("a:1") == f"asked 5 times in 4.0 s: {refused}; {others}"
+    assert attempts.told("b:1") == "asked 1 time in 0.0 s: Server disconnected"
+    attempts.succeeded("a:1")
+    assert (attempts.count("a:1"), attempts.count("b:1")) == (0, 1)
+    for n in range(MAX_ADDRESSES):
+        attempts.failed(f"c:{n}", OSError("odd"))
+    assert attempts.count("b:1") == 0
+    assert attempts.told("c:1") == "asked 1 time in 0.0 s: odd"
 
 
 def test_a_service_that_never_answers_is_given_up_at_the_deadline(client: BootstrapClient, mute: str) -> None:
@@ -399,7 +438,7 @@ def test_a_service_that_never_answers_is_given_up_at_the_deadline(client: Bootst
         client.register(mute, RECORD, brief())
     for error in (caught.value, refusal(client, mute)):
         assert error.happened == f"the bootstrap service at {mute} cannot be reached"
-        assert error.there_is
+        assert error.there_is.endswith("no answer within the deadline")
 
 
 def test_something_else_that_answers_is_not_taken_for_the_service(

@@ -110,6 +110,10 @@ class Sources:
         future.add_done_callback(lambda f: self._channel.call(partial(self._found, bootstrap, group, f)))
         return group
 
+    def trouble(self, bootstrap: str) -> str:
+        """Return how often in a row a bootstrap service was not reached, and why; "" if it was."""
+        return self._http.trouble(bootstrap)
+
     def drop(self, source: PrefillSource, holds: Callable[[], bool], drained: Callable[[], None]) -> None:
         """Forget a lost source; ``drained`` is called once it is proven that it writes no more.
 

@@ -113,7 +113,9 @@ class MooncakeEngine(TransferEngine):
         why = contact.value
         if contact is Contact.ANSWERS:
             self._native.meet(there.segment, there.incarnation)
-            why = "" if self._native.answers(there.segment, int(bases[0])) else "its memory cannot be read"
+            why = (
+                "" if self._native.answers(there.segment, int(bases[0])) else self._unreadable(there.segment)
+            )
         if why:
             raise EngineError(
                 f"the Mooncake engine at {there.segment} cannot be reached", why,
@@ -169,6 +171,12 @@ class MooncakeEngine(TransferEngine):
         self._writers.wait(WRITERS, Deadline.after(self._native.settings.transfer_timeout + COOLDOWN + PROBE))
         self.do_deregister()
         release(self._native)
+
+    def _unreadable(self, segment: str) -> str:
+        ours = self._native.settings.host
+        if ("[" in segment) != (":" in ours):
+            return f"its address and ours ({ours}) are of two families, and Mooncake speaks one of them"
+        return "its memory cannot be read"
 
     def _write_blocks(self, peer: MooncakePeer, blocks: Sequence[OffsetArray]) -> Finished | None:
         count, budget = len(blocks[0]), self._native.budget(peer.segment)

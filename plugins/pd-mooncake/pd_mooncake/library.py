@@ -20,12 +20,14 @@ import numpy.typing as npt
 from pd_mooncake.build import ENGINE_MODULE, LOG_DIRECTORY
 from pd_mooncake.config import Protocol as WireProtocol
 from pd_mooncake.protocol import start_environment
+from pdcore.address import join, numeric
 from pdcore.environment import environment_set
 from pdcore.errors import EngineError
 
 __all__ = ["Library", "NativeSettings", "TransferEngineApi", "announced", "check_environment", "load"]
 
 P2P = "P2PHANDSHAKE"
+IPV6 = "MC_USE_IPV6"
 ASK_SECONDS = 2.0
 METADATA_REQUEST = 1
 MAX_DESCRIPTOR = 128 * 2**20
@@ -109,14 +111,19 @@ _process = threading.Lock()  # guards the process's MC_ environment and _library
 _library: Library | None = None
 
 
-def load(variables: Mapping[str, str]) -> Library:
+def load(variables: Mapping[str, str], host: str = "") -> Library:
     """Load the library into this process, with ``variables`` set for what it reads just then.
+
+    So it does whether its control ports speak IPv4 or IPv6: the one of ``host``, which other engines of
+    this process must share. With a name it is IPv4, unless MC_USE_IPV6 is set.
 
     Raises:
         EngineError: it is missing or does not load, or is loaded already with other values.
     """
     global _library
     check_environment(os.environ)
+    if ":" in host:
+        variables = {**variables, IPV6: "1"}
     with _process:
         if _library is None:
             # Whoever imported it before us did it with the environment as it is, as far as one can know.
@@ -134,6 +141,12 @@ def load(variables: Mapping[str, str]) -> Library:
             "the Mooncake library is loaded already, and reads its settings only then",
             "; ".join(different),
             "give all managers of a process the same log_level and ports, or start another process",
+        )
+    if numeric(host) is not None and ":" not in host and IPV6 in library.environ:
+        raise EngineError(
+            "the Mooncake library speaks IPv6 in this process, and would reach nobody over IPv4",
+            f"{IPV6}={library.environ[IPV6]} when it was loaded, host is {host}",
+            f"unset {IPV6}, and give all managers of a process hosts of one family",
         )
     return library
 
@@ -189,4 +202,4 @@ def _local_name(settings: NativeSettings) -> str:
         return settings.host
     with socket.socket() as free:
         free.bind(("", 0))
-        return f"{settings.host}:{free.getsockname()[1]}:npu_{settings.npu_id}"
+        return f"{join(settings.host, free.getsockname()[1])}:npu_{settings.npu_id}"

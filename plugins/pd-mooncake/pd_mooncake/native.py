@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pd_mooncake.library import Library, NativeSettings, TransferEngineApi, announced
+from pdcore.address import join, parse_address
 from pdcore.budget import EntryBudget
 from pdcore.errors import EngineError, RegistrationError
 from pdcore.model import Deadline
@@ -79,7 +80,7 @@ class Native:
         with self._lock:
             engine = self._engines[-1]
             self._named = [engine, *(known for known in self._named if known is not engine)]
-        return f"{self.settings.host}:{engine.get_rpc_port()}"
+        return join(self.settings.host, engine.get_rpc_port())
 
     def budget(self, segment: str) -> EntryBudget:
         """Return the blocks that may be outstanding at a peer, over all threads of this process."""
@@ -128,9 +129,9 @@ class Native:
         First contact with a hung peer would hold the engine's lock for a minute, and with it every
         transfer to healthy peers.
         """
-        host, _, port = segment.rpartition(":")
+        there = parse_address(segment, "the segment name of a Mooncake engine")
         try:
-            answer = announced(host, int(port), deadline.remaining())
+            answer = announced(there.host, there.port, deadline.remaining())
         except ConnectionRefusedError:
             return Contact.GONE
         return Contact.SILENT if answer is None else Contact.ANSWERS

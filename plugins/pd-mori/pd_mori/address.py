@@ -27,7 +27,7 @@ def check_host(host: str) -> None:
         raise EngineError(
             "MORI needs an IPv4 address of this machine, in digits",
             f"host {host!r}: {error}",
-            "set host to the address by which peers reach this machine (PDCORE_HOST=10.0.0.1)",
+            "set host or advertise to one by which peers reach this machine (PDCORE_HOST=10.0.0.1)",
         ) from error
 
 
