@@ -35,8 +35,10 @@ class EngineCapabilities:
     ``max_outstanding_entries`` is per peer over all threads and ``max_entry_bytes`` per entry
     (None: no limit). ``entry_cost`` is the engine's own cost of one more entry, in seconds.
     ``asynchronous``: ``write`` returns before the bytes moved, so that inline submission works.
-    ``drained_on_failure``: a FAILED transfer is DRAINED. ``remote_bounds_checked``: the far side
-    refuses an address outside its regions. ``revocable``: ``revoke`` can prove a peer silent.
+    ``drained_on_failure``: a transfer that FAILED is DRAINED as soon as it FAILED, unless ``close`` ended
+    it; without it one may be UNKNOWN at first, and become DRAINED or not (see
+    :class:`~pdcore.outcome.Quiescence`). ``remote_bounds_checked``: the far side refuses an address outside
+    its regions, whatever the writer believes. ``revocable``: ``revoke`` can prove a peer silent.
     ``silent_after_close``: once ``close`` returned, nothing that it had sent can land at a peer any
     more, not even what a stopped peer has not read yet. ``settles``: ``settle`` proves that nothing of a
     process that has ended can land any more. ``aux``: aux rows may travel through it.

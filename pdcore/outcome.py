@@ -20,7 +20,14 @@ class TransferState(Enum):
 
 
 class Quiescence(Enum):
-    """Whether bytes of a transfer may still land at the far side."""
+    """Whether bytes of a transfer may still land at the far side.
+
+    DRAINED is a promise: none can land any more, not even what a stopped peer has not read yet. It is never
+    said of a PENDING transfer, always of a DONE one, and never taken back. A transfer that FAILED may be
+    UNKNOWN or IN_FLIGHT at first and DRAINED later: who holds its pages asks again (``poll``, then
+    ``quiescence``), and an engine that learns more, such as that the peer's process is gone, says so then.
+    One that never learns it stays UNKNOWN, and its pages are safe once the engine is closed.
+    """
 
     DRAINED = "drained"
     IN_FLIGHT = "in_flight"

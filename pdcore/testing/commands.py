@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -15,7 +15,6 @@ __all__ = [
     "Connect",
     "Deregister",
     "Digests",
-    "Fill",
     "FillPools",
     "Fork",
     "Guards",
@@ -30,7 +29,6 @@ __all__ = [
     "Start",
     "Started",
     "StopPump",
-    "Watch",
     "WatchPools",
     "WatchRoom",
 ]
@@ -47,10 +45,11 @@ class Start(msgspec.Struct, tag=True):
 
 
 class Started(msgspec.Struct):
-    """The engine runs, and its memory is registered."""
+    """The engine runs, and its memory is registered. ``memory``: a file descriptor of each region."""
 
     endpoint: bytes
     export: bytes
+    memory: list[int]
 
 
 class Admit(msgspec.Struct, tag=True):
@@ -66,12 +65,6 @@ class Revoke(msgspec.Struct, tag=True):
     seconds: float
 
 
-class Fill(msgspec.Struct, tag=True):
-    """Fill region ``i`` from ``seed + i``."""
-
-    seed: int
-
-
 class Digests(msgspec.Struct, tag=True):
     """Read the memory back. Answers one digest per region."""
 
@@ -84,12 +77,6 @@ class Read(msgspec.Struct, tag=True):
 
 class Guards(msgspec.Struct, tag=True):
     """Look at the guards. Answers, by region, the offsets at which they were overwritten."""
-
-
-class Watch(msgspec.Struct, tag=True):
-    """Look at the memory for a while. Answers whether any byte of it changed."""
-
-    seconds: float
 
 
 class Connect(msgspec.Struct, tag=True):
@@ -132,6 +119,7 @@ class Serve(msgspec.Struct, tag=True):
     options: dict[str, Any]
     bootstrap: str
     model: str
+    aux: Literal["auto", "engine"]
 
 
 class Receive(msgspec.Struct, tag=True):
@@ -197,11 +185,9 @@ Command = (
     Start
     | Admit
     | Revoke
-    | Fill
     | Digests
     | Read
     | Guards
-    | Watch
     | Connect
     | StopPump
     | Fork

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import pytest
 
-pytest.register_assert_rewrite("pdcore.testing.groups")
+pytest.register_assert_rewrite("pdcore.testing.groups", "pdcore.testing.ends", "pdcore.testing.serving")
 
 from pdcore.testing.groups.concurrency import Concurrency  # noqa: E402
 from pdcore.testing.groups.contract import Contract  # noqa: E402
@@ -16,17 +16,24 @@ from pdcore.testing.groups.death import PeerDeath  # noqa: E402
 from pdcore.testing.groups.hygiene import Hygiene  # noqa: E402
 from pdcore.testing.groups.lifetime import Lifetime  # noqa: E402
 from pdcore.testing.groups.limits import Limits  # noqa: E402
+from pdcore.testing.groups.promises import Promises  # noqa: E402
 from pdcore.testing.groups.quiescing import Quiescing  # noqa: E402
 from pdcore.testing.groups.rooms import Rooms  # noqa: E402
 from pdcore.testing.groups.shapes import Shapes  # noqa: E402
+from pdcore.testing.rules import Rule  # noqa: E402
 from pdcore.testing.stage import Crowd, Stage  # noqa: E402
 from pdcore.testing.target import Target  # noqa: E402
 
 __all__ = ["BackendConformance"]
 
+CLOSES = Rule(
+    "an engine can be closed within its patience, whatever became of it and its peers",
+    "close() waits for a peer that is gone, or raises for it",
+)
+
 
 class BackendConformance(
-    Hygiene, Rooms, Concurrency, PeerDeath, Quiescing, Deadlines, Limits, Shapes, Lifetime, Contract
+    Hygiene, Rooms, Concurrency, PeerDeath, Promises, Quiescing, Deadlines, Limits, Shapes, Lifetime, Contract
 ):
     """All groups; pytest runs those of the last base first.
 
@@ -55,4 +62,5 @@ class BackendConformance(
         """Near and far engines of one test."""
         stage = Stage(target, self.crowd)
         yield stage
-        stage.end()
+        with CLOSES:
+            stage.end()

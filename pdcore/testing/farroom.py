@@ -26,7 +26,9 @@ class FarDecode:
         self._bootstrap = command.bootstrap
         self._pools = make_pools()
         self.fill(FAR_POOL_SEED)
-        self._manager = DecodeManager(backend, self._pools, Topology(), make_config(command.model))
+        self._manager = DecodeManager(
+            backend, self._pools, Topology(), make_config(command.model, command.aux)
+        )
         self._receivers: dict[int, KVReceiver] = {}
 
     def fill(self, seed: int) -> None:

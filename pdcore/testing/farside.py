@@ -20,7 +20,7 @@ from pdcore.errors import PDCoreError
 from pdcore.model import Deadline, Role
 from pdcore.testing import commands as c
 from pdcore.testing.farroom import FarDecode
-from pdcore.testing.memory import FAR_GUARD, GuardedMemory, digest
+from pdcore.testing.memory import FAR_GUARD, GUARD, GuardedMemory, SharedMemory, digest
 from pdcore.testing.pump import STEP, Pump
 from pdcore.testing.target import Target
 
@@ -35,8 +35,9 @@ class FarSide:
         self._engine: TransferEngine | None = None
         self._decode: FarDecode | None = None
         self._pump: Pump | None = None
-        self._kept: dict[tuple[int, int], GuardedMemory] = {}
+        self._kept: dict[tuple[int, int], tuple[GuardedMemory, int]] = {}
         self._memory: list[GuardedMemory] = []
+        self._fds: list[int] = []
 
     @property
     def decode(self) -> FarDecode:
@@ -71,8 +72,6 @@ class FarSide:
             case c.Guards():
                 damaged = {i: memory.damaged() for i, memory in enumerate(self._memory)}
                 return {i: offsets for i, offsets in damaged.items() if offsets}
-            case c.Watch():
-                return changes(self._digests, Deadline.after(command.seconds))
             case c.WatchRoom():
                 return self.decode.watch_room(command)
             case c.PoolDigests():
@@ -88,7 +87,6 @@ class FarSide:
         command: c.Admit
         | c.Connect
         | c.Close
-        | c.Fill
         | c.Serve
         | c.Receive
         | c.AbortRoom
@@ -115,23 +113,25 @@ class FarSide:
                 self._connect(command)
             case c.Close():
                 self.engine.close()
-            case c.Fill():
-                for i, memory in enumerate(self._memory):
-                    memory.fill(command.seed + i)
 
     def _start(self, command: c.Start) -> c.Started:
         self._engine = Target(command.backend, command.options).start_engine(Role(command.role))
-        self._memory = []
+        self._memory, self._fds = [], []
         for i, length in enumerate(command.lengths):
-            memory = self._kept.setdefault((i, length), GuardedMemory(f"far.{i}", length, FAR_GUARD))
+            if (i, length) not in self._kept:
+                shared = SharedMemory.make(f"far.{i}", length + 2 * GUARD)
+                guarded = GuardedMemory(f"far.{i}", length, FAR_GUARD, shared.bytes)
+                self._kept[i, length] = guarded, shared.fd
+            memory, fd = self._kept[i, length]
             memory.mend()
             memory.fill(command.seed + i)
             self._memory.append(memory)
+            self._fds.append(fd)
         return self._register()
 
     def _register(self) -> c.Started:
         export = self.engine.register([memory.region for memory in self._memory])
-        return c.Started(self.engine.endpoint(), export)
+        return c.Started(self.engine.endpoint(), export, self._fds)
 
     def _connect(self, command: c.Connect) -> None:
         peer = self.engine.connect(command.endpoint, command.export, Deadline.after(STEP))

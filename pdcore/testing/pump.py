@@ -9,7 +9,7 @@ import numpy as np
 from pdcore.engine import Peer, TransferEngine
 from pdcore.errors import PDCoreError
 from pdcore.model import Deadline
-from pdcore.outcome import TransferState
+from pdcore.outcome import Transfer, TransferState
 from pdcore.regions import WriteBatch
 
 __all__ = ["Pump"]
@@ -19,7 +19,10 @@ STEP = 30.0
 
 
 class Pump:
-    """Writes all of local region 0 to remote region 0 until it is stopped or a write fails."""
+    """Writes all of local region 0 to remote region 0 until it is stopped or a write fails.
+
+    ``writes`` are done; ``error`` ended the one after; ``last`` is the transfer made last.
+    """
 
     def __init__(self, engine: TransferEngine, peer: Peer) -> None:
         self._engine = engine
@@ -31,7 +34,8 @@ class Pump:
         self._stop = threading.Event()
         self._progress = threading.Condition()
         self.writes = 0
-        self.error: PDCoreError | None = None
+        self.error: Exception | None = None
+        self.last: Transfer | None = None
         self._thread = threading.Thread(target=self._run, name="pdcore-testing-pump", daemon=True)
         self._thread.start()
 
@@ -41,7 +45,7 @@ class Pump:
             self._progress.wait_for(lambda: self.writes or self.error, deadline.remaining())
             return self.writes > 0
 
-    def wait_failed(self, deadline: Deadline) -> PDCoreError | None:
+    def wait_failed(self, deadline: Deadline) -> Exception | None:
         """Wait until a write fails; return its error, None if the deadline came first."""
         with self._progress:
             self._progress.wait_for(lambda: self.error, deadline.remaining())
@@ -63,12 +67,12 @@ class Pump:
             if error is not None:
                 return
 
-    def _write(self) -> PDCoreError | None:
+    def _write(self) -> Exception | None:
         try:
-            transfer = self._engine.write(self._peer, self._batch)
-        except PDCoreError as error:
+            self.last = transfer = self._engine.write(self._peer, self._batch)
+            state = transfer.wait(Deadline.after(STEP))
+        except Exception as error:  # an engine may raise anything, and the test shall show it
             return error
-        state = transfer.wait(Deadline.after(STEP))
         if state is TransferState.DONE:
             return None
         return transfer.error or PDCoreError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -13,9 +14,9 @@ from pdcore.model import Deadline, KVPoll, RoomId
 from pdcore.prefill import KVSender, PrefillManager
 from pdcore.selection import select
 from pdcore.testing import commands as c
+from pdcore.testing.ends import STILL
 from pdcore.testing.far import FarProcess
 from pdcore.testing.memory import digest, pattern
-from pdcore.testing.stage import STILL
 from pdcore.testing.target import Target
 from pdcore.testing.worker import FAR_POOL_SEED, NEAR_POOL_SEED, make_config, make_pools
 from pdcore.topology import Topology
@@ -44,7 +45,9 @@ def ended_as(seen: Sequence[KVPoll]) -> KVPoll:
 class Serving:
     """A bootstrap service, a prefill manager here, and a decode manager in a far process."""
 
-    def __init__(self, target: Target, model: str, far: FarProcess) -> None:
+    def __init__(
+        self, target: Target, model: str, far: FarProcess, aux: Literal["auto", "engine"] = "auto"
+    ) -> None:
         self.far = far
         self.patience = target.patience
         self._pools = make_pools()
@@ -54,9 +57,9 @@ class Serving:
             bootstrap = stack.enter_context(BootstrapServer())
             backend = select(target.name, target.options)
             self._prefill = stack.enter_context(
-                PrefillManager(backend, self._pools, Topology(), bootstrap.address, make_config(model))
+                PrefillManager(backend, self._pools, Topology(), bootstrap.address, make_config(model, aux))
             )
-            far.tell(c.Serve(target.name, dict(target.options), bootstrap.address, model))
+            far.tell(c.Serve(target.name, dict(target.options), bootstrap.address, model, aux))
             self._stack = stack.pop_all()
 
     def close(self) -> None:
@@ -81,17 +84,33 @@ class Serving:
         """Wait for the end of a room on the decode side, until its pages may be reused there."""
         return self.far.ask(c.WatchRoom(room, SLOT, 2 * self.patience), c.RoomEnd, 3 * self.patience)
 
-    def sent(self, sender: KVSender) -> KVPoll:
-        """Poll a room on the prefill side until it has ended and its pages may be reused."""
+    def ended(self, sender: KVSender) -> KVPoll:
+        """Poll a room on the prefill side until it has ended, and return how."""
         deadline, glance = Deadline.after(2 * self.patience), threading.Event()
         seen = [sender.poll()]
-        while not (seen[-1].terminal and sender.release_safe()) and not deadline.expired:
+        while not seen[-1].terminal and not deadline.expired:
             glance.wait(GLANCE)
             state = sender.poll()
             if state is not seen[-1]:
                 seen.append(state)
-        assert not seen[-1].terminal or sender.release_safe(), "the pages were never released"
         return ended_as(seen)
+
+    def released(self, sender: KVSender) -> bool:
+        """Wait until the pages of a room that has ended may be reused on the prefill side."""
+        deadline, glance = Deadline.after(2 * self.patience), threading.Event()
+        while not sender.release_safe() and not deadline.expired:
+            glance.wait(GLANCE)
+        return sender.release_safe()
+
+    def sent(self, sender: KVSender) -> KVPoll:
+        """Wait for the end of a room on the prefill side, and until its pages may be reused."""
+        state = self.ended(sender)
+        assert self.released(sender), "the pages were never released"
+        return state
+
+    def close_prefill(self) -> None:
+        """Close the prefill manager, and with it its engine."""
+        self._prefill.close()
 
     def deliver(self, room: int, here: Sequence[int], there: Sequence[int], chunk: int = 0) -> None:
         """Move pages from here to there in chunks of so many (0: at once), and require success."""
@@ -142,4 +161,4 @@ class Serving:
     def require_still(self, when: str) -> None:
         """Overwrite the far pools, and prove that no byte of them changes for a while."""
         self.far.tell(c.FillPools(FAR_POOL_SEED + 500))
-        assert not self.far.ask(c.WatchPools(STILL), bool), f"bytes landed after {when}"
+        assert not self.far.ask(c.WatchPools(STILL / 2), bool), f"bytes landed after {when}"

@@ -18,6 +18,7 @@ import pytest
 
 from pdcore.testing.bounded import HungError
 from pdcore.testing.outcomes import Ending
+from pdcore.testing.rules import RuleBrokenError
 from pdcore.testing.target import Target
 from pdcore.testing.told import Begun, Collected, Ended, Errand, Over, Told
 
@@ -82,7 +83,8 @@ class _Tests:
         self._ending = Ending.FAILED if report.failed else Ending.SKIPPED
         crash = getattr(report.longrepr, "reprcrash", None)
         skipped = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
-        self._reason = crash.message if crash else skipped or str(report.longrepr)
+        reason = crash.message if crash else skipped or str(report.longrepr)
+        self._reason = reason.removeprefix(f"{RuleBrokenError.__module__}.{RuleBrokenError.__name__}: ")
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         self.tell(Ended(_name(nodeid), self._ending.value, self._reason, self._stuck))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pdcore.config import Config, LivenessConfig, Timeouts, TransferConfig, TransferModel
 from pdcore.layout import KVLayout
 from pdcore.metadata import MetadataBuffers
@@ -24,10 +26,10 @@ def make_pools() -> Pools:
     return Pools.allocate(layout, aux=aux)
 
 
-def make_config(model: str) -> Config:
-    """Return a configuration with a quick heartbeat, for a transfer model."""
+def make_config(model: str, aux: Literal["auto", "engine"]) -> Config:
+    """Return a configuration with a quick heartbeat, for a transfer model and a way of aux rows."""
     return Config(
-        transfer=TransferConfig(model=TransferModel(model)),
+        transfer=TransferConfig(model=TransferModel(model), aux=aux),
         timeouts=Timeouts(request=60.0),
         liveness=LivenessConfig(interval=0.2, max_failures=5),
     )

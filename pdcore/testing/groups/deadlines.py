@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -12,7 +15,9 @@ from pdcore.outcome import TransferState
 from pdcore.plan.split import split_entries
 from pdcore.regions import WriteBatch
 from pdcore.testing.bounded import bounded
-from pdcore.testing.stage import GRACE, MIB, Near, Stage
+from pdcore.testing.ends import GRACE, MIB, Far, Link, Near
+from pdcore.testing.rules import Rule
+from pdcore.testing.stage import Stage
 
 SHORT = 2.0
 """Seconds given to a connect that cannot succeed."""
@@ -28,6 +33,10 @@ def connect(near: Near, endpoint: bytes, export: bytes) -> Peer:
 class Deadlines:
     """The group ``deadlines``."""
 
+    @Rule(
+        "a corrupt export is refused with an EngineError",
+        "connect() is overridden, or the library's own error comes through",
+    )
     @pytest.mark.parametrize("cut", [0, 3, -1, None], ids=["empty", "stub", "truncated", "flipped"])
     def test_a_corrupt_export_is_refused(self, stage: Stage, cut: int | None) -> None:
         near, far = stage.near(), stage.far()
@@ -35,18 +44,30 @@ class Deadlines:
         with pytest.raises(EngineError):
             connect(near, far.endpoint, flipped if cut is None else far.export[:cut])
 
+    @Rule(
+        "an endpoint that is noise is refused with an EngineError, in time",
+        "the library's or the decoder's own error comes through, or it tries to reach it for ever",
+    )
     def test_an_endpoint_that_is_noise_is_refused(self, stage: Stage) -> None:
         near, far = stage.near(), stage.far()
         noise = np.random.default_rng(7).bytes(len(far.endpoint))
         with pytest.raises(EngineError):
             connect(near, noise, far.export)
 
+    @Rule(
+        "connecting to a dead process is refused with an EngineError by its deadline",
+        "the library's connect has no deadline, or is lazy and hides that nobody is there",
+    )
     def test_connecting_to_a_dead_process_ends_in_time(self, stage: Stage) -> None:
         near, far = stage.near(), stage.far()
         far.process.kill()
         with pytest.raises(EngineError):
             connect(near, far.endpoint, far.export)
 
+    @Rule(
+        "connecting to a process that does not answer ends by its deadline",
+        "the library's connect waits for the peer without a deadline",
+    )
     def test_connecting_to_a_stopped_process_ends_in_time(self, stage: Stage) -> None:
         near, far = stage.near(), stage.far()
         far.process.stop()
@@ -57,15 +78,35 @@ class Deadlines:
         finally:
             far.process.resume()
 
+    @Rule(
+        "a peer that cannot be reached holds up no other",
+        "connect() holds a lock that write() takes, too",
+    )
     def test_a_peer_that_cannot_be_reached_holds_up_no_other(self, stage: Stage) -> None:
-        link, hung = stage.link(), stage.far()
-        hung.process.kill()
+        link, dead, stopped = stage.link(), stage.far(), stage.far()
+        dead.process.kill()
         with pytest.raises(EngineError):
-            connect(link.near, hung.endpoint, hung.export)
+            connect(link.near, dead.endpoint, dead.export)
         batch = WriteBatch.of(0, 0, [0], [0], [4096])
-        link.deliver(batch)
+        with ThreadPoolExecutor(1) as pool:
+            stopped.process.stop()
+            try:
+                trying = pool.submit(self._try, link, stopped)
+                bounded(lambda: link.deliver(batch), link.near.patience / 2, "a write to another peer")
+            finally:
+                stopped.process.resume()
+            trying.result()
         link.require_arrived(batch)
 
+    def _try(self, link: Link, far: Far) -> None:
+        """Connect to a peer that may not answer before it goes on."""
+        with contextlib.suppress(EngineError):
+            link.near.engine.connect(far.endpoint, far.export, link.deadline())
+
+    @Rule(
+        "wait() returns at its deadline, PENDING if need be, and never raises",
+        "the library's wait has no deadline, or raises at it",
+    )
     def test_a_wait_ends_at_its_deadline(self, stage: Stage) -> None:
         size = 16 * MIB
         link = stage.link([size], [size])

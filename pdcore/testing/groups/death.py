@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from pdcore.errors import EngineError, FailureCode, KVTransferError
+from pdcore.errors import EngineError
 from pdcore.outcome import TransferState
 from pdcore.regions import WriteBatch
 from pdcore.testing import commands as c
-from pdcore.testing.stage import MIB, Link, Stage
+from pdcore.testing.ends import MIB, Link, require_honest
+from pdcore.testing.rules import Rule
+from pdcore.testing.stage import Stage
 
 SOME = WriteBatch.of(0, 0, [0], [512], [1000])
 
@@ -14,30 +16,49 @@ SOME = WriteBatch.of(0, 0, [0], [512], [1000])
 class PeerDeath:
     """The group ``death``."""
 
+    @Rule(
+        "a write to a dead peer FAILS with a KVTransferError, and is DRAINED if the engine declares "
+        "drained_on_failure",
+        "the library's error comes through as it is, or the write never ends",
+    )
     def test_a_write_to_a_dead_peer_fails(self, stage: Stage) -> None:
         link = stage.link()
         link.deliver(SOME)
         link.far.process.kill()
-        transfer = link.write(SOME)
-        assert transfer.poll() is TransferState.FAILED
-        self._require_reason(transfer.error)
+        link.fail(SOME)
 
+    @Rule(
+        "writes under way FAIL when their peer dies",
+        "the library goes on waiting for an acknowledgement",
+    )
     def test_writes_under_way_fail_when_the_peer_dies(self, stage: Stage) -> None:
         size = 8 * MIB
         link = stage.link([size], [size])
         pump = link.pump()
         link.far.process.kill()
-        self._require_reason(pump.wait_failed(stage.deadline()))
+        error = pump.wait_failed(stage.deadline())
+        assert error is not None, "writes to a dead peer go on"
+        assert pump.last is not None
+        require_honest(link.near.engine, pump.last)
 
+    @Rule(
+        "a peer's death takes only its own transfers along",
+        "one error state, queue or thread for all peers",
+    )
     def test_a_peer_beside_the_dead_one_keeps_working(self, stage: Stage) -> None:
         near = stage.near()
         dying, healthy = Link(near, stage.far()), Link(near, stage.far())
         pump = dying.pump()
         dying.far.process.kill()
-        assert pump.wait_failed(stage.deadline()) is not None
+        assert pump.wait_failed(stage.deadline()) is not None, "writes to a dead peer go on"
+        near.engine.disconnect(dying.peer)
         healthy.deliver(SOME)
         healthy.require_arrived(SOME)
 
+    @Rule(
+        "a restarted peer has another endpoint and can be connected to",
+        "what was cached of the dead one is found by its address",
+    )
     def test_a_restarted_peer_is_a_new_one_and_can_be_paired_with(self, stage: Stage) -> None:
         near = stage.near()
         first = Link(near, stage.far())
@@ -49,6 +70,10 @@ class PeerDeath:
         second.deliver(SOME)
         second.require_arrived(SOME)
 
+    @Rule(
+        "writes to an engine that was replaced FAIL and do not reach its successor",
+        "connections are kept by address and reused for whoever listens there now",
+    )
     def test_a_peer_whose_engine_was_restarted_is_not_taken_for_the_old_one(self, stage: Stage) -> None:
         link = stage.link()
         link.deliver(SOME)
@@ -60,12 +85,5 @@ class PeerDeath:
             state = link.write(SOME).poll()
         except EngineError:
             state = TransferState.FAILED
-        assert state is TransferState.FAILED
+        assert state is TransferState.FAILED, "a write to an engine that is closed was DONE"
         link.require_arrived()
-
-    def _require_reason(self, error: Exception | None) -> None:
-        assert isinstance(error, KVTransferError), repr(error)
-        assert error.code in (FailureCode.PEER_LOST, FailureCode.ENGINE)
-        assert error.happened
-        assert error.there_is
-        assert error.to_do

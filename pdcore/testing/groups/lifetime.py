@@ -6,11 +6,17 @@ import threading
 
 import pytest
 
-from pdcore.errors import EngineClosedError, RegistrationError
+from pdcore.errors import EngineClosedError, EngineError, RegistrationError
+from pdcore.model import Deadline
 from pdcore.outcome import TransferState
 from pdcore.regions import WriteBatch
 from pdcore.testing import commands as c
+from pdcore.testing.ends import Link
+from pdcore.testing.rules import Rule
 from pdcore.testing.stage import Stage
+
+SHORT = 2.0
+"""Seconds given to a connect that cannot succeed."""
 
 SOME = WriteBatch.of(0, 0, [0], [512], [1000])
 
@@ -18,6 +24,10 @@ SOME = WriteBatch.of(0, 0, [0], [512], [1000])
 class Lifetime:
     """The group ``lifetime``."""
 
+    @Rule(
+        "a closed engine refuses every call with EngineClosedError",
+        "a public method is overridden without asking whether the engine is closed",
+    )
     def test_a_closed_engine_refuses_everything(self, stage: Stage) -> None:
         link = stage.link()
         link.near.close()
@@ -30,28 +40,57 @@ class Lifetime:
                 call()
         link.require_arrived()
 
+    @Rule(
+        "close() may be called again",
+        "close() is overridden and frees the library's handle twice",
+    )
     def test_close_may_be_called_again(self, stage: Stage) -> None:
         near = stage.near()
         near.close()
         near.close()
 
+    @Rule(
+        "close() ends every thread that the engine started, also for peers that died or never answered",
+        "a thread per peer or transfer that nobody joins",
+    )
     def test_close_leaves_no_thread(self, stage: Stage) -> None:
         before = set(threading.enumerate())
-        link = stage.link()
+        link, dying, dead = stage.link(), stage.far(), stage.far()
         link.deliver(SOME)
+        other = Link(link.near, dying)
+        dying.process.kill()
+        dead.process.kill()
+        other.write(SOME)
+        with pytest.raises(EngineError):
+            link.bounded(
+                lambda: link.near.engine.connect(dead.endpoint, dead.export, Deadline.after(SHORT)), "connect"
+            )
         link.near.close()
-        assert not [t.name for t in set(threading.enumerate()) - before if t.is_alive()]
+        left = [t.name for t in set(threading.enumerate()) - before if t.is_alive()]
+        assert not left, f"threads are left: {left}"
 
+    @Rule(
+        "memory is registered once",
+        "register() is overridden",
+    )
     def test_memory_is_registered_once(self, stage: Stage) -> None:
         near = stage.near()
         with pytest.raises(RegistrationError):
             near.engine.register([m.region for m in near.memory])
 
+    @Rule(
+        "deregister() may be called again",
+        "deregister() is overridden and takes a registration back twice",
+    )
     def test_deregister_may_be_called_again(self, stage: Stage) -> None:
         near = stage.near()
         near.engine.deregister()
         near.engine.deregister()
 
+    @Rule(
+        "memory can be deregistered and registered again, and then be written to by who connects again",
+        "handles of the first registration are kept",
+    )
     def test_memory_that_is_registered_again_can_be_written_to(self, stage: Stage) -> None:
         link = stage.link()
         link.near.engine.disconnect(link.peer)
@@ -61,6 +100,10 @@ class Lifetime:
         link.deliver(SOME)
         link.require_arrived(SOME)
 
+    @Rule(
+        "disconnect() may be called again, and the peer be connected to again",
+        "a handle that is freed twice, or a peer that is remembered as gone",
+    )
     def test_disconnect_may_be_called_again_and_the_peer_connected_again(self, stage: Stage) -> None:
         link = stage.link()
         link.near.engine.disconnect(link.peer)
@@ -69,6 +112,10 @@ class Lifetime:
         link.deliver(SOME)
         link.require_arrived(SOME)
 
+    @Rule(
+        "two engines of a process share nothing that either can close",
+        "the library's state is global to the process",
+    )
     def test_a_second_engine_in_the_same_process_is_its_own(self, stage: Stage) -> None:
         first, second = stage.link(), stage.link()
         first.near.close()
@@ -76,9 +123,17 @@ class Lifetime:
         second.require_arrived(SOME)
         first.require_arrived()
 
+    @Rule(
+        "an engine that a forked child inherited refuses with EngineClosedError",
+        "a public method is overridden without asking whose process it is",
+    )
     def test_an_engine_that_a_fork_inherited_refuses(self, stage: Stage) -> None:
         assert stage.far().process.ask(c.Fork(), str) == "EngineClosedError"
 
+    @Rule(
+        "an engine reaches another of its own process",
+        "peers are known by process or by host, not by endpoint",
+    )
     def test_an_engine_can_write_to_another_of_its_own_process(self, stage: Stage) -> None:
         writer, reader = stage.near(), stage.near()
         reader.engine.admit(writer.engine.endpoint())

@@ -3,63 +3,106 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from pdcore.model import Deadline
-from pdcore.outcome import Quiescence, TransferState
+from pdcore.outcome import Quiescence, Transfer, TransferState
 from pdcore.plan.split import split_entries
 from pdcore.regions import WriteBatch
 from pdcore.testing import commands as c
 from pdcore.testing.bounded import bounded
-from pdcore.testing.stage import GRACE, MIB, STILL, Link, Stage
+from pdcore.testing.ends import GRACE, KIB, MIB, Link
+from pdcore.testing.memory import Watch
+from pdcore.testing.rules import Rule
+from pdcore.testing.stage import Stage
 
 SOME = WriteBatch.of(0, 0, [0], [512], [1000])
 
+ROUNDS = 20
+
 
 class Quiescing:
-    """The group ``quiescing``."""
+    """The group ``quiescing``. The receiver's memory is watched from here, without its help."""
 
-    def test_done_means_landed(self, stage: Stage) -> None:
-        size = 16 * MIB
+    @Rule(
+        "a transfer that is DONE has landed, all of it, and is DRAINED",
+        "the library tells when the source may be reused, not when the target has the bytes",
+    )
+    @pytest.mark.parametrize("size", [64, 300 * KIB, 16 * MIB])
+    def test_done_means_landed(self, stage: Stage, size: int) -> None:
         link = stage.link([size], [size])
         limit = link.near.engine.capabilities.max_entry_bytes
         batch = split_entries(WriteBatch.of(0, 0, [0], [0], [size]), limit)
-        transfer = link.write(batch)
-        assert transfer.poll() is TransferState.DONE, str(transfer.error)
-        assert transfer.quiescence is Quiescence.DRAINED
-        link.require_arrived(batch)
+        there, here = link.far.memory[0], link.near.memory[0].bytes
+        for turn in range(ROUNDS if size < MIB else 2):
+            here[:] = here[::-1].copy()
+            transfer = link.near.engine.write(link.peer, batch)  # from here, to look at once
+            look = _polled if turn % 2 else _waited
+            look(transfer, link.deadline())
+            late = int(np.count_nonzero(there[::-1] != here[::-1]))
+            assert transfer.poll() is TransferState.DONE, f"the write failed: {transfer.error}"
+            assert transfer.quiescence is Quiescence.DRAINED, f"DONE, and {transfer.quiescence.name}"
+            assert not late, f"{late} of {size} bytes had not landed when the transfer was DONE"
         link.far.require_still("DONE")
 
+    @Rule(
+        "what has ended stays as it has ended, whoever asks how often",
+        "the library's handle is released with the first answer, and asked again",
+    )
+    def test_an_ended_transfer_goes_on_telling(self, stage: Stage) -> None:
+        link = stage.link()
+        transfers = [link.write(SOME) for _ in range(3)]
+        link.near.engine.disconnect(link.peer)
+        told = {(t.poll(), t.wait(Deadline.after(0.1)), t.quiescence) for t in transfers for _ in range(2)}
+        assert told == {(TransferState.DONE, TransferState.DONE, Quiescence.DRAINED)}
+
+    @Rule(
+        "nothing moves any more once close() has returned",
+        "close() does not wait for the copies under way, or leaves the thread that makes them",
+    )
     def test_nothing_lands_after_the_writer_closed(self, stage: Stage) -> None:
-        size = 8 * MIB
+        size = 32 * MIB
         link = stage.link([size], [size])
+        memory = link.far.memory
         pump = link.pump()
         link.near.close()
+        watch = Watch(memory)
         link.far.require_still("the writer's close()")
-        assert pump.wait_failed(stage.deadline()) is not None
+        assert not watch.changed(), "bytes landed after the writer's close()"
+        assert pump.wait_failed(stage.deadline()) is not None, "a write succeeded after close()"
 
+    @Rule(
+        "once revoke() says DRAINED no byte of that writer lands; only a revocable engine says so",
+        "revoke() forgets the writer without stopping it, or does not wait for what it has under way",
+    )
     def test_a_revoked_writer_is_silent(self, stage: Stage) -> None:
         size = 8 * MIB
         link = stage.link([size], [size])
         pump = link.pump()
         if not self._revoke(link):
-            assert pump.stop(stage.deadline())
+            assert pump.stop(stage.deadline()), "a write had not ended"
             return
         link.far.require_still("revoke() was DRAINED")
         error = pump.wait_failed(stage.deadline())
         assert error is not None, "a revoked writer's writes must fail"
-        assert not link.far.process.ask(c.Guards(), dict[int, list[int]])
+        assert not link.far.guards(), "bytes outside a region were overwritten"
 
+    @Rule(
+        "a write of a revoked writer FAILS, and moves nothing, then or later",
+        "the writer does not look whether it is still admitted, or what it gave to a thread goes on",
+    )
     def test_a_write_of_a_revoked_writer_fails_and_moves_nothing(self, stage: Stage) -> None:
         link = stage.link()
         if not self._revoke(link):
             return
-        transfer = link.write(SOME)
-        assert transfer.poll() is TransferState.FAILED
-        assert transfer.error is not None
-        self._require_honest(link, transfer.quiescence)
+        link.fail(SOME)
         link.require_arrived()
-        link.far.require_still("a write that FAILED and was DRAINED")
+        link.far.require_still("a write that FAILED")
 
+    @Rule(
+        "a writer that was revoked can be admitted again, and then writes",
+        "admit() does not take back what revoke() did",
+    )
     def test_a_writer_that_is_admitted_again_can_write(self, stage: Stage) -> None:
         link = stage.link()
         if not self._revoke(link):
@@ -69,16 +112,25 @@ class Quiescing:
         link.deliver(SOME)
         link.require_arrived(SOME)
 
+    @Rule(
+        "a writer whose process is dead is silent: revoke() says DRAINED if the engine is revocable",
+        "revoke() waits for an answer of the dead process",
+    )
     def test_a_writer_that_died_counts_as_silent(self, stage: Stage) -> None:
         receiver, writer = stage.near(), stage.far()
         receiver.engine.admit(writer.endpoint)
         writer.process.tell(c.Connect(receiver.engine.endpoint(), receiver.export))
         writer.process.kill()
         drained = receiver.engine.revoke(writer.endpoint, stage.deadline()) is Quiescence.DRAINED
-        assert drained == receiver.engine.capabilities.revocable
+        revocable = receiver.engine.capabilities.revocable
+        assert drained == revocable, f"revocable={revocable}, and revoke() says drained={drained}"
         if drained:
-            self._require_still(stage)
+            receiver.require_still("revoke() of a dead writer was DRAINED")
 
+    @Rule(
+        "a stopped writer is not silent while it could go on writing; once it cannot, revoke() says so",
+        "a writer that does not answer is taken for one that has ended",
+    )
     def test_a_stopped_writer_is_not_called_silent_while_it_may_write(self, stage: Stage) -> None:
         size = 8 * MIB
         receiver, writer = stage.near([size]), stage.far([size])
@@ -94,21 +146,25 @@ class Quiescing:
         pumped = writer.process.ask(c.StopPump(), c.Pumped)
         if said is Quiescence.DRAINED:
             assert pumped.error, "a writer was called silent and could go on"
-            self._require_still(stage)
+            receiver.require_still("revoke() of a stopped writer was DRAINED")
         elif receiver.engine.capabilities.revocable:
             again = receiver.engine.revoke(writer.endpoint, stage.deadline())
             assert again is Quiescence.DRAINED, "the writer had stopped, and is still not called silent"
 
+    @Rule(
+        "once a revocable receiver has closed nothing lands in its memory, and its writers' writes fail",
+        "close() does not revoke the writers, or does not wait until they are silent",
+    )
     def test_nothing_lands_after_the_receiver_closed(self, stage: Stage) -> None:
         size = 8 * MIB
         link = stage.link([size], [size])
         pump = link.pump()
         if not link.near.engine.capabilities.revocable:
-            assert pump.stop(stage.deadline())
+            assert pump.stop(stage.deadline()), "a write had not ended"
             return
         link.far.close()
         link.far.require_still("the receiver's close()")
-        assert pump.wait_failed(stage.deadline()) is not None
+        assert pump.wait_failed(stage.deadline()) is not None, "a write to a closed receiver succeeded"
 
     def _revoke(self, link: Link) -> bool:
         """Revoke the near engine; return whether it is silent, which only a revocable engine may say."""
@@ -117,14 +173,13 @@ class Quiescing:
         assert (said is Quiescence.DRAINED) == revocable, f"revocable={revocable}, and revoke says {said}"
         return revocable
 
-    def _require_honest(self, link: Link, said: Quiescence) -> None:
-        if link.near.engine.capabilities.drained_on_failure:
-            assert said is Quiescence.DRAINED
 
-    def _require_still(self, stage: Stage) -> None:
-        receiver = stage.nears[0].memory[0]
-        receiver.fill(1)
-        before = receiver.bytes.copy()
-        deadline = Deadline.after(STILL)
-        while not deadline.expired:
-            assert np.array_equal(receiver.bytes, before), "bytes landed after revoke() was DRAINED"
+def _polled(transfer: Transfer, deadline: Deadline) -> None:
+    """Await the end of a transfer as the inline model does."""
+    while transfer.poll() is TransferState.PENDING and not deadline.expired:
+        pass
+
+
+def _waited(transfer: Transfer, deadline: Deadline) -> None:
+    """Await the end of a transfer as the workers do."""
+    transfer.wait(deadline)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import pytest
 
@@ -12,12 +12,15 @@ from pdcore.config import TransferModel
 from pdcore.errors import ConfigError
 from pdcore.model import KVPoll, Role
 from pdcore.testing.commands import AbortRoom, ClearRoom
+from pdcore.testing.rules import Rule
 from pdcore.testing.serving import Serving
 from pdcore.testing.stage import Crowd
 from pdcore.testing.target import Target
 from pdcore.testing.worker import NUM_PAGES
 
 ALL = range(NUM_PAGES)
+
+AuxChoice = Literal["auto", "engine"]
 
 
 class Rooms:
@@ -30,24 +33,37 @@ class Rooms:
         """A prefill and a decode worker, with worker threads submitting."""
         yield from self._serve(target, TransferModel.WORKERS)
 
-    def _serve(self, target: Target, model: TransferModel) -> Iterator[Serving]:
+    def _serve(self, target: Target, model: TransferModel, aux: AuxChoice = "auto") -> Iterator[Serving]:
         far, clean = self.crowd.take(), False
         try:
-            with contextlib.closing(Serving(target, model.value, far)) as serving:
+            with contextlib.closing(Serving(target, model.value, far, aux)) as serving:
                 yield serving
             clean = True
         finally:
             self.crowd.give(far, clean=clean)
 
+    @Rule(
+        "pages and aux rows of a room arrive, and nothing else changes",
+        "aux is declared and its region is treated like pages",
+    )
     def test_pages_and_aux_arrive(self, serving: Serving) -> None:
         serving.deliver(1, ALL[10:40], ALL[5:35])
         serving.require_arrived(dict(zip(ALL[5:35], ALL[10:40], strict=True)))
 
+    @Rule(
+        "scattered pages arrive in chunks",
+        "entries of several chunks or buffers are mixed up",
+    )
     def test_scattered_pages_arrive_in_chunks(self, serving: Serving) -> None:
         here, there = [*ALL[::3], *ALL[1::3]], [*ALL[41::-1], 60]
         serving.deliver(2, here, there, chunk=5)
         serving.require_arrived(dict(zip(there, here, strict=True)))
 
+    @Rule(
+        "rooms end without a thread that waits, if the engine is asynchronous; else inline submission is"
+        " refused",
+        "a transfer that makes progress only inside wait()",
+    )
     def test_inline_submission_works_exactly_if_the_engine_is_asynchronous(self, target: Target) -> None:
         engine = target.start_engine(Role.PREFILL)
         asynchronous = engine.capabilities.asynchronous
@@ -60,6 +76,25 @@ class Rooms:
             serving.deliver(3, ALL[:20], ALL[20:40], chunk=7)
             serving.require_arrived(dict(zip(ALL[20:40], ALL[:20], strict=True)))
 
+    @Rule(
+        "aux rows travel through the engine exactly if it declares aux",
+        "the aux region is not registered with the others, or its rows are too small or unaligned for it",
+    )
+    def test_aux_travels_through_the_engine_exactly_if_it_declares_so(self, target: Target) -> None:
+        engine = target.start_engine(Role.PREFILL)
+        carries = engine.capabilities.aux
+        engine.close()
+        if not carries:
+            with pytest.raises(ConfigError, match="does not carry aux rows"):
+                next(self._serve(target, TransferModel.WORKERS, "engine"))
+            return
+        for serving in self._serve(target, TransferModel.WORKERS, "engine"):
+            serving.deliver(12, ALL[:2], ALL[2:4])
+
+    @Rule(
+        "an aborted room fails on both sides, and no byte lands once its pages are safe",
+        "a transfer is called DRAINED while its bytes are under way, or never again",
+    )
     def test_a_room_that_prefill_aborts_fails_on_both_sides_and_is_released(self, serving: Serving) -> None:
         serving.deliver(4, ALL[:1], ALL[:1])
         sender = serving.sender(5, NUM_PAGES)
@@ -71,6 +106,10 @@ class Rooms:
         serving.require_failure(5, "aborted")
         serving.require_still("both sides called the pages of an aborted room safe")
 
+    @Rule(
+        "an aborted room fails on both sides, and no byte lands once its pages are safe",
+        "a transfer is called DRAINED while its bytes are under way, or never again",
+    )
     def test_a_room_that_decode_aborts_fails_on_both_sides_and_is_released(self, serving: Serving) -> None:
         serving.deliver(6, ALL[:1], ALL[:1])
         sender = serving.sender(7, NUM_PAGES)
@@ -82,13 +121,22 @@ class Rooms:
         serving.require_failure(7, "aborted")
         serving.require_still("both sides called the pages of an aborted room safe")
 
+    @Rule(
+        "a room fails at its deadline",
+        "a call of the engine that holds up the manager",
+    )
     def test_a_room_that_gets_no_pages_fails_at_its_deadline(self, serving: Serving) -> None:
         serving.receive(8, ALL, seconds=0.3)
         sender = serving.sender(8, NUM_PAGES, seconds=0.3)
         assert serving.sent(sender) is KVPoll.FAILED
         serving.require_failure(8, "deadline")
 
-    def test_rooms_fail_when_decode_dies_and_name_it(self, serving: Serving) -> None:
+    @Rule(
+        "a write to a dead peer FAILS; its pages are safe at the latest when the engine is closed, and "
+        "at once if the engine declares drained_on_failure",
+        "a write that never ends, or stays UNKNOWN although drained_on_failure is declared",
+    )
+    def test_rooms_fail_when_decode_dies_and_name_it(self, serving: Serving, target: Target) -> None:
         serving.deliver(9, ALL[:1], ALL[:1])
         sender = serving.sender(10, NUM_PAGES)
         serving.receive(10, ALL)
@@ -96,12 +144,22 @@ class Rooms:
         serving.wait_for_bytes({0: 0})
         serving.far.kill()
         sender.send(ALL[32:])
-        assert serving.sent(sender) is KVPoll.FAILED
+        assert serving.ended(sender) is KVPoll.FAILED
         failure = sender.failure()
         assert failure is not None
-        assert failure.code.value in ("peer_lost", "engine")
-        assert "decode" in str(failure), "the reason must name the peer"
+        assert failure.code.value in ("peer_lost", "engine"), f"it failed for another reason: {failure}"
+        assert "decode" in str(failure), f"the reason does not name the peer: {failure}"
+        engine = target.start_engine(Role.PREFILL)
+        drained = engine.capabilities.drained_on_failure
+        engine.close()
+        if not drained:
+            serving.close_prefill()  # until then nobody has promised anything
+        assert serving.released(sender), "the pages were never released"
 
+    @Rule(
+        "a room's id can be used again",
+        "what was kept of the first room is found by its id",
+    )
     def test_a_room_id_can_be_used_again(self, serving: Serving) -> None:
         serving.deliver(11, ALL[:8], ALL[8:16])
         serving.far.tell(ClearRoom(11))

@@ -31,6 +31,7 @@ class NixlTransfer(Transfer):
         self.name = name
         self._posted = False
         self._open: list[Handle] = []
+        self._given_up = False
         self._lock = threading.Lock()
 
     def post(self, agent: Agent, requests: Iterator[Handle]) -> None:
@@ -62,12 +63,16 @@ class NixlTransfer(Transfer):
 
     @property
     def quiescence(self) -> Quiescence:
+        if self._given_up:
+            return Quiescence.UNKNOWN
         return Quiescence.IN_FLIGHT if self._open or not self._posted else Quiescence.DRAINED
 
     def give_up(self) -> None:
-        """End it because the engine is closed: the agent takes the bytes with it."""
+        """End it because the engine is closed. No byte leaves any more, and what a stopped peer's sockets
+        hold may still land."""
         with self._lock:
             if self.quiescence is Quiescence.IN_FLIGHT:
+                self._given_up = True
                 happened = f"a write to agent {self.name[:8]} ended with its engine"
                 there_is, to_do = "this engine was closed", "send before closing"
                 self.error = KVTransferError(FailureCode.ENGINE, happened, there_is, to_do)
