@@ -57,37 +57,65 @@ def test_doctor_says_everything_about_a_backend_that_is_ready() -> None:
     done = pdcore("doctor", "good_tcp", "--no-echo", "--json", PDCORE_GOOD_AUX="engine")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert report["backends"] == [
-        {
-            "name": "good_tcp",
-            "verdict": "ready",
-            "fix": None,
-            "distribution": "pd-good 1.0.0",
-            "module": "pd_good",
-            "summary": "a fixture",
-            "runs on": "anything",
-            "contract": 1,
-            "variant of": "good",
-            "environment": ["GOOD_FORCE_TCP=1", "GOOD_DEVICE=(cleared)"],
-            "probe": "ready",
-            "protocols": ["tcp: usable, good_tcp is this protocol"],
-            "options": [
-                "threads=4 (default 1, set by variant good_tcp)",
-                "device='' (default '')",
-                "without_rdma=False (default False)",
-                "aux=engine (default tcp, set by PDCORE_GOOD_AUX)",
-                "certainty=verified (default verified)",
-                "start='at once' (default 'at once')",
-            ],
-        }
-    ]
-    assert report["observers"] == [
-        "broken (pd-observer-broken 1.0.0): "
-        "pd_observer_broken cannot be imported: RuntimeError: no such thing",
-        "counts (pd-observer-counts 1.0.0): ready",
-        "raises (pd-observer-raises 1.0.0): ready",
-    ]
+    (found,) = report["backends"]
+    options = {option.pop("name"): option for option in found.pop("options")}
+    assert found == {
+        "name": "good_tcp",
+        "ready": True,
+        "verdict": "ready",
+        "fix": None,
+        "distribution": "pd-good 1.0.0",
+        "module": "pd_good",
+        "summary": "a fixture",
+        "runs_on": "anything",
+        "contract": 1,
+        "engine": None,
+        "variant_of": "good",
+        "environment": {"GOOD_FORCE_TCP": "1", "GOOD_DEVICE": None},
+        "probe": {"ready": True, "reason": None},
+        "protocols": [{"protocol": "tcp", "usable": True, "reason": "good_tcp is this protocol"}],
+        "facts": {},
+    }
+    assert options["threads"] == {"value": 4, "default": 1, "required": False, "origin": "variant good_tcp"}
+    assert options["without_rdma"] == {"value": False, "default": False, "required": False, "origin": None}
+    assert options["aux"] == {
+        "value": "engine",
+        "default": "tcp",
+        "required": False,
+        "origin": "PDCORE_GOOD_AUX",
+    }
+    assert options.keys() == {"threads", "device", "without_rdma", "aux", "certainty", "start"}
+    observers = {observer.pop("name"): observer for observer in report["observers"]}
+    assert observers["counts"] == {
+        "distribution": "pd-observer-counts 1.0.0",
+        "ready": True,
+        "reason": None,
+        "fix": None,
+    }
+    assert not observers["broken"]["ready"]
+    assert (
+        observers["broken"]["reason"] == "pd_observer_broken cannot be imported: RuntimeError: no such thing"
+    )
     assert {"pdcore", "contract", "python", "platform"} <= set(report)
+
+
+def test_doctor_says_the_same_in_prose() -> None:
+    done = pdcore("doctor", "good_tcp", "--no-echo", PDCORE_GOOD_AUX="engine")
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert lines[0] == "good_tcp: ready"
+    for line in (
+        "runs on anything",
+        "variant of good",
+        "environment GOOD_FORCE_TCP=1",
+        "GOOD_DEVICE=(cleared)",
+        "probe ready",
+        "protocols tcp: usable, good_tcp is this protocol",
+        "options threads=4 (default 1, set by variant good_tcp)",
+        "device='' (default '')",
+        "aux=engine (default tcp, set by PDCORE_GOOD_AUX)",
+        "counts (pd-observer-counts 1.0.0): ready",
+    ):
+        assert line in lines
 
 
 def test_doctor_exits_1_for_a_named_backend_that_is_not_ready_and_says_the_fix() -> None:

@@ -20,10 +20,6 @@ def doctor(*arguments: str, **environ: str) -> CompletedProcess[str]:
     return run_python("-m", "pdcore", "doctor", *arguments, path=folders("good", "scripted"), environ=environ)
 
 
-def finding(done: CompletedProcess[str], title: str) -> str:
-    return str(json.loads(done.stdout)["backends"][0][title])
-
-
 def echo(name: str, config: Config | None = None, seconds: float = 30.0, nbytes: int = 5000) -> Echo:
     return loopback_echo(select(name), config or Config(), Deadline.after(seconds), nbytes)
 
@@ -92,9 +88,11 @@ def test_the_transport_that_is_required_is_checked() -> None:
 def test_doctor_prints_transport_and_bandwidth() -> None:
     done = doctor("local", "--json")
     assert done.returncode == 0, done.stderr
-    assert finding(done, "transport").startswith("process_vm_writev, verified: ")
-    assert finding(done, "echo").startswith("67108864 bytes written and compared, ")
-    assert finding(done, "echo").endswith(" GB/s")
+    (found,) = json.loads(done.stdout)["backends"]
+    assert (found["transport"]["name"], found["transport"]["certainty"]) == ("process_vm_writev", "verified")
+    assert found["transport"]["how"]
+    assert (found["echo"]["good"], found["echo"]["bytes"]) == (True, 67_108_864)
+    assert found["echo"]["gigabytes_per_second"] > 0
 
 
 def test_no_echo_starts_no_engine() -> None:
@@ -112,9 +110,11 @@ def test_without_a_name_no_engine_is_started() -> None:
 def test_a_failed_echo_is_exit_1_with_the_reason() -> None:
     done = doctor("good_tcp", "--json")
     assert done.returncode == 1, done.stderr
-    assert finding(done, "verdict") == "the loopback echo failed"
-    assert "brought other bytes than were sent: " in finding(done, "echo")
-    assert finding(done, "fix") == "do not use this backend here: it says that all was written"
+    (found,) = json.loads(done.stdout)["backends"]
+    assert (found["ready"], found["verdict"]) == (False, "the loopback echo failed")
+    assert not found["echo"]["good"]
+    assert "brought other bytes than were sent: " in found["echo"]["reason"]
+    assert found["fix"] == "do not use this backend here: it says that all was written"
 
 
 def test_an_engine_that_does_not_start_is_exit_1_with_the_reason() -> None:
@@ -127,7 +127,10 @@ def test_an_engine_that_does_not_start_is_exit_1_with_the_reason() -> None:
 def test_the_real_engine_over_tcp_echoes_and_tells_what_is_installed() -> None:
     done = doctor("mooncake_tcp", "--json")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert finding(done, "transport").startswith("tcp, verified: the engine announces it")
-    assert " bytes written and compared, " in finding(done, "echo")
-    assert "wheel: mooncake-transfer-engine" in finding(done, "facts")
-    assert "missing libraries: none" in finding(done, "facts")
+    (found,) = json.loads(done.stdout)["backends"]
+    transport = found["transport"]
+    assert (transport["name"], transport["certainty"]) == ("tcp", "verified")
+    assert transport["how"].startswith("the engine announces it")
+    assert found["echo"]["good"]
+    assert found["facts"]["wheel"].startswith("mooncake-transfer-engine")
+    assert found["facts"]["missing libraries"] == "none"
