@@ -18,6 +18,7 @@ from pdcore.plan import IndexArray, index_array
 from pdcore.regions import Region, RegionInfo
 from pdcore.scalars import shown, whole
 from pdcore.schema import AuxSchema
+from pdcore.shapes import require_items_first, require_order
 
 __all__ = ["Expected", "Pools", "RegionTable", "StatePool"]
 
@@ -129,6 +130,10 @@ class Pools:
                 "num_pages pages with gaps between them; of a tensor (2, blocks, ...) hand in t[0] and t[1]",
             )
         self.kv = self.regions[: len(kv)]
+        require_order(self.layout, self.kv)
+        require_items_first(self.kv, layout.num_pages)
+        for pool in state:
+            require_items_first(pool.regions, pool.component.num_items)
         self.state = tuple(
             attrs.evolve(pool, regions=tuple(self.regions[n] for n in numbers))
             for pool, numbers in zip(state, self.table.state, strict=True)

@@ -71,7 +71,7 @@ class Region:
     """Registered memory: ``length`` bytes at ``address`` on ``device``; ``owner`` keeps it alive.
 
     ``item_len`` and ``item_stride`` are those of :class:`RegionInfo`; :class:`~pdcore.pools.Pools` sets
-    them from the layouts.
+    them from the layouts. ``shape`` is that of the array or tensor, if it was one.
     """
 
     name: str
@@ -81,6 +81,7 @@ class Region:
     owner: object = attrs.field(default=None, repr=False, eq=False)
     item_len: int = attrs.field(default=0, validator=ge(0))
     item_stride: int = attrs.field(default=0, validator=ge(0))
+    shape: tuple[int, ...] = attrs.field(default=(), repr=False, eq=False)
 
     @classmethod
     def of(cls, name: str, memory: object) -> Region:
@@ -122,7 +123,7 @@ class Region:
                 "in memory, and name the order in the layout (KVLayout order=...)",
             )
         items = (0, 0) if shape.dense else (shape.item_len, shape.strides[0])
-        return cls(name, address, shape.nbytes, place, memory, *items)
+        return cls(name, address, shape.nbytes, place, memory, *items, shape.lengths)
 
     @property
     def info(self) -> RegionInfo:

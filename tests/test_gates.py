@@ -77,6 +77,7 @@ status
 quarantine
 rows
 metadata
+shapes
 pools
 claims
 digest

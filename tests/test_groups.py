@@ -29,12 +29,8 @@ CASES = {
     "PP 2 to 2": (MHA, ranks(pp=2), ranks(pp=2)),
     "TP 2 and PP 2 to TP 1": (MHA, ranks(tp=2, pp=2), ranks()),
     "CP 2 to 1": (MHA, ranks(cp=2), ranks()),
-    "head-major, TP 1 to 2": (Model(order=PageOrder.HEAD_TOKEN), ranks(), ranks(tp=2)),
     "head-major, TP 2 to 4": (Model(order=PageOrder.HEAD_TOKEN), ranks(tp=2), ranks(tp=4)),
-    "head-major, TP 2 to 2": (Model(order=PageOrder.HEAD_TOKEN), ranks(tp=2), ranks(tp=2)),
     "pages of vLLM on the CPU, TP 2 to 1": (Model(order=PageOrder.HEAD_TOKEN_KV), ranks(tp=2), ranks()),
-    "K and V in halves of a page, TP 2 to 1": (Model(order=PageOrder.KV_TOKEN_HEAD), ranks(tp=2), ranks()),
-    "K and V in turn per token, TP 1 to 2": (Model(order=PageOrder.TOKEN_KV_HEAD), ranks(), ranks(tp=2)),
     "layers of 8 and 4 heads, TP 2 to 4": (MIXED, ranks(tp=2), ranks(tp=4)),
     "layers of 8 and 4 heads, TP 4 to 8": (MIXED, ranks(tp=4), ranks(tp=8)),
     "layers of 8 and 4 heads, TP 8 to 2": (

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pdcore.errors import LayoutError, PlanError, RoomError
-from pdcore.layout import KVLayout, StateBuffer, StateComponent
+from pdcore.layout import KVLayout, PageOrder, StateBuffer, StateComponent
 from pdcore.metadata import MetadataBuffers
 from pdcore.model import RoomId
 from pdcore.plan import IndexArray
@@ -166,6 +166,57 @@ def test_strided_pages_that_are_not_the_layouts_are_refused(
         Pools(LAYOUT, [Region.of("layer.3.k", view), *others])
     assert there_is in caught.value.there_is
     assert "hand in t[0] and t[1]" in caught.value.to_do
+
+
+def test_planes_are_no_fused_pages_though_there_are_as_many_bytes() -> None:
+    fused = KVLayout.heads(
+        layers=[3], kv_heads=2, head_dim=4, page_size=8, num_pages=10, order=PageOrder.KV_TOKEN_HEAD
+    )
+    with pytest.raises(LayoutError, match=r"region 'layer\.3\.kv' does not begin with its items") as caught:
+        Pools(fused, [Region.of("layer.3.kv", torch.zeros(2, 10, 8, 2, 4, dtype=torch.bfloat16))])
+    assert caught.value.there_is == "shape (2, 10, 8, 2, 4), 10 items (pages or slots)"
+    assert "hand in t[0] as k and t[1] as v" in caught.value.to_do
+    for shape in ((10, 2, 8, 2, 4), (10 * 8, 2, 2, 4), (10 * 2 * 8 * 2 * 4,)):
+        assert Pools(fused, [Region.of("layer.3.kv", torch.zeros(shape, dtype=torch.bfloat16))]).kv
+
+
+def test_slots_come_first_in_the_memory_of_state_too() -> None:
+    regions = Region.of("state.mamba.conv", np.zeros((6, 4), np.uint8)), memory("state.mamba.ssm", 40)
+    kv = [memory(b.name, 1280) for b in LAYOUT.buffers]
+    with pytest.raises(LayoutError, match=r"region 'state\.mamba\.conv' does not begin with its items"):
+        Pools(LAYOUT, kv, state=[StatePool(MAMBA, regions)])
+
+
+@pytest.mark.parametrize(
+    ("order", "shape"),
+    [
+        (PageOrder.TOKEN_HEAD, (10, 8, 2, 4)),
+        (PageOrder.HEAD_TOKEN, (10, 2, 8, 4)),
+        (PageOrder.HEAD_TOKEN_KV, (10, 2, 8, 8)),
+        (PageOrder.HEAD_TOKEN_KV, (10, 2, 8, 2, 4)),
+        (PageOrder.KV_HEAD_TOKEN, (10, 2, 2, 8, 4)),
+        (PageOrder.TOKEN_KV_HEAD, (10, 8, 2, 2, 4)),
+    ],
+)
+def test_memory_whose_shape_shows_another_order_is_refused(order: PageOrder, shape: tuple[int, ...]) -> None:
+    cache = torch.zeros(shape, dtype=torch.bfloat16)
+    for named in PageOrder:
+        if named.fused is not order.fused:
+            continue
+        layout = KVLayout.heads(layers=[3], kv_heads=2, head_dim=4, page_size=8, num_pages=10, order=named)
+        regions = [Region.of(b.name, cache) for b in layout.buffers]
+        if named is order:
+            assert Pools(layout, regions).layout == layout
+        elif shape[1 + named.dims.index("token")] != 8:
+            with pytest.raises(LayoutError) as caught:
+                Pools(layout, regions)
+            part = "kv" if order.fused else "k"
+            assert caught.value.happened == (
+                f"region 'layer.3.{part}' does not look like pages of order {named}"
+            )
+            assert caught.value.there_is == f"shape {shape}, 10 pages of 8 tokens"
+        flat = [Region.of(b.name, cache.view(10, -1)) for b in layout.buffers]
+        assert Pools(layout, flat).kv
 
 
 def test_a_stride_that_the_memory_does_not_have_is_refused() -> None:

@@ -1,0 +1,53 @@
+"""Whether memory is shaped as its layout says, as far as its shape tells. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pdcore.errors import LayoutError
+from pdcore.layout import KVLayout
+from pdcore.regions import Region
+
+__all__ = ["require_items_first", "require_order"]
+
+EXPLICIT = 3
+"""A page of at least so many dimensions names each of them: its tokens, its heads, and what is in them."""
+
+
+def require_items_first(regions: Sequence[Region], items: int) -> None:
+    """Check that the first dimension of memory counts pages or slots, or what is in them.
+
+    ``(2, blocks, ...)`` has the bytes of as many pages that hold K and V, and is none of them.
+
+    Raises:
+        LayoutError: it does not.
+    """
+    for region in regions:
+        shape = region.shape
+        if len(shape) > 1 and shape[0] % items:
+            raise LayoutError(
+                f"region {region.name!r} does not begin with its items",
+                f"shape {shape}, {items} items (pages or slots)",
+                "hand in memory whose first dimension counts the items; of a tensor t of shape "
+                "(2, blocks, ...) hand in t[0] as k and t[1] as v",
+            )
+
+
+def require_order(layout: KVLayout, regions: Sequence[Region]) -> None:
+    """Check that the tokens of pages of K or V, or both, are where the order of the buffer has them.
+
+    Raises:
+        LayoutError: the page size is found in another dimension. Where another is as long, nobody can tell.
+    """
+    for buffer, region in zip(layout.buffers, regions, strict=False):
+        page, order = region.shape[1:], layout.order_of(buffer)
+        explicit = len(page) >= EXPLICIT and region.shape[0] == layout.num_pages
+        if not explicit or buffer.part not in ("k", "v", "kv"):
+            continue
+        if page[order.dims.index("token")] != layout.page_size and layout.page_size in page:
+            raise LayoutError(
+                f"region {region.name!r} does not look like pages of order {order}",
+                f"shape {region.shape}, {layout.num_pages} pages of {layout.page_size} tokens",
+                "name the order of the memory in the layout (KVLayout order=...); if it is that, hand the "
+                "memory in flat, as (pages, bytes)",
+            )
