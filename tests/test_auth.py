@@ -291,6 +291,17 @@ def test_both_sides_of_a_mismatch_learn_why(
     assert not any(secret in caplog.text for secret in ("sixteen or more", "some other key"))
 
 
+def test_a_dialler_that_has_no_descriptor_to_ask_with_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pdcore.wire.sockets._MOST_SOCKETS", 3)  # of the dialled peer alone
+    with ends(KEY, OTHER) as (here, there):
+        here.channel.dial(there.address)
+        for _ in range(4):
+            here.until(Connection.FAILED)
+        assert here.refusals.empty()
+        assert here.channel.alive
+        assert not here.channel.counts["errors"]
+
+
 def test_a_key_needs_a_libzmq_with_curve_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     backend = select("local")
     has = zmq.has

@@ -218,6 +218,24 @@ def test_a_bound_socket_says_which_mechanism_it_speaks(host: str, keyed: bool, s
     context.term()
 
 
+def test_who_hangs_up_before_it_can_be_asked_has_not_answered() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        context = zmq.Context()
+        greeting = Greeting(context, f"tcp://127.0.0.1:{listener.getsockname()[1]}")
+        listener.accept()[0].close()
+        while greeting.socket.poll(300):
+            assert greeting.answer() is None
+        greeting.socket.close()
+        context.term()
+
+
+def test_a_greeting_that_cannot_be_begun_leaves_nothing_open() -> None:
+    context = zmq.Context()
+    with pytest.raises(zmq.ZMQError):
+        Greeting(context, "tcp://nowhere")
+    context.term()  # would wait for a socket
+
+
 @pytest.mark.parametrize(
     "said", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n" + b" " * 64, b"\xff" + bytes(8) + b"\x7f"]
 )

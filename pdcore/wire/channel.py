@@ -21,14 +21,12 @@ import zmq
 from pdcore.errors import AuthenticationError, PDCoreError, WireError
 from pdcore.model import Deadline, Incarnation
 from pdcore.secret import AuthKey
-from pdcore.wire.callers import Callers
+from pdcore.wire.admission import Admission
 from pdcore.wire.codec import Codec
 from pdcore.wire.complaints import COMPLAINT_SECONDS, Complaints
 from pdcore.wire.curve import Curve
-from pdcore.wire.greeting import Greeting
-from pdcore.wire.handshakes import Handshakes, bound_side_error
 from pdcore.wire.messages import Message
-from pdcore.wire.monitor import Connection, ConnectionEvent
+from pdcore.wire.monitor import ConnectionEvent
 from pdcore.wire.pieces import join, split
 from pdcore.wire.sockets import Frames, Route, Sockets
 from pdcore.wire.stamp import STAMP_BYTES, Stamps
@@ -79,13 +77,13 @@ class Channel:
         self._complaints = Complaints(_log, COMPLAINT_SECONDS)
         self._on_refused, self._on_connection = on_refused, on_connection
         self._on_unreachable = on_unreachable
-        self._keyed = auth_key is not None
-        self._handshakes = Handshakes(keyed=self._keyed)
-        self._callers = Callers()
         self._orders: deque[Callable[[], None]] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._waking = threading.Lock()  # keeps a closed, reused descriptor from being written to
         self._sockets = Sockets(incarnation.encode(), curve, self._wake, dead_after)
+        self._admission = Admission(
+            self._sockets, keyed=curve is not None, turned_away=self._unauthenticated, refused=self._refused
+        )
         self._asleep = False
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name=f"pdcore-{name}-control", daemon=True)
@@ -166,7 +164,7 @@ class Channel:
                     elif self._sockets.is_monitor(socket):
                         self._watch(socket)
                     elif (asked := self._sockets.asked(socket)) is not None:
-                        self._on_answer(*asked)
+                        self._admission.answered(*asked)
                     else:
                         self._receive(socket)
                 if time.monotonic() >= next_tick:
@@ -202,35 +200,15 @@ class Channel:
 
     def _watch(self, socket: zmq.Socket[bytes]) -> None:
         for route, event in self._sockets.events(socket, _BATCH):
-            if route is None:
-                self._on_caller(event)
-            else:
-                self._on_dialled(route, event)
+            self._admission.take(route, event)
             if self._on_connection is not None and self._sockets.is_monitor(socket):
                 what, who = f"connection {event.what.name.lower()}", route or b"of those that dial"
                 self._guarded(what, partial(self._on_connection, route, event), who)
 
-    def _on_caller(self, event: ConnectionEvent) -> None:
-        stranger = self._callers.heard(event)
-        if stranger is not None:
-            self._unauthenticated(stranger.address, bound_side_error(stranger.how, keyed=self._keyed))
-
-    def _on_dialled(self, route: Route, event: ConnectionEvent) -> None:
-        error = self._handshakes.heard(route, event)
-        if error is not None:
-            self._unauthenticated(_name(route), error)
-            if self._on_refused is not None:
-                self._guarded("refusal", partial(self._on_refused, route, error), route)
-        elif not self._handshakes.wants_to_ask(route):
-            self._sockets.stop_asking(route)
-        elif event.what is Connection.FAILED:
-            self._sockets.ask(route)
-
-    def _on_answer(self, route: Route, greeting: Greeting) -> None:
-        mechanism = greeting.answer()
-        if mechanism is not None:
-            self._handshakes.speaks(route, mechanism)
-            self._sockets.stop_asking(route)
+    def _refused(self, route: Route, error: AuthenticationError) -> None:
+        self._unauthenticated(_name(route), error)
+        if self._on_refused is not None:
+            self._guarded("refusal", partial(self._on_refused, route, error), route)
 
     def _unauthenticated(self, name: str, error: AuthenticationError) -> None:
         self.counts["unauthenticated"] += 1
@@ -286,7 +264,7 @@ class Channel:
     def _hang_up(self, route: Route) -> None:
         if self._sockets.hang_up(route):
             self._stamps.forget(route)
-            self._handshakes.forget(route)
+            self._admission.forget(route)
 
     def _release(self) -> None:
         self._sockets.close()

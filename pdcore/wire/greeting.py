@@ -6,6 +6,8 @@ sends its greeting in two steps, and so hears the other's before it has said all
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import zmq
 
 __all__ = ["Greeting"]
@@ -23,7 +25,11 @@ class Greeting:
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.setsockopt(zmq.RECONNECT_IVL, -1)
         self.socket.setsockopt(zmq.IPV6, int("[" in endpoint))
-        self.socket.connect(endpoint)
+        try:
+            self.socket.connect(endpoint)
+        except zmq.ZMQError:
+            self.socket.close()
+            raise
         self._heard = b""
 
     def answer(self) -> str | None:
@@ -31,7 +37,8 @@ class Greeting:
         while int(self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             peer, said = self.socket.recv_multipart(zmq.NOBLOCK)
             if not said and not self._heard:
-                self.socket.send_multipart([peer, _OPENING], zmq.NOBLOCK)
+                with suppress(zmq.ZMQError):  # who has hung up already does not answer
+                    self.socket.send_multipart([peer, _OPENING], zmq.NOBLOCK)
             self._heard = (self._heard + said)[: _MECHANISM.stop]
         if len(self._heard) < _MECHANISM.stop or self._heard[:1] != b"\xff":
             return None

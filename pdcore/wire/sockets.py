@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import NewType
 
 import attrs
@@ -135,10 +136,14 @@ class Sockets:
         return True
 
     def ask(self, route: Route) -> None:
-        """Ask a dialled peer which mechanism it speaks, beside the connection; never waits."""
+        """Ask a dialled peer which mechanism it speaks, beside the connection; never waits.
+
+        Without a descriptor to do it with nobody is asked, until this is called again.
+        """
         self.stop_asking(route)
-        self._asking[route] = greeting = Greeting(self._context, f"tcp://{route.decode()}")
-        self._poller.register(greeting.socket, zmq.POLLIN)
+        with suppress(zmq.ZMQError):
+            self._asking[route] = greeting = Greeting(self._context, f"tcp://{route.decode()}")
+            self._poller.register(greeting.socket, zmq.POLLIN)
 
     def stop_asking(self, route: Route) -> None:
         """Forget a question that was not answered, if there is one."""
