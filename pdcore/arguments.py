@@ -9,7 +9,7 @@ from pdcore.errors import ArgumentError, RoomError
 from pdcore.model import Deadline, RoomId
 from pdcore.scalars import real, shown, whole
 
-__all__ = ["callables", "count", "instance", "require_deadline", "room_id"]
+__all__ = ["callables", "count", "due", "instance", "require_deadline", "room_id"]
 
 LAST_ROOM = 2**63 - 1
 
@@ -55,6 +55,17 @@ def require_deadline(what: str, value: object) -> Deadline:
         f"{shown(value)}, where a Deadline is due",
         f"hand in Deadline.after(seconds), such as {example}: so many seconds from now",
     )
+
+
+def due(deadline: Deadline | None, seconds: float) -> Deadline:
+    """Return the deadline of a room: what was handed in, or so many seconds from now if that is None.
+
+    Raises:
+        ArgumentError: it is no deadline.
+    """
+    if deadline is None:
+        return Deadline.after(seconds)
+    return require_deadline("the deadline of a room", deadline)
 
 
 def instance(what: str, value: object, wanted: type, to_do: str) -> None:

@@ -15,6 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
+from pdcore.birthplace import Birthplace
 from pdcore.capabilities import Certainty, EffectiveTransport, EngineCapabilities
 from pdcore.errors import EngineClosedError, EngineError, RegistrationError
 from pdcore.export import open_export, seal_export
@@ -46,6 +47,7 @@ class TransferEngine(ABC):
 
     def __init__(self) -> None:
         self._pid = os.getpid()
+        self._birthplace = Birthplace(self)
         self._life = threading.Lock()  # guards _closed
         self._closed = False
         self.regions: tuple[Region, ...] = ()
@@ -160,8 +162,8 @@ class TransferEngine(ABC):
         return seal_export(regions, native)
 
     def deregister(self) -> None:
-        """Take all registrations back; idempotent."""
-        if self.regions:
+        """Take all registrations back; idempotent. In a forked child it does nothing."""
+        if self.regions and os.getpid() == self._pid:
             self.do_deregister()
             self.regions = ()
             self.region_lengths = np.zeros(0, np.uint64)
@@ -192,9 +194,14 @@ class TransferEngine(ABC):
         self.do_disconnect(peer)
 
     def close(self) -> None:
-        """Stop for good; idempotent. Returns only when no byte can move any more."""
+        """Stop for good; idempotent. Returns only when no byte can move any more.
+
+        In a forked child it does nothing, and takes no lock: a thread of the parent may have it.
+        """
+        if os.getpid() != self._pid:
+            return
         with self._life:
-            if self._closed or os.getpid() != self._pid:
+            if self._closed:
                 return
             self._closed = True
         self.do_close()

@@ -18,6 +18,7 @@ __all__ = [
     "EngineClosedError",
     "EngineError",
     "FailureCode",
+    "ForkedError",
     "IncompatiblePeerError",
     "KVTransferError",
     "LayoutError",
@@ -144,6 +145,10 @@ class RegistrationError(EngineError):
 
 class EngineClosedError(EngineError):
     """The engine was used after ``close()``, before ``register()``, or from a forked child."""
+
+
+class ForkedError(PDCoreError):
+    """An object of another process was used in a child forked from it, where only ``close`` may be called."""
 
 
 class LayoutError(PDCoreError):

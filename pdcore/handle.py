@@ -35,7 +35,12 @@ class RoomHandle(ABC):
         return self.record.room
 
     def poll(self) -> KVPoll:
-        """Return the state of the room; never waits."""
+        """Return the state of the room; never waits.
+
+        Raises:
+            ForkedError: in a child process, as all methods but those that only tell.
+        """
+        self._require_here()
         return self.record.status
 
     def wait(self, deadline: Deadline) -> KVPoll:
@@ -44,6 +49,7 @@ class RoomHandle(ABC):
         Raises:
             ArgumentError: what is handed in is no deadline.
         """
+        self._require_here()
         return self._rooms.wait(self.record, require_deadline("the deadline of wait()", deadline))
 
     def failure(self) -> KVTransferError | None:
@@ -52,6 +58,7 @@ class RoomHandle(ABC):
 
     def abort(self) -> None:
         """Give the request up; it ends as FAILED unless it has ended. The other side is told."""
+        self._require_here()
         self.give_up(
             KVTransferError(
                 FailureCode.ABORTED,
@@ -63,6 +70,7 @@ class RoomHandle(ABC):
 
     def clear(self) -> None:
         """Forget the room, so that its id can be used again; aborts it if it has not ended."""
+        self._require_here()
         if not self.record.status.terminal:
             self.abort()
         self._rooms.clear(self.record)
@@ -107,6 +115,9 @@ class RoomHandle(ABC):
             )
 
         return self._rooms.move(self.record, status, failure, tell=tell_both if self.events.on else tell)
+
+    def _require_here(self) -> None:
+        self._rooms.birthplace.require("a room's handle")
 
     @abstractmethod
     def _forget(self) -> None:

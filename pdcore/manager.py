@@ -6,12 +6,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from types import TracebackType
 from typing import TypeVar
 
 from pdcore import __version__
 from pdcore.arguments import require_deadline
+from pdcore.birthplace import Birthplace
 from pdcore.chores import Chores
 from pdcore.closing import closed, shut_down
 from pdcore.config import Config
@@ -21,13 +21,13 @@ from pdcore.events import Events, Gauges, Node, Stage, Subscriber, stage
 from pdcore.handle import RoomHandle
 from pdcore.liveness import Heartbeats
 from pdcore.machine import find_place
-from pdcore.model import Deadline, KVPoll, Role, RoomId, new_incarnation
+from pdcore.model import Deadline, Role, RoomId, new_incarnation
 from pdcore.pools import Pools
 from pdcore.process import ProcessIdentity
 from pdcore.pulse import Pulse
 from pdcore.ready import ready_engine
 from pdcore.selection import Backend
-from pdcore.status import Room, RoomTable
+from pdcore.status import RoomTable
 from pdcore.topology import Topology
 from pdcore.unsafe import Unsafe
 from pdcore.wire import (
@@ -70,6 +70,7 @@ class Manager(Duties):
         config: Config,
         subscribers: Sequence[Subscriber] = (),
     ) -> None:
+        self._birthplace = Birthplace(self)
         self.role = role
         self.backend = backend
         self.pools = pools
@@ -109,6 +110,7 @@ class Manager(Duties):
         The manager's start is over by then: who wants to hear of it as well is handed in as one of
         the ``subscribers`` when the manager is made.
         """
+        self._require_here()
         return self.events.subscribe(subscriber)
 
     def finished(self, deadline: Deadline) -> list[RoomId]:
@@ -121,10 +123,12 @@ class Manager(Duties):
         Raises:
             ArgumentError: what is handed in is no deadline.
         """
+        self._require_here()
         return self.rooms.finished(require_deadline("the deadline of finished()", deadline))
 
     def unsafe(self) -> Unsafe:
         """Return the pages of ended rooms that may not be reused yet, and why; from any thread."""
+        self._require_here()
         return Unsafe.of(self._handles(), self._forsaken())
 
     def snapshot(self) -> Gauges:
@@ -169,11 +173,13 @@ class Manager(Duties):
         )
 
     def close(self) -> None:
-        """End every room, the engine, the channel and all threads; idempotent.
+        """End every room, the engine, the channel and all threads; idempotent. Nothing in a forked child.
 
         Raises:
             EngineError: all has ended, but the engine could not prove that no byte moves any more.
         """
+        if self._birthplace.left:
+            return
         with self._closing:
             if self._closed:
                 return
@@ -218,15 +224,13 @@ class Manager(Duties):
         self.engine.close()
         self.channel.close(Deadline.after(self.config.timeouts.shutdown))
 
+    def _require_here(self) -> None:
+        self._birthplace.require(f"the {self.role.value} manager")
+
     def _check_open(self) -> None:
+        self._require_here()
         if self._closed:
             raise closed(self.role)
-
-    def _open_room(self, room: RoomId, deadline: Deadline | None) -> Room:
-        """Open a room; without a deadline it has ``timeouts.request`` from now."""
-        if deadline is None:
-            deadline = Deadline.after(self.config.timeouts.request)
-        return self.rooms.open(room, require_deadline("the deadline of a room", deadline))
 
     def _end_if_closed(self, handle: RoomHandle) -> None:
         """End a room that was opened while the manager closed, which may not have seen it."""
@@ -242,14 +246,6 @@ class Manager(Duties):
         self._ticked_at = now = time.monotonic()
         self._pulse.beat(now, Heartbeat(self.incarnation))
         self._expire()
-
-    def _end_expired(self, find: Callable[[RoomId], RoomHandle | None]) -> None:
-        """End the rooms that missed their deadline; one that cannot say so still fails."""
-        for record in self.rooms.expired():
-            handle, missed = find(record.room), record.missed()
-            if handle is not None and handle.record is record:
-                self._chores.do(f"ending room {record.room}", partial(handle.give_up, missed))
-                self.rooms.move(record, KVPoll.FAILED, missed)
 
     def _on_refused(self, route: Route, error: AuthenticationError) -> None:
         """A peer that this side dialled will have nothing to do with it."""

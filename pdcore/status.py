@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from pdcore.arguments import room_id
+from pdcore.birthplace import Birthplace
 from pdcore.errors import FailureCode, KVTransferError, RoomError
 from pdcore.model import Deadline, Generation, KVPoll, RoomId
 
@@ -47,6 +48,7 @@ class RoomTable:
     """All open rooms of one manager. The lock guards the rooms' fields, ``_rooms`` and ``_ended``."""
 
     def __init__(self) -> None:
+        self.birthplace = Birthplace()
         self._changed = threading.Condition()
         self._rooms: dict[RoomId, Room] = {}
         self._ended: dict[RoomId, None] = {}

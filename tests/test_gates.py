@@ -29,6 +29,7 @@ console
 descriptors
 address
 scalars
+birthplace
 model
 arguments
 process
@@ -85,6 +86,7 @@ pairing
 remarks
 closing
 handle
+overdue
 unsafe
 ready
 duties

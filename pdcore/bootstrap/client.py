@@ -16,7 +16,7 @@ from pdcore.bootstrap.attempts import NO_ANSWER, Attempts
 from pdcore.bootstrap.courier import Courier, refused
 from pdcore.bootstrap.loop import LoopThread
 from pdcore.bootstrap.record import CROWDED, RankGroup, RankRecord, ReplicaQuery, RoomsRecord
-from pdcore.errors import BootstrapError, LayoutError, PDCoreError
+from pdcore.errors import BootstrapError, ForkedError, LayoutError, PDCoreError
 from pdcore.model import Deadline, Incarnation
 from pdcore.secret import AuthKey
 
@@ -99,7 +99,7 @@ class BootstrapClient:
         deadline = Deadline.after(max(deadline.remaining(), _MOMENT))
         if not self._closed:
             self._closed = True
-            with suppress(TimeoutError):
+            with suppress(TimeoutError, ForkedError):
                 self._loop.call(self._courier.close(), deadline)
         self._loop.close(deadline)
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Coroutine
 from typing import TypeVar
 
+from pdcore.birthplace import Birthplace
 from pdcore.model import Deadline
 
 __all__ = ["LoopThread"]
@@ -19,6 +20,7 @@ class LoopThread:
     """Runs coroutines on the thread ``pdcore-<name>``; starts at once."""
 
     def __init__(self, name: str) -> None:
+        self._birthplace = Birthplace(self)
         self._loop = asyncio.new_event_loop()
         # Guards _closed: what is submitted after the loop was told to stop would never run nor end.
         self._lock = threading.Lock()
@@ -28,6 +30,9 @@ class LoopThread:
 
     def submit(self, work: Coroutine[object, object, T]) -> concurrent.futures.Future[T]:
         """Start a coroutine; its future may be waited for from any thread, cancelled if all has ended."""
+        if self._birthplace.left:
+            work.close()
+        self._birthplace.require(self._thread.name)
         with self._lock:
             if not self._closed:
                 return asyncio.run_coroutine_threadsafe(work, self._loop)
@@ -50,7 +55,9 @@ class LoopThread:
             raise TimeoutError(f"{self._thread.name} did not answer within the deadline") from error
 
     def close(self, deadline: Deadline) -> None:
-        """Cancel what still runs and end the thread; idempotent."""
+        """Cancel what still runs and end the thread; idempotent. Nothing in a forked child."""
+        if self._birthplace.left:
+            return
         with self._lock:
             closed, self._closed = self._closed, True
         if not closed:

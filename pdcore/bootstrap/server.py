@@ -13,6 +13,7 @@ import msgspec
 from aiohttp import web
 
 from pdcore.address import join, parse_advertised, parse_host
+from pdcore.birthplace import Birthplace
 from pdcore.bootstrap.auth import CHALLENGE_PATH
 from pdcore.bootstrap.connections import Connections
 from pdcore.bootstrap.doorkeeper import Doorkeeper, refuse
@@ -70,6 +71,7 @@ class BootstrapServer:
         self._runner: web.AppRunner | None = None
         self._listener: asyncio.Server | None = None
         self._loop: LoopThread | None = None
+        self._birthplace = Birthplace()
         self.address = ""
 
     def __enter__(self) -> BootstrapServer:
@@ -93,6 +95,9 @@ class BootstrapServer:
             AddressError: the host is not an address of this machine, or none that peers can be told.
             BootstrapError: the port is in use.
         """
+        if self._loop is not None:
+            self._birthplace.require("a bootstrap service")
+        self._birthplace = Birthplace(self)
         place = find_place(self._host, self._advertise)
         self._loop = LoopThread("bootstrap-server")
         try:
@@ -103,8 +108,8 @@ class BootstrapServer:
         self.address = place.address(self._port)
 
     def close(self) -> None:
-        """Stop serving and free the port; idempotent."""
-        if self._loop is not None:
+        """Stop serving and free the port; idempotent. Nothing in a forked child."""
+        if self._loop is not None and not self._birthplace.left:
             deadline = Deadline.after(_START)
             if self._runner is not None:
                 self._loop.call(self._stop(self._runner, self._listener), deadline)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from pdcore.address import parse_address
+from pdcore.arguments import due
 from pdcore.backend import PeerIdentity
 from pdcore.bootstrap import ReplicaQuery
 from pdcore.claims import Claims
@@ -26,6 +27,7 @@ from pdcore.handle import RoomHandle
 from pdcore.manager import TICK, Manager
 from pdcore.metadata import AuxDataCodec
 from pdcore.model import Deadline, Generation, KVPoll, Role, RoomId
+from pdcore.overdue import end_overdue
 from pdcore.pools import Pools
 from pdcore.process import ProcessIdentity
 from pdcore.selection import Backend
@@ -97,7 +99,8 @@ class DecodeManager(Manager):
         """
         self._check_open()
         bootstrap = str(parse_address(bootstrap, "the address of the bootstrap service"))
-        receiver = KVReceiver(self, self._open_room(room, deadline), bootstrap)
+        record = self.rooms.open(room, due(deadline, self.config.timeouts.request))
+        receiver = KVReceiver(self, record, bootstrap)
         self._receivers.add(receiver)
         self._end_if_closed(receiver)
         return receiver
@@ -227,7 +230,7 @@ class DecodeManager(Manager):
         chores = self._chores
         chores.do("telling the engine", lambda: self.engine.expect(self.rooms.busy()))
         chores.each("giving a pairing up", self._sources.overdue(), self._give_pairing_up)
-        self._end_expired(self._receivers.get)
+        end_overdue(self.rooms, self._receivers.get, self._chores)
         chores.do("announcing rooms", self._announce)
         self._remind()
         chores.do("sweeping rooms", self._receivers.sweep)

@@ -58,6 +58,7 @@ class KVReceiver(RoomHandle):
         Raises:
             RoomError: called twice, or that can be no DP rank.
         """
+        self._require_here()
         choice = prefill_dp_rank
         if not isinstance(choice, DPChoice):
             choice = count(self.room, "prefill_dp_rank", choice)
@@ -95,6 +96,7 @@ class KVReceiver(RoomHandle):
                 ``transfer.prefix_reuse`` is off, or what another room has and may still be written to.
             PlanError: indices outside their pool or named twice, or lists that don't match the components.
         """
+        self._require_here()
         if self.record.status is KVPoll.FAILED:
             return
         record, pools = self.record, self._host.pools
@@ -120,6 +122,7 @@ class KVReceiver(RoomHandle):
         self._post_when_paired()
 
     def release_safe(self) -> bool:
+        self._require_here()
         if not self.record.status.terminal:
             return False
         with self._lock:

@@ -7,6 +7,7 @@ import queue
 import threading
 from collections.abc import Callable
 
+from pdcore.birthplace import Birthplace
 from pdcore.model import Deadline
 
 __all__ = ["Lane"]
@@ -18,6 +19,7 @@ class Lane:
     """Runs jobs in order on the thread ``pdcore-lane-<name>``, which ends at ``close``."""
 
     def __init__(self, name: str) -> None:
+        self._birthplace = Birthplace(self)
         self._lock = threading.Lock()  # guards _closed, so that no job follows the end
         self._closed = False
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -26,13 +28,16 @@ class Lane:
 
     def put(self, job: Callable[[], None]) -> bool:
         """Run a job after those put before; never blocks. Returns False if the lane is closed."""
+        self._birthplace.require("a lane")
         with self._lock:
             if not self._closed:
                 self._jobs.put(job)
             return not self._closed
 
     def close(self) -> None:
-        """Let the lane end after the jobs that were put; idempotent."""
+        """Let the lane end after the jobs that were put; idempotent. Nothing in a forked child."""
+        if self._birthplace.left:
+            return
         with self._lock:
             if not self._closed:
                 self._closed = True

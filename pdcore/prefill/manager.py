@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from pdcore.address import parse_address
-from pdcore.arguments import room_id
+from pdcore.arguments import due, room_id
 from pdcore.backend import PeerIdentity
 from pdcore.bootstrap import BootstrapClient, RankRecord, RoomsRecord
 from pdcore.config import Config
@@ -18,6 +18,7 @@ from pdcore.handle import RoomHandle
 from pdcore.manager import Manager
 from pdcore.metadata import AuxDataCodec
 from pdcore.model import Deadline, Role, RoomId
+from pdcore.overdue import end_overdue
 from pdcore.pools import Pools
 from pdcore.prefill import answers
 from pdcore.prefill.delivery import Delivery
@@ -122,7 +123,7 @@ class PrefillManager(Manager):
             ArgumentError: the deadline is no deadline.
         """
         self._check_open()
-        sender = KVSender(self, self._open_room(room, deadline))
+        sender = KVSender(self, self.rooms.open(room, due(deadline, self.config.timeouts.request)))
         self._reception.opened(sender)
         self._end_if_closed(sender)
         return sender
@@ -256,7 +257,7 @@ class PrefillManager(Manager):
         if now >= self._renew_at and not self._closed:
             self._renew_at = now + self.config.liveness.interval
             self._chores.do("renewing the lease", lambda: self._http.renew(self.bootstrap, self._rank))
-        self._end_expired(self._senders.get)
+        end_overdue(self.rooms, self._senders.get, self._chores)
         self._chores.do("sweeping rooms", self._reception.sweep)
 
     def _post(self, link: PeerLink, message: Message) -> None:

@@ -63,6 +63,7 @@ class KVSender(RoomHandle):
         Raises:
             RoomError: called twice, a negative count, or an aux slot that does not fit the pools.
         """
+        self._require_here()
         announced = self._supply.announcement(num_pages, aux_index)
         with self._lock:
             self._supply.announced, self._supply.aux_index = announced
@@ -82,6 +83,7 @@ class KVSender(RoomHandle):
             PlanError: pages outside the pool, or state index lists that don't match the components.
             KVTransferError: code AUX, the last chunk, but the aux slot holds another room's values.
         """
+        self._require_here()
         if self.record.status is KVPoll.FAILED:
             return
         chunk = self._supply.chunk(pages, state_indices)
@@ -95,6 +97,7 @@ class KVSender(RoomHandle):
 
     def poll(self) -> KVPoll:
         """Return the state of the room. With the inline model this also advances the transfer."""
+        self._require_here()
         failed = self.record.status is KVPoll.FAILED
         for shipment in self._shipments:
             if not shipment.ended:
@@ -102,6 +105,7 @@ class KVSender(RoomHandle):
         return self.record.status
 
     def wait(self, deadline: Deadline) -> KVPoll:
+        self._require_here()
         require_deadline("the deadline of wait()", deadline)
         for shipment in self._shipments:
             shipment.finish(deadline)

@@ -18,6 +18,7 @@ from functools import partial
 
 import zmq
 
+from pdcore.birthplace import Birthplace
 from pdcore.errors import AuthenticationError, PDCoreError, WireError
 from pdcore.model import Deadline, Incarnation
 from pdcore.secret import AuthKey
@@ -68,6 +69,7 @@ class Channel:
         dead_after: float = 0.0,
     ) -> None:
         curve = Curve(auth_key) if auth_key is not None else None
+        self._birthplace = Birthplace(self)
         self.counts: Counter[str] = Counter()
         self.sent = 0
         self._on_message, self._on_tick, self._tick = on_message, on_tick, tick
@@ -125,6 +127,7 @@ class Channel:
 
     def call(self, action: Callable[[], None]) -> None:
         """Have the owner thread do something after what was ordered before; returns at once."""
+        self._birthplace.require("a control channel")
         self._orders.append(action)
         if self._asleep:
             # One wake-up will do: the owner looks at every order before it sleeps again.
@@ -132,7 +135,9 @@ class Channel:
             self._rouse()
 
     def close(self, deadline: Deadline) -> None:
-        """Send what was posted, close every socket, and end the thread; idempotent."""
+        """Send what was posted, close every socket, and end the thread; idempotent. Nothing in a child."""
+        if self._birthplace.left:
+            return
         self._stopping = True
         if self._thread.is_alive():
             self._rouse()
