@@ -42,6 +42,8 @@ class EngineCapabilities:
     ``silent_after_close``: once ``close`` returned, nothing that it had sent can land at a peer any
     more, not even what a stopped peer has not read yet. ``settles``: ``settle`` proves that nothing of a
     process that has ended can land any more. ``aux``: aux rows may travel through it.
+    ``descriptors``: file descriptors that an engine opens at most when it starts, ``descriptors_per_peer``
+    for one peer, on either side. Without them it is not tried, since libraries abort where one is missing.
     """
 
     max_outstanding_entries: int | None = None
@@ -55,3 +57,5 @@ class EngineCapabilities:
     silent_after_close: bool = False
     settles: bool = False
     aux: bool = False
+    descriptors: int = 0
+    descriptors_per_peer: int = 0

@@ -23,6 +23,7 @@ from pdcore.extent import are_items
 from pdcore.model import Deadline
 from pdcore.outcome import Finished, Quiescence, Transfer, TransferState
 from pdcore.regions import OffsetArray, Region, RegionInfo, WriteBatch
+from pdcore.shortage import require_descriptors
 
 __all__ = ["Certainty", "EffectiveTransport", "EngineCapabilities", "Peer", "RawWrite", "TransferEngine"]
 
@@ -172,9 +173,11 @@ class TransferEngine(ABC):
         """Connect to a peer, given its ``endpoint()`` and what its ``register()`` returned.
 
         Raises:
-            EngineError: the export is corrupt or of another version, or the peer cannot be reached.
+            EngineError: the export is corrupt or of another version, the peer cannot be reached, or there are
+                too few file descriptors.
         """
         self._check_usable()
+        require_descriptors(self.capabilities.descriptors_per_peer, "to connect to a peer")
         export = open_export(regions)
         return self.do_connect(endpoint, export.regions, export.native, deadline)
 

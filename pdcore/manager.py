@@ -20,12 +20,11 @@ from pdcore.errors import AuthenticationError, KVTransferError
 from pdcore.events import Events, Gauges, Node, Stage, Subscriber, stage
 from pdcore.handle import RoomHandle
 from pdcore.liveness import Heartbeats
-from pdcore.machine import find_place
 from pdcore.model import Deadline, Role, RoomId, new_incarnation
 from pdcore.pools import Pools
 from pdcore.process import ProcessIdentity
 from pdcore.pulse import Pulse
-from pdcore.ready import ready_engine
+from pdcore.ready import find_footing, ready_engine
 from pdcore.selection import Backend
 from pdcore.status import RoomTable
 from pdcore.topology import Topology
@@ -36,7 +35,6 @@ from pdcore.wire import (
     Heartbeat,
     PeerDescription,
     Route,
-    require_curve,
     say_if_open,
 )
 
@@ -56,6 +54,7 @@ class Manager(Duties):
 
     Raises at construction:
         AddressError: ``host`` or ``advertise`` is no address that it can have.
+        EngineError: too few file descriptors are free.
         EngineError, RegistrationError, TransportMismatchError: the engine does not start as asked.
         ConfigError: the configuration asks for what this engine cannot do.
         LayoutError: aux over TCP with aux buffers on a device.
@@ -87,8 +86,7 @@ class Manager(Duties):
         self._closing = threading.Lock()
         self._closed = False
         self._ticked_at = time.monotonic()
-        self.place = find_place(config.host, config.advertise)
-        require_curve(config.auth_key)
+        self.place = find_footing(role, backend.spec, config)
         ready = ready_engine(role, backend, pools, config, self.place, self.events)
         self.engine, self.inline = ready.engine, ready.inline
         self.aux_transports, self._regions = ready.aux_transports, ready.regions

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import attrs
 
-from pdcore.backend import AuxRoute, AuxTransport
+from pdcore.backend import AuxRoute, AuxTransport, BackendSpec
 from pdcore.config import Config, TransferModel
 from pdcore.digest import require_host_memory
 from pdcore.engine import TransferEngine
 from pdcore.errors import ConfigError, ConfigProblem, LayoutError
 from pdcore.events import EngineStarted, Events, Stage, stage
-from pdcore.machine import Place
+from pdcore.machine import Place, find_place
 from pdcore.model import CPU, Deadline, Role
 from pdcore.pools import Pools
 from pdcore.selection import Backend
+from pdcore.shortage import require_descriptors
+from pdcore.wire import require_curve
 
-__all__ = ["ReadyEngine", "ready_engine"]
+__all__ = ["ReadyEngine", "find_footing", "ready_engine"]
+
+CONTROL_DESCRIPTORS = 24
+"""What the control channel, its first connections and the bootstrap client take."""
 
 
 @attrs.frozen
@@ -28,6 +33,21 @@ class ReadyEngine:
     regions: bytes
     aux_transports: tuple[AuxTransport, ...]
     inline: bool
+
+
+def find_footing(role: Role, spec: BackendSpec, config: Config) -> Place:
+    """Return where a manager stands, once it is clear that it can begin at all.
+
+    Raises:
+        EngineError: too few file descriptors are free.
+        AddressError: the configured host is not an address of this machine, or none that peers can be told.
+        ConfigError: there is a key, and libzmq lacks CURVE.
+    """
+    needed = CONTROL_DESCRIPTORS + spec.capabilities.descriptors
+    require_descriptors(needed, f"to start the {role.value} manager")
+    place = find_place(config.host, config.advertise)
+    require_curve(config.auth_key)
+    return place
 
 
 def ready_engine(

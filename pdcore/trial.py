@@ -11,9 +11,12 @@ from collections.abc import Mapping
 
 import attrs
 
+from pdcore.shortage import free_descriptors
+
 __all__ = ["Trial", "attempt"]
 
 SECONDS = 30.0
+DESCRIPTORS = 24
 PREPARE = "import json, os, sys; path, *given = map(json.loads, sys.argv[1:]); sys.path[:] = path\n"
 
 
@@ -43,6 +46,8 @@ def attempt(
         hidden: what the names of the variables begin with that it gets from ``environ`` alone.
         environ: where those are; the others it gets from this process.
     """
+    if free_descriptors() < DESCRIPTORS:
+        return Trial(error=f"cannot be tried: fewer than {DESCRIPTORS} file descriptors are free (ulimit -n)")
     arguments = tuple(json.dumps(argument) for argument in (sys.path, *given))
     kept = [(name, value) for name, value in os.environ.items() if not name.startswith(hidden)]
     given_besides = [(name, value) for name, value in (environ or {}).items() if name.startswith(hidden)]

@@ -27,6 +27,7 @@ FLOW = """
 errors
 console
 descriptors
+shortage
 address
 scalars
 birthplace

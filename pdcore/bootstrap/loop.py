@@ -9,17 +9,27 @@ from collections.abc import Coroutine
 from typing import TypeVar
 
 from pdcore.birthplace import Birthplace
+from pdcore.errors import BootstrapError
 from pdcore.model import Deadline
+from pdcore.shortage import require_descriptors
 
 __all__ = ["LoopThread"]
 
 T = TypeVar("T")
 
+LOOP_DESCRIPTORS = 6
+"""What a loop takes, with a socket that it listens or connects with."""
+
 
 class LoopThread:
-    """Runs coroutines on the thread ``pdcore-<name>``; starts at once."""
+    """Runs coroutines on the thread ``pdcore-<name>``; starts at once.
+
+    Raises:
+        BootstrapError: there are too few file descriptors.
+    """
 
     def __init__(self, name: str) -> None:
+        require_descriptors(LOOP_DESCRIPTORS, f"for the loop of {name}", BootstrapError)
         self._birthplace = Birthplace(self)
         self._loop = asyncio.new_event_loop()
         # Guards _closed: what is submitted after the loop was told to stop would never run nor end.

@@ -28,6 +28,7 @@ from pdcore.machine import find_place, listen
 from pdcore.model import Clock, Deadline, RoomId
 from pdcore.secret import AuthKey
 from pdcore.secret import auth_key as to_auth_key
+from pdcore.shortage import require_descriptors
 from pdcore.topology import DPChoice, dp_rank_of
 
 __all__ = ["BootstrapServer"]
@@ -35,6 +36,7 @@ __all__ = ["BootstrapServer"]
 LINGERING = 1.0
 """Seconds for which the rest of a refused request is read, so that its sender sees the answer."""
 _START = 10.0
+_DESCRIPTORS = 12
 
 
 class BootstrapServer:
@@ -93,11 +95,12 @@ class BootstrapServer:
 
         Raises:
             AddressError: the host is not an address of this machine, or none that peers can be told.
-            BootstrapError: the port is in use.
+            BootstrapError: the port is in use, or too few file descriptors are free.
         """
         if self._loop is not None:
             self._birthplace.require("a bootstrap service")
         self._birthplace = Birthplace(self)
+        require_descriptors(_DESCRIPTORS, "to start the bootstrap service", BootstrapError)
         place = find_place(self._host, self._advertise)
         self._loop = LoopThread("bootstrap-server")
         try:

@@ -8,26 +8,28 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import attrs
-
 from pdcore.bootstrap import BootstrapClient, ReplicaQuery
 from pdcore.bootstrap.record import RankGroup, RankRecord
 from pdcore.config import Timeouts
+from pdcore.decode.announcer import Announcer
 from pdcore.decode.group import PrefillGroup, as_failure
 from pdcore.decode.revocation import LostWriter, Revocations
 from pdcore.decode.source import PrefillSource, replaced
 from pdcore.engine import TransferEngine
-from pdcore.errors import FailureCode, IncompatiblePeerError, KVTransferError
-from pdcore.events import Events, PairingFailed, Stage, stage
+from pdcore.errors import EngineError, FailureCode, IncompatiblePeerError, KVTransferError
+from pdcore.events import Events, Stage, stage
 from pdcore.liveness import Heartbeats
 from pdcore.model import Deadline, Incarnation
 from pdcore.pairing import coverage_misfits, pairing_misfits
-from pdcore.remarks import announce_pairing
 from pdcore.secret import AuthKey
+from pdcore.shortage import require_descriptors
 from pdcore.topology import DPChoice, dp_rank_of, map_ranks, topology_misfits
 from pdcore.wire import Channel, PairReply, PairRequest, PeerDescription, Route
 
 __all__ = ["Sources"]
+
+DIAL_DESCRIPTORS = 8
+"""What one connection of the control channel takes, with what watches over it."""
 
 Lost = Callable[[PrefillSource, KVTransferError], None]
 
@@ -106,7 +108,12 @@ class Sources:
                 self._groups[key] = group
             else:
                 self._finding.add(group)
-        future = self._http.resolve(bootstrap, query, group.deadline.within(self._timeouts.bootstrap))
+        try:
+            require_descriptors(DIAL_DESCRIPTORS, f"to look for prefill at {bootstrap}")
+            future = self._http.resolve(bootstrap, query, group.deadline.within(self._timeouts.bootstrap))
+        except EngineError as shortage:
+            future = concurrent.futures.Future()
+            future.set_exception(shortage)
         future.add_done_callback(lambda f: self._channel.call(partial(self._found, bootstrap, group, f)))
         return group
 
@@ -182,9 +189,13 @@ class Sources:
                 if known is None or known.lost:
                     self._groups[bootstrap, replica.dp_rank] = group
         if error is not None:
-            group.fail(as_failure(FailureCode.PEER_LOST, error))
+            code = FailureCode.ENGINE if isinstance(error, EngineError) else FailureCode.PEER_LOST
+            group.fail(as_failure(code, error))
         else:
-            self._dial(group, future.result().ranks)
+            try:
+                self._dial(group, future.result().ranks)
+            except EngineError as shortage:
+                group.fail(as_failure(FailureCode.ENGINE, shortage))
 
     def _dial(self, group: PrefillGroup, ranks: Sequence[RankRecord]) -> None:
         ours = self._description
@@ -209,8 +220,9 @@ class Sources:
             if old.identity.incarnation == record.incarnation:
                 return old
             self._lost(old, replaced(old, record.incarnation))
+        require_descriptors(DIAL_DESCRIPTORS, f"to dial prefill {record.address}")
         source = PrefillSource(record, self._channel.dial(record.address))
-        source.subscribe(_Announcer(self._events, source, self._description))
+        source.subscribe(Announcer(self._events, source, self._description))
         with self._lock:
             self._sources[source.route] = source
         self._heartbeats.track(source.route, time.monotonic(), connected=False)
@@ -229,6 +241,8 @@ class Sources:
                 )
             if self._closed:
                 return
+            needed = self._engine.capabilities.descriptors_per_peer
+            require_descriptors(needed, f"to be connected to {source}")
             with stage(self._events, Stage.ADMIT, peer=source.identity):
                 self._engine.admit(description.endpoint)
         # An adapter may raise anything; the rooms that wait for the pairing must end.
@@ -269,23 +283,3 @@ class Sources:
     def unproven(self, writer: Incarnation) -> str | None:
         """Why a lost prefill process is not known to be silent; None if it isn't lost."""
         return self._revocations.because(writer)
-
-
-@attrs.frozen
-class _Announcer:
-    """The first that hears of a pairing: it tells who listens to events."""
-
-    _events: Events
-    _source: PrefillSource
-    _ours: PeerDescription
-
-    def paired(self) -> None:
-        there = self._source.description
-        assert there is not None  # it is paired
-        announce_pairing(self._events, self._source.identity, there, self._ours)
-
-    def fail(self, failure: KVTransferError) -> bool:
-        if self._events.on:
-            peer = self._source.identity
-            self._events.emit(PairingFailed(self._events.node, peer, failure.code, str(failure)))
-        return True

@@ -35,6 +35,8 @@ CAPABILITIES = EngineCapabilities(
     revocable=True,
     silent_after_close=True,
     aux=True,
+    descriptors=2,
+    descriptors_per_peer=1,
 )
 """With the default options; copy threads make it asynchronous."""
 

@@ -26,6 +26,8 @@ CAPABILITIES = EngineCapabilities(
     entry_cost=45e-6,
     remote_bounds_checked=True,
     aux=True,
+    descriptors=16,
+    descriptors_per_peer=8,
 )
 
 WRITERS = 2**30

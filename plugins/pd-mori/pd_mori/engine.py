@@ -28,6 +28,8 @@ CAPABILITIES = EngineCapabilities(
     asynchronous=True,
     memory_kinds=frozenset({DeviceKind.CPU, DeviceKind.CUDA}),
     silent_after_close=True,
+    descriptors=32,
+    descriptors_per_peer=16,
 )
 """A send queue holds 8192 work requests, and MORI blocks who posts to a full one; sizes are 32 bits wide."""
 

@@ -30,6 +30,8 @@ CAPABILITIES = EngineCapabilities(
     memory_kinds=frozenset(MEMORY),
     drained_on_failure=True,
     aux=True,
+    descriptors=24,
+    descriptors_per_peer=8,
 )
 
 SETTLE = 5.0
