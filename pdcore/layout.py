@@ -166,17 +166,18 @@ class KVLayout:
         of another order. Every buffer then says its order and units itself.
 
         Raises:
-            LayoutError: they differ in page size, pages or dtype, or have a buffer in common.
+            LayoutError: they differ in more than their buffers, or have a buffer in common.
         """
-        here, there = (
-            f"{x.page_size} tokens, {x.num_pages} pages, {x.dtype}, element_bits {x.element_bits}"
-            for x in (self, other)
-        )
-        if here != there:
+        differing = [
+            f"{name} {a!r} and {b!r}"
+            for name in ("page_size", "num_pages", "dtype", "element_bits", "fingerprint")
+            if (a := getattr(self, name)) != (b := getattr(other, name))
+        ]
+        if differing:
             raise LayoutError(
                 "two KV layouts do not fit beside each other",
-                f"{here}; {there}",
-                "give both the same page_size, num_pages and dtype",
+                ", ".join(differing),
+                "give both the same page_size, num_pages, dtype and fingerprint",
             )
         buffers = (
             attrs.evolve(b, order=layout.order_of(b), units=layout.units_of(b))

@@ -10,7 +10,7 @@ import attrs
 from pdcore.layout import Attention, KVBuffer, KVLayout
 from pdcore.topology import Topology, held_units, legal_tp
 
-__all__ = ["shared_units"]
+__all__ = ["shared_units", "told_by_sizes"]
 
 
 @attrs.frozen
@@ -69,6 +69,21 @@ def shared_units(prefill: Topology, decode: Topology, ours: KVLayout, theirs: KV
             if units is not None and all(p.fits(groups, units) for p in layer):
                 found |= {p.name: units for p in layer}
     return found
+
+
+def told_by_sizes(prefill: Topology, decode: Topology, ours: KVLayout, theirs: KVLayout) -> str:
+    """Return of which buffers :func:`shared_units` had to conclude the units, in words; empty: of none."""
+    found = shared_units(prefill, decode, ours, theirs)
+    concluded = [
+        (b.name, found[b.name]) for b in ours.buffers if found.get(b.name, 0) not in (0, ours.units_of(b))
+    ]
+    if not concluded:
+        return ""
+    counts = " or ".join(str(count) for count in sorted({count for _, count in concluded}))
+    return (
+        f"{len(concluded)} buffers, first {concluded[0][0]}, have by their sizes at most {counts} KV heads, "
+        f"not the {ours.total_kv_heads} of the layout; say so with KVBuffer(units=...)"
+    )
 
 
 def _units_of_layer(groups: tuple[Topology, Topology], pairs: Sequence[_Pair]) -> int | None:

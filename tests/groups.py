@@ -55,9 +55,16 @@ class Model:
     narrow: tuple[int, ...] = ()
     narrow_heads: int = 0
     scaled: bool = False
+    silent: bool = False
 
     def layout(self, rank: Topology) -> KVLayout:
-        """Return what a rank holds of it."""
+        """Return what a rank holds of it; if ``silent``, without a word of which layers are narrow."""
+        meant = self.meant(rank)
+        buffers = (attrs.evolve(b, units=b.units if b.part == "scale" else None) for b in meant.buffers)
+        return attrs.evolve(meant, buffers=tuple(buffers)) if self.silent else meant
+
+    def meant(self, rank: Topology) -> KVLayout:
+        """Return what a rank holds of it, everything said."""
         per_stage = max(1, self.layers // rank.pp_size)
         layers = range(rank.pp_rank * per_stage, (rank.pp_rank + 1) * per_stage)
         if not self.kv_heads:
@@ -136,7 +143,7 @@ class Groups:
 
     def write(self, manager: PrefillManager, pages: Sequence[int]) -> None:
         """Fill a prefill rank's pages with the request's content."""
-        layout = manager.pools.layout
+        layout = self.model.meant(manager.topology)
         for buffer, array in enumerate(manager.pools.arrays):
             for number, page in enumerate(pages):
                 array[page] = page_of(manager.topology, layout, buffer, number)
@@ -149,7 +156,7 @@ class Groups:
 
     def check(self, manager: DecodeManager, pages: Sequence[int], held: int = 0) -> None:
         """Check each byte of a decode rank: the pages after ``held`` arrived, nothing else was touched."""
-        layout, topology = manager.pools.layout, manager.topology
+        layout, topology = self.model.meant(manager.topology), manager.topology
         for buffer, array in enumerate(manager.pools.arrays):
             expected = np.zeros_like(array)
             for number, page in enumerate(pages):

@@ -67,6 +67,15 @@ def test_every_byte_arrives_once_and_in_its_place(case: str) -> None:
                 assert decoder.pools.aux.get(room, RoomId(room))["first_token"] == 100 * room
 
 
+def test_layers_with_fewer_heads_are_told_by_their_sizes_and_named(caplog: pytest.LogCaptureFixture) -> None:
+    with groups(attrs.evolve(MIXED, silent=True), ranks(tp=4), ranks(tp=8)) as both:
+        serve(both, 1)
+    assert {r.getMessage().partition(": ")[2] for r in caplog.records if r.name == "pdcore.prefill"} == {
+        "4 buffers, first layer.1.k, have by their sizes at most 4 KV heads, not the 8 of the layout; "
+        "say so with KVBuffer(units=...)"
+    }
+
+
 def window(rank: Topology) -> Sequence[StateComponent]:
     """Pages of 4 tokens of a sliding window: 4 KV heads of 8 bytes, and scales that every rank holds."""
     units = held(4, rank)

@@ -116,9 +116,10 @@ def test_layers_of_other_heads_stand_beside_each_other_and_each_says_what_it_is(
     assert latent.beside(attrs.evolve(latent, buffers=(KVBuffer(8, "latent", 64),))).total_kv_heads == 0
     with pytest.raises(LayoutError, match="two KV layouts do not fit beside each other") as caught:
         window.beside(attrs.evolve(latent, num_pages=8))
-    assert caught.value.there_is == (
-        "4 tokens, 9 pages, bfloat16, element_bits None; 4 tokens, 8 pages, bfloat16, element_bits None"
-    )
+    assert caught.value.there_is == "num_pages 9 and 8"
+    with pytest.raises(LayoutError) as caught:
+        window.beside(attrs.evolve(latent, dtype="float16", fingerprint={"model": "a"}))
+    assert caught.value.there_is.startswith("dtype 'bfloat16' and 'float16', fingerprint ")
     with pytest.raises(LayoutError, match="contradicts itself"):
         window.beside(window)
 

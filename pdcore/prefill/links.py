@@ -19,6 +19,7 @@ from pdcore.pairing import pairing_misfits
 from pdcore.pools import Pools
 from pdcore.prefill.link import PeerLink
 from pdcore.remarks import announce_pairing, engine_remark
+from pdcore.sharding import told_by_sizes
 from pdcore.wire import Failure, Message, PairReply, PeerDescription, Route
 from pdcore.wire.complaints import COMPLAINT_SECONDS, Complaints
 
@@ -109,6 +110,9 @@ class Links:
                 link.identity,
                 link.aux_transport.value,
             )
+        groups = self._description.topology, there.topology
+        if concluded := told_by_sizes(*groups, self._description.layout, there.layout):
+            _log.warning("paired with %s: %s", link.identity, concluded)
         with self._lock:
             closed = self._closed
             if not closed:
