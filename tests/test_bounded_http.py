@@ -112,7 +112,7 @@ def works(server: BootstrapServer, client: BootstrapClient) -> None:
 
 def test_the_figures_are_bounded() -> None:
     limits = Limits()
-    assert limits.connections * limits.request_bytes <= 72 * 2**20
+    assert limits.arriving_bytes == 16 * 2**20
     assert (limits.connections, limits.waiting) == (1024, 512)
     assert (limits.header_bytes, limits.headers, limits.body_bytes) == (8192, 64, 65_536)
     assert (limits.request_seconds, limits.idle_seconds, limits.answer_seconds) == (10, 60, 70)
@@ -143,6 +143,18 @@ def test_connections_of_strangers_make_room_for_others(words: bytes, key: str | 
             until(lambda: sum(not hung_up(one) for one in held) <= FEW.connections)
         finally:
             client.close(soon())
+
+
+def test_requests_that_are_not_there_in_full_make_room_for_others(client: BootstrapClient) -> None:
+    limits = Limits(arriving_bytes=200_000)
+    words = HEAD + b"Content-Length: 65536\r\n\r\n" + b" " * 60_000
+    with BootstrapServer(limits=limits) as server, strangers(server) as connect:
+        for _ in range(10):
+            connect(words)
+            works(server, client)
+        until(lambda: server.counts["crowded"] == 7)
+        assert 0 < server._connections._arriving <= limits.arriving_bytes
+    assert server._connections._arriving == 0
 
 
 def test_lookups_that_wait_make_room_for_others(client: BootstrapClient) -> None:
@@ -265,7 +277,7 @@ def test_requests_without_waiting_for_the_answers_do_not_pile_up(client: Bootstr
             hasty.sendall(HEALTH * 10_000)
         works(server, client)
         # Either the rest is not read before the first is answered, or the connection is ended.
-        until(lambda: connection._received <= Limits().request_bytes or server.counts["oversized"] == 1)
+        until(lambda: connection.received <= Limits().request_bytes or server.counts["oversized"] == 1)
 
 
 def test_ranks_are_bounded_and_those_that_do_not_renew_make_room(

@@ -23,6 +23,7 @@ __all__ = ["Connections", "Stage"]
 TOO_LONG = "a request is too long"
 IN_PARTS = "send less at once, one request at a time, and each in one go"
 SWEEP_SECONDS = 0.25
+READ_BYTES = 64 * 1024
 LINGER_BYTES = 2**20
 """What is still read, and thrown away, of one whose request was refused: else it would not see why."""
 
@@ -36,17 +37,20 @@ class Stage(Enum):
     REFUSED = "it was told why it is ended"
 
 
-class Connection(asyncio.Protocol):
-    """Stands before aiohttp's protocol, and counts what passes."""
+class Connection(asyncio.BufferedProtocol):
+    """Stands before aiohttp's protocol, and counts what passes.
+
+    All read into one buffer: asyncio's own are of 256 KiB, which a crowd of short requests would fragment.
+    """
 
     def __init__(self, inner: asyncio.Protocol, all_of_them: Connections) -> None:
         self.inner = inner
         self.stage = Stage.ARRIVING
+        self.received = 0
         self.since = 0.0
         self.stuck_since: float | None = None
         self.transport: asyncio.Transport | None = None
         self._all = all_of_them
-        self._received = 0
 
     @property
     def peer(self) -> str:
@@ -61,16 +65,22 @@ class Connection(asyncio.Protocol):
         self.inner.connection_made(transport)
         self._all.made(self)
 
-    def data_received(self, data: bytes) -> None:
-        """Hand it on unless it is more than a request may have."""
-        self._received += len(data)
-        limits = self._all.limits
+    def get_buffer(self, sizehint: int) -> bytearray:
+        """Return where the next bytes go."""
+        return self._all.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Hand on what came unless it is more than a request may have."""
+        data, limits = bytes(memoryview(self._all.buffer)[:nbytes]), self._all.limits
         if self.stage is Stage.IDLE:
             self._all.enter(self, Stage.ARRIVING)
+        self.received += len(data)
+        if self.stage is Stage.ARRIVING and not self._all.take(self, len(data)):
+            return
         if self.stage is Stage.REFUSED:
-            if self._received > LINGER_BYTES:
+            if self.received > LINGER_BYTES:
                 self.abort()
-        elif self._received > limits.request_bytes:
+        elif self.received > limits.request_bytes:
             limit = f"the limit is {limits.header_bytes} + {limits.body_bytes} bytes"
             self._all.refuse(self, 413, TOO_LONG, limit)
         else:
@@ -78,7 +88,7 @@ class Connection(asyncio.Protocol):
 
     def answered(self) -> None:
         """What comes from now on is another request."""
-        self._received = 0
+        self.received = 0
 
     def abort(self) -> None:
         """End it now."""
@@ -118,6 +128,8 @@ class Connections:
         self._by_inner: dict[object, Connection] = {}
         self._complaints = Complaints(logging.getLogger("pdcore.bootstrap"), COMPLAINT_SECONDS)
         self._held = limits.held
+        self._arriving = 0  # bytes
+        self.buffer = bytearray(READ_BYTES)
         self._sweeping: asyncio.TimerHandle | None = None
 
     def start(self, make: Callable[[], asyncio.Protocol]) -> Callable[[], Connection]:
@@ -157,35 +169,56 @@ class Connections:
                 await request.read()  # which keeps it for who asks next
                 self.enter(connection, Stage.SERVING)
                 return await handler(request)
+            except ConnectionError as error:
+                # The request refers to it, and by its frames it to the body: one more life of that, else.
+                error.__traceback__ = None
+                return refuse(400, "the connection was lost", str(error), "try again")
             except web.HTTPRequestEntityTooLarge:
                 self.counts["oversized"] += 1
                 return refuse(413, TOO_LONG, f"the limit is {self.limits.body_bytes} bytes", IN_PARTS)
             finally:
-                connection.answered()
                 self.enter(connection, Stage.IDLE)
+                connection.answered()
 
         return follow
 
     def made(self, connection: Connection) -> None:
         """Note a new connection; the one that is the least missed makes room for it."""
-        if len(self._by_inner) >= self._held:
-            self._make_room(connection)
-        self._by_inner[connection.inner] = connection
         connection.since = self.clock()
-        self._at[connection.stage][connection] = None
+        self._by_inner[connection.inner] = connection
+        if len(self._by_inner) > self._held:
+            self._make_room(connection)
+        if connection.inner in self._by_inner:
+            self._at[connection.stage][connection] = None
+
+    def take(self, connection: Connection, nbytes: int) -> bool:
+        """Count what arrived; those that take the longest make room for it. False if it is one of them."""
+        arriving = self._at[Stage.ARRIVING]
+        if connection not in arriving:
+            return False
+        self._arriving += nbytes
+        while self._arriving > self.limits.arriving_bytes:
+            self._crowd_out(next(iter(arriving)), "requests that are not there in full hold too many bytes")
+        return connection in arriving
 
     def lost(self, connection: Connection) -> None:
         """Forget a connection."""
         self._by_inner.pop(connection.inner, None)
-        self._at[connection.stage].pop(connection, None)
+        self._remove(connection)
+
+    def _remove(self, connection: Connection) -> bool:
+        known = self._at[connection.stage].pop(connection, connection) is None
+        if known and connection.stage is Stage.ARRIVING:
+            self._arriving -= connection.received
+        return known
 
     def enter(self, connection: Connection, stage: Stage) -> None:
         """Note what a connection is at from now on, unless it is so or has ended."""
-        before = self._at[connection.stage]
-        if connection in before and connection.stage not in (stage, Stage.REFUSED):
-            del before[connection]
+        if connection.stage not in (stage, Stage.REFUSED) and self._remove(connection):
             connection.stage, connection.since = stage, self.clock()
             self._at[stage][connection] = None
+            if stage is Stage.ARRIVING:
+                self._arriving += connection.received
 
     def refuse(self, connection: Connection, status: int, happened: str, there_is: str) -> None:
         """End a connection that sends what is no request, and tell it why unless an answer is under way."""
@@ -207,11 +240,13 @@ class Connections:
         # can neither hold all places nor keep those who come from speaking.
         crowds = sorted((self._at[s] for s in (Stage.ARRIVING, Stage.IDLE)), key=len)
         victim = next(iter(self._at[Stage.REFUSED] or crowds[1]), newcomer)
+        self._crowd_out(victim, f"{self._held} connections are held, and one more came")
+
+    def _crowd_out(self, connection: Connection, why: str) -> None:
         self.counts["crowded"] += 1
-        self._complain(victim, f"{self._held} connections are held, and one more came")
-        victim.abort()
-        if victim is not newcomer:
-            self.lost(victim)
+        self._complain(connection, why)
+        connection.abort()
+        self.lost(connection)
 
     def _sweep(self) -> None:
         limits, now = self.limits, self.clock()

@@ -18,20 +18,19 @@ class Limits:
     ``connections`` are held at once, and at most half the descriptors that the process may have; one more
     ends the one that said nothing for the longest time. A request is there in full ``request_seconds``
     after its first byte (or after the connection was made), with at most ``header_bytes`` and ``headers``
-    before its body and ``body_bytes`` in it, and its answer is read within as many seconds. A connection
+    before its body and ``body_bytes`` in it, and its answer is read within as many seconds. Of all requests
+    that are not there in full ``arriving_bytes`` are held; more ends the oldest of them. A connection
     between two requests is held for ``idle_seconds``. A look-up waits for ``wait_seconds`` at most, and of
     ``waiting`` look-ups the oldest is answered (503: ask again) when one more comes. ``ranks`` may be
     registered, and ``rooms`` are remembered, the newest. Challenges take no memory: only those that came
     back under a right code are kept, for a minute.
-
-    At the limits, what strangers have sent and is not yet a request takes ``connections`` times
-    (``header_bytes`` + ``body_bytes``): 72 MiB.
     """
 
     connections: int = 1024
     header_bytes: int = 8 * 1024
     headers: int = 64
     body_bytes: int = 64 * 1024
+    arriving_bytes: int = 16 * 2**20
     request_seconds: float = 10.0
     idle_seconds: float = 60.0
     wait_seconds: float = 60.0
