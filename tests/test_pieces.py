@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pdcore.errors import WireError
-from pdcore.wire.codec import Frame
 from pdcore.wire.pieces import PIECE_BYTES, join, split
 
 SIZES = st.sampled_from([0, 1, 100, *(n * PIECE_BYTES + more for n in (1, 2, 3) for more in (-1, 0, 1))])
@@ -22,8 +21,11 @@ class Received:
 
     buffer: memoryview
 
+    def __len__(self) -> int:
+        return len(self.buffer)
 
-def received(*pieces: bytes | memoryview) -> list[Frame]:
+
+def received(*pieces: bytes | memoryview) -> list[Received]:
     return [Received(memoryview(bytes(piece))) for piece in pieces]
 
 
@@ -54,10 +56,16 @@ def test_pieces_of_a_large_frame_are_views_of_it() -> None:
 @pytest.mark.parametrize(
     ("sizes", "there_is"),
     [
-        ([PIECE_BYTES], "1 pieces, the largest of 65536 bytes, the last of 65536"),
-        ([1, PIECE_BYTES, PIECE_BYTES], "3 pieces, the largest of 65536 bytes, the last of 65536"),
-        ([PIECE_BYTES + 1, 0], "2 pieces, the largest of 65537 bytes, the last of 0"),
-        ([5, PIECE_BYTES + 1], "2 pieces, the largest of 65537 bytes, the last of 65537"),
+        ([PIECE_BYTES], f"1 pieces, the largest of {PIECE_BYTES} bytes, the last of {PIECE_BYTES}"),
+        (
+            [1, PIECE_BYTES, PIECE_BYTES],
+            f"3 pieces, the largest of {PIECE_BYTES} bytes, the last of {PIECE_BYTES}",
+        ),
+        ([PIECE_BYTES + 1, 0], f"2 pieces, the largest of {PIECE_BYTES + 1} bytes, the last of 0"),
+        (
+            [5, PIECE_BYTES + 1],
+            f"2 pieces, the largest of {PIECE_BYTES + 1} bytes, the last of {PIECE_BYTES + 1}",
+        ),
     ],
 )
 def test_pieces_that_no_splitter_makes_are_refused(sizes: list[int], there_is: str) -> None:

@@ -19,10 +19,11 @@ from wire_samples import SAMPLES
 from pdcore import Deadline
 from pdcore.secret import AuthKey
 from pdcore.wire import Codec
+from pdcore.wire.pieces import PIECE_BYTES
 
 KEY = "a key of sixteen or more bytes"
 MIB = 2**20
-PIECE = 64 * 1024
+PIECE = PIECE_BYTES
 HOLDS_A_PIECE = 200
 
 SERVING = f"""

@@ -190,8 +190,8 @@ class Channel:
                 return
             route, pieces = received
             try:
+                self._check_size(sum(map(len, pieces)))
                 frames = join(pieces)
-                self._check_size(sum(len(frame.buffer) for frame in frames))
                 stamp = frames.pop(0).buffer if frames else memoryview(b"")
                 message = self._codec.decode(frames)
                 fresh = self._stamps.admit(route, stamp)

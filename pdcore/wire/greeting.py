@@ -10,6 +10,8 @@ from contextlib import suppress
 
 import zmq
 
+from pdcore.wire.monitor import READABLE
+
 __all__ = ["Greeting"]
 
 _OPENING = b"\xff" + bytes(8) + b"\x7f\x03"
@@ -34,7 +36,7 @@ class Greeting:
 
     def answer(self) -> str | None:
         """Return the name of the mechanism once the peer has said it; never waits."""
-        while int(self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+        while int(self.socket.getsockopt(zmq.EVENTS)) & READABLE:
             peer, said = self.socket.recv_multipart(zmq.NOBLOCK)
             if not said and not self._heard:
                 with suppress(zmq.ZMQError):  # who has hung up already does not answer

@@ -12,7 +12,10 @@ from enum import Enum
 import attrs
 import zmq
 
-__all__ = ["Connection", "ConnectionEvent", "Monitor"]
+__all__ = ["READABLE", "Connection", "ConnectionEvent", "Monitor"]
+
+READABLE = int(zmq.POLLIN)
+"""As a plain number: an operation with the flag costs more than asking the socket for its events."""
 
 
 class Connection(Enum):
@@ -79,7 +82,7 @@ class Monitor:
     def events(self, most: int) -> list[ConnectionEvent]:
         """Return what has happened since the last call, at most so much; never waits."""
         events: list[ConnectionEvent] = []
-        while len(events) < most and int(self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+        while len(events) < most and int(self.socket.getsockopt(zmq.EVENTS)) & READABLE:
             head, endpoint = self.socket.recv_multipart(zmq.NOBLOCK)
             what, value = _HEAD.unpack(head)
             events.append(ConnectionEvent(Connection(what), value, endpoint.decode()))

@@ -8,6 +8,7 @@ one, which may be empty, is the last of its frame.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import attrs
 
@@ -16,7 +17,14 @@ from pdcore.wire.codec import Frame
 
 __all__ = ["PIECE_BYTES", "join", "split"]
 
-PIECE_BYTES = 64 * 1024
+PIECE_BYTES = 128 * 1024
+"""Room for 16,383 pages: a longer request costs its receiver a copy."""
+
+
+class Piece(Frame, Protocol):
+    """A received piece: ``zmq.Frame``, or anything with its ``buffer`` and length in bytes."""
+
+    def __len__(self) -> int: ...
 
 
 @attrs.frozen
@@ -35,13 +43,13 @@ def split(frames: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
     ]
 
 
-def join(pieces: Sequence[Frame]) -> list[Frame]:
+def join(pieces: Sequence[Piece]) -> list[Frame]:
     """Return the frames of some pieces; what came in one piece is not copied.
 
     Raises:
         WireError: a piece is too large, or the last one of a frame is missing.
     """
-    sizes = [len(piece.buffer) for piece in pieces]
+    sizes = [len(piece) for piece in pieces]
     if max(sizes, default=0) < PIECE_BYTES:
         return list(pieces)
     frames: list[Frame] = []

@@ -14,7 +14,7 @@ from pdcore.address import join
 from pdcore.errors import BootstrapError, WireError
 from pdcore.wire.curve import CURVE_OVERHEAD_BYTES, Curve
 from pdcore.wire.greeting import Greeting
-from pdcore.wire.monitor import ConnectionEvent, Monitor
+from pdcore.wire.monitor import READABLE, ConnectionEvent, Monitor
 from pdcore.wire.pieces import PIECE_BYTES
 
 __all__ = ["HANDSHAKE_SECONDS", "Frames", "Route", "Sockets"]
@@ -177,7 +177,7 @@ class Sockets:
         """Return the next message and its sender; None if there is none or the socket was closed."""
         line = self._lines.get(socket)
         # Asking costs a tenth of the exception by which an empty socket would answer.
-        if line is None or not int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+        if line is None or not int(socket.getsockopt(zmq.EVENTS)) & READABLE:
             return None
         frames = socket.recv_multipart(zmq.NOBLOCK, copy=False)
         return line.route if line.route is not None else Route(frames.pop(0).bytes), frames
