@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from pdcore.arguments import require_deadline
-from pdcore.errors import FailureCode, KVTransferError
+from pdcore.errors import FailureCode, KVTransferError, PDCoreError
 from pdcore.events import Events, RoomEnded, RoomOpened
 from pdcore.metrics import RequestMetrics
 from pdcore.model import Deadline, KVPoll, RoomId
-from pdcore.status import Room, RoomTable
+from pdcore.status import Awaited, Room, RoomTable
 
 __all__ = ["NOT_ENDED", "RoomHandle"]
 
 NOT_ENDED = "the room has not ended"
+
+_log = logging.getLogger("pdcore.manager")
 
 
 class RoomHandle(ABC):
@@ -26,6 +29,7 @@ class RoomHandle(ABC):
         self.record = record
         self.events = events
         self._rooms = rooms
+        record.miss = self.miss
         if events.on:
             events.emit(RoomOpened(events.node, record.room, record.generation))
 
@@ -46,11 +50,16 @@ class RoomHandle(ABC):
     def wait(self, deadline: Deadline) -> KVPoll:
         """Wait until the room ends or the deadline passes; return its state.
 
+        A room whose own deadline passes meanwhile has failed when this returns.
+
         Raises:
             ArgumentError: what is handed in is no deadline.
         """
         self._require_here()
-        return self._rooms.wait(self.record, require_deadline("the deadline of wait()", deadline))
+        status = self._rooms.wait(self.record, require_deadline("the deadline of wait()", deadline))
+        if not status.terminal and self.record.overdue:
+            self.miss()
+        return self.record.status
 
     def failure(self) -> KVTransferError | None:
         """Return why the room failed, or None."""
@@ -79,6 +88,49 @@ class RoomHandle(ABC):
     @abstractmethod
     def give_up(self, failure: KVTransferError) -> bool:
         """End the room as FAILED and tell the other side; False if it had ended before."""
+
+    def attempt(self, action: Callable[[], object]) -> bool:
+        """Do something for the room; whatever it raises ends the room on both sides. False if it did.
+
+        What is no error of pdcore is raised on: somebody's code is broken, and must be told of.
+        """
+        try:
+            action()
+        except KVTransferError as error:
+            self.give_up(error)
+        except PDCoreError as error:
+            self.give_up(KVTransferError(FailureCode.ENGINE, error.happened, error.there_is, error.to_do))
+        except Exception as error:
+            self.give_up(
+                KVTransferError(
+                    FailureCode.ENGINE,
+                    f"something raised on the {self.side} side while it worked on room {self.room}",
+                    repr(error),
+                    f"look at the {self.side} side's log, and report it",
+                )
+            )
+            raise
+        else:
+            return True
+        return False
+
+    def miss(self) -> None:
+        """End the room as FAILED because its deadline passed, and say what was awaited; from any thread."""
+        record = self.record
+        try:
+            failure = record.missed(self.awaited())
+        # It is made of what other threads change; a room that cannot say what it awaited fails as well.
+        except Exception:
+            _log.exception("room %s cannot say what it awaited", record.room)
+            failure = record.missed()
+        try:
+            self.give_up(failure)
+        finally:
+            self._rooms.move(record, KVPoll.FAILED, failure)
+
+    @abstractmethod
+    def awaited(self) -> Awaited:
+        """Return what the room waits for now, and of whom; from any thread."""
 
     @abstractmethod
     def release_safe(self) -> bool:

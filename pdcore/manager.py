@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import TypeVar
 
@@ -21,6 +22,7 @@ from pdcore.events import Events, Gauges, Node, Stage, Subscriber, stage
 from pdcore.handle import RoomHandle
 from pdcore.liveness import Heartbeats
 from pdcore.model import Deadline, Role, RoomId, new_incarnation
+from pdcore.overdue import end_overdue
 from pdcore.pools import Pools
 from pdcore.process import ProcessIdentity
 from pdcore.pulse import Pulse
@@ -122,7 +124,8 @@ class Manager(Duties):
             ArgumentError: what is handed in is no deadline.
         """
         self._require_here()
-        return self.rooms.finished(require_deadline("the deadline of finished()", deadline))
+        until = require_deadline("the deadline of finished()", deadline)
+        return self.rooms.finished(until, partial(end_overdue, self._chores))
 
     def unsafe(self) -> Unsafe:
         """Return the pages of ended rooms that may not be reused yet, and why; from any thread."""

@@ -1,22 +1,17 @@
-"""Ends the rooms that missed their deadline."""
+"""Ending the rooms that missed their deadline."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterable
 
 from pdcore.chores import Chores
-from pdcore.handle import RoomHandle
-from pdcore.model import KVPoll, RoomId
-from pdcore.status import RoomTable
+from pdcore.status import Room
 
 __all__ = ["end_overdue"]
 
 
-def end_overdue(rooms: RoomTable, find: Callable[[RoomId], RoomHandle | None], chores: Chores) -> None:
-    """Have each room that missed its deadline give up; one that raises instead fails all the same."""
-    for record in rooms.expired():
-        handle, missed = find(record.room), record.missed()
-        if handle is not None and handle.record is record:
-            chores.do(f"ending room {record.room}", partial(handle.give_up, missed))
-            rooms.move(record, KVPoll.FAILED, missed)
+def end_overdue(chores: Chores, overdue: Iterable[Room]) -> None:
+    """End rooms that missed their deadline, each for itself; one that nobody holds yet has its turn later."""
+    for record in overdue:
+        if record.miss is not None:
+            chores.do(f"ending room {record.room}", record.miss)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+
+import attrs
 
 from pdcore.arguments import room_id
 from pdcore.birthplace import Birthplace
 from pdcore.errors import FailureCode, KVTransferError, RoomError
 from pdcore.model import Deadline, Generation, KVPoll, RoomId
 
-__all__ = ["Room", "RoomTable", "may_follow"]
+__all__ = ["Awaited", "Room", "RoomTable", "may_follow"]
 
 
 def may_follow(current: KVPoll, new: KVPoll) -> bool:
@@ -20,10 +23,24 @@ def may_follow(current: KVPoll, new: KVPoll) -> bool:
     return not current.terminal and (new is KVPoll.FAILED or new > current)
 
 
-class Room:
-    """One request's record. Reading a field needs no lock; :class:`RoomTable` alone writes."""
+@attrs.frozen
+class Awaited:
+    """What a room waits for and of whom, and what can be done about it."""
 
-    __slots__ = ("deadline", "ended_at", "failure", "generation", "opened_at", "room", "status")
+    what: str
+    to_do: str
+
+
+NOT_KNOWN = Awaited("the other side", "raise the request's deadline, or look why the other side is slow")
+
+
+class Room:
+    """One request's record. Reading a field needs no lock; :class:`RoomTable` alone writes.
+
+    ``miss`` ends it once its deadline has passed; whoever made the record sets it.
+    """
+
+    __slots__ = ("deadline", "ended_at", "failure", "generation", "miss", "opened_at", "room", "status")
 
     def __init__(self, room: RoomId, generation: Generation, deadline: Deadline) -> None:
         self.room = room
@@ -33,25 +50,39 @@ class Room:
         self.failure: KVTransferError | None = None
         self.opened_at = time.monotonic()
         self.ended_at: float | None = None
+        self.miss: Callable[[], object] | None = None
 
-    def missed(self) -> KVTransferError:
+    @property
+    def overdue(self) -> bool:
+        """Whether its deadline passed, or cannot tell: that must not keep other rooms from theirs."""
+        try:
+            return self.deadline.expired
+        except Exception:  # its clock is the caller's
+            return True
+
+    def missed(self, awaited: Awaited = NOT_KNOWN) -> KVTransferError:
         """Return the error of a room whose deadline passed."""
         return KVTransferError(
             FailureCode.DEADLINE,
             f"room {self.room} missed its deadline",
-            f"it was {self.status.name} and open for {time.monotonic() - self.opened_at:.1f} s",
-            "raise the request's deadline, or look why the other side is slow or silent",
+            f"it was {self.status.name} and open for {time.monotonic() - self.opened_at:.1f} s; "
+            f"awaited: {awaited.what}",
+            awaited.to_do,
         )
 
 
 class RoomTable:
-    """All open rooms of one manager. The lock guards the rooms' fields, ``_rooms`` and ``_ended``."""
+    """All open rooms of one manager.
+
+    The lock guards the rooms' fields, ``_rooms``, ``_ended`` and ``_due``.
+    """
 
     def __init__(self) -> None:
         self.birthplace = Birthplace()
         self._changed = threading.Condition()
         self._rooms: dict[RoomId, Room] = {}
         self._ended: dict[RoomId, None] = {}
+        self._due: Deadline | None = None  # no open room's deadline comes before it
         self._waiting = 0
         self._shut = False
         self._last_generation = 0
@@ -74,6 +105,8 @@ class RoomTable:
             self._last_generation += 1
             record = Room(room, Generation(self._last_generation), deadline)
             self._rooms[room] = record
+            if self._is_due(deadline) and self._waiting:
+                self._changed.notify_all()  # who waits must wake earlier
             return record
 
     def move(
@@ -113,6 +146,7 @@ class RoomTable:
         with self._changed:
             if deadline.at < record.deadline.at:
                 record.deadline = deadline
+                self._is_due(deadline)
 
     def clear(self, record: Room) -> None:
         """Forget a room; its id may be opened again."""
@@ -135,24 +169,35 @@ class RoomTable:
     def expired(self) -> list[Room]:
         """Return the rooms that have not ended although their deadline passed."""
         with self._changed:
-            return [r for r in self._rooms.values() if not r.status.terminal and _overdue(r)]
+            open_rooms = [r for r in self._rooms.values() if not r.status.terminal]
+            overdue = [r for r in open_rooms if r.overdue]
+            left = set(overdue)
+            self._due = min((r.deadline for r in open_rooms if r not in left), key=_at, default=None)
+        return overdue
 
     def wait(self, record: Room, deadline: Deadline) -> KVPoll:
-        """Wait until the room has ended, the deadline passed or the table was shut; return its status."""
-        with self._changed:
-            self._wait_for(lambda: record.status.terminal, deadline)
-            return record.status
+        """Wait until the room has ended; return its status.
 
-    def finished(self, deadline: Deadline) -> list[RoomId]:
-        """Wait for rooms that ended and were neither returned before nor cleared.
-
-        [] at the deadline, or once the table was shut and nothing is left.
+        Also at the deadline, at the room's own, or once the table was shut.
         """
         with self._changed:
-            self._wait_for(lambda: bool(self._ended), deadline)
-            ended = list(self._ended)
-            self._ended.clear()
-            return ended
+            self._wait_for(lambda: record.status.terminal, deadline, lambda: record.deadline)
+            return record.status
+
+    def finished(self, deadline: Deadline, end: Callable[[list[Room]], None]) -> list[RoomId]:
+        """Wait for rooms that ended and were neither returned before nor cleared.
+
+        [] at the deadline, or once the table was shut and nothing is left. ``end`` is called, without the
+        lock, with rooms that miss their deadline meanwhile.
+        """
+        while True:
+            with self._changed:
+                self._wait_for(lambda: bool(self._ended), deadline, lambda: self._due)
+                if self._ended or self._shut or _left(deadline) <= 0:
+                    ended = list(self._ended)
+                    self._ended.clear()
+                    return ended
+            end(self.expired())
 
     def shut(self) -> None:
         """End every wait, now and later: the manager is closed."""
@@ -160,18 +205,34 @@ class RoomTable:
             self._shut = True
             self._changed.notify_all()
 
-    def _wait_for(self, ready: Callable[[], bool], deadline: Deadline) -> None:
+    def _wait_for(
+        self, ready: Callable[[], bool], deadline: Deadline, due: Callable[[], Deadline | None]
+    ) -> None:
         self._waiting += 1
         try:
-            while not (ready() or self._shut) and (left := deadline.remaining()) > 0:
+            while not (ready() or self._shut):
+                first = due()
+                left = min(_left(deadline), _left(first) if first is not None else math.inf)
+                if left <= 0:
+                    return
                 self._changed.wait(left)
         finally:
             self._waiting -= 1
 
+    def _is_due(self, deadline: Deadline) -> bool:
+        """Note the deadline of an open room; return whether it is the first."""
+        first = self._due is None or _at(deadline) < _at(self._due)
+        if first:
+            self._due = deadline
+        return first
 
-def _overdue(record: Room) -> bool:
-    """Whether a room's deadline passed, or cannot tell: that must not keep the others from theirs."""
+
+def _left(deadline: Deadline) -> float:
     try:
-        return record.deadline.expired
+        return deadline.remaining()
     except Exception:  # its clock is the caller's
-        return True
+        return 0.0
+
+
+def _at(deadline: Deadline) -> float:
+    return deadline.at

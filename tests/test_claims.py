@@ -74,7 +74,7 @@ def until_safe(*receivers: KVReceiver) -> None:
     deadline = soon()
     while not all(receiver.release_safe() for receiver in receivers):
         assert not deadline.expired
-        receivers[0]._rooms.finished(Deadline.after(0.005))
+        receivers[0]._rooms.finished(Deadline.after(0.005), lambda overdue: None)
 
 
 @pytest.fixture

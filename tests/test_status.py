@@ -10,7 +10,7 @@ import pytest
 
 from pdcore.errors import FailureCode, KVTransferError, RoomError
 from pdcore.model import Deadline, KVPoll, RoomId
-from pdcore.status import Room, RoomTable, may_follow
+from pdcore.status import Awaited, Room, RoomTable, may_follow
 
 OPEN = (KVPoll.BOOTSTRAPPING, KVPoll.WAITING_FOR_INPUT, KVPoll.TRANSFERRING)
 ALLOWED = {
@@ -35,6 +35,11 @@ def table() -> RoomTable:
 
 def soon() -> Deadline:
     return Deadline.after(60)
+
+
+def ended_in(table: RoomTable, deadline: Deadline) -> list[RoomId]:
+    """Wait for rooms of which none misses its deadline."""
+    return table.finished(deadline, lambda overdue: None)
 
 
 def past() -> Deadline:
@@ -98,7 +103,7 @@ def test_one_of_many_threads_ends_a_room(table: RoomTable) -> None:
     with ThreadPoolExecutor(4) as pool:
         wins = list(pool.map(end, [KVPoll.SUCCESS, KVPoll.FAILED] * 2))
     assert [sum(each) for each in zip(*wins, strict=True)] == [1] * 50
-    assert sorted(table.finished(past())) == list(range(50))
+    assert sorted(ended_in(table, past())) == list(range(50))
 
 
 # Opening and clearing
@@ -133,7 +138,7 @@ def test_what_is_not_a_room_id_is_refused(table: RoomTable, room: int) -> None:
 def test_numpys_integers_are_room_ids(table: RoomTable) -> None:
     record = table.open(RoomId(np.int64(7)), soon())
     assert type(record.room) is int
-    assert table.finished(Deadline.after(0.001)) == []
+    assert ended_in(table, Deadline.after(0.001)) == []
 
 
 def test_a_cleared_room_opens_again_as_a_new_generation(table: RoomTable) -> None:
@@ -152,7 +157,7 @@ def test_a_late_move_of_a_cleared_room_touches_neither_its_successor_nor_the_que
     (new,) = opened(table, 5)
     table.move(old, KVPoll.SUCCESS)
     assert new.status is KVPoll.BOOTSTRAPPING
-    assert table.finished(past()) == []
+    assert ended_in(table, past()) == []
     table.clear(old)
     with pytest.raises(RoomError, match="open already"):
         opened(table, 5)
@@ -172,10 +177,10 @@ def test_finished_returns_every_ended_room_once_in_order(table: RoomTable) -> No
     first, second, third = opened(table, 1, 2, 3)
     table.move(second, KVPoll.SUCCESS)
     table.move(first, KVPoll.FAILED, FAILURE)
-    assert table.finished(soon()) == [2, 1]
+    assert ended_in(table, soon()) == [2, 1]
     table.move(third, KVPoll.SUCCESS)
-    assert table.finished(soon()) == [3]
-    assert table.finished(past()) == []
+    assert ended_in(table, soon()) == [3]
+    assert ended_in(table, past()) == []
 
 
 def test_a_cleared_room_is_not_finished(table: RoomTable) -> None:
@@ -183,7 +188,7 @@ def test_a_cleared_room_is_not_finished(table: RoomTable) -> None:
     for record in (first, second):
         table.move(record, KVPoll.SUCCESS)
     table.clear(first)
-    assert table.finished(past()) == [2]
+    assert ended_in(table, past()) == [2]
 
 
 def in_thread(wait: Callable[[], object]) -> tuple[threading.Thread, list[object]]:
@@ -196,7 +201,7 @@ def in_thread(wait: Callable[[], object]) -> tuple[threading.Thread, list[object
 
 def test_finished_is_woken_by_the_end_of_a_room(table: RoomTable) -> None:
     (record,) = opened(table, 1)
-    thread, results = in_thread(lambda: table.finished(soon()))
+    thread, results = in_thread(lambda: ended_in(table, soon()))
     table.move(record, KVPoll.TRANSFERRING)
     table.move(record, KVPoll.SUCCESS)
     thread.join(30)
@@ -206,7 +211,7 @@ def test_finished_is_woken_by_the_end_of_a_room(table: RoomTable) -> None:
 def test_a_peer_is_told_after_the_move_and_before_a_waiter_wakes(table: RoomTable) -> None:
     (record,) = opened(table, 1)
     seen: list[tuple[KVPoll, bool, object]] = []
-    thread, results = in_thread(lambda: table.finished(soon()))
+    thread, results = in_thread(lambda: ended_in(table, soon()))
 
     def tell() -> None:
         thread.join(0.05)
@@ -222,7 +227,7 @@ def test_a_peer_is_told_after_the_move_and_before_a_waiter_wakes(table: RoomTabl
 
 def test_waiters_wake_although_telling_failed(table: RoomTable) -> None:
     (record,) = opened(table, 1)
-    thread, results = in_thread(lambda: table.finished(soon()))
+    thread, results = in_thread(lambda: ended_in(table, soon()))
 
     def tell() -> None:
         raise OSError("no")
@@ -235,7 +240,7 @@ def test_waiters_wake_although_telling_failed(table: RoomTable) -> None:
 
 def test_every_waiter_is_woken_and_each_room_goes_to_one_of_them(table: RoomTable) -> None:
     records = opened(table, 1, 2)
-    waiters = [in_thread(lambda: table.finished(soon())) for _ in range(2)]
+    waiters = [in_thread(lambda: ended_in(table, soon())) for _ in range(2)]
     seen: list[object] = []
     table.move(records[0], KVPoll.SUCCESS)
     while not any(results for _, results in waiters):
@@ -266,15 +271,15 @@ def test_wait_returns_the_status_at_the_deadline(table: RoomTable) -> None:
 
 def test_shutting_the_table_ends_every_wait_now_and_later(table: RoomTable) -> None:
     (record,) = opened(table, 1)
-    finished, rooms = in_thread(lambda: table.finished(soon()))
+    finished, rooms = in_thread(lambda: ended_in(table, soon()))
     waiting, status = in_thread(lambda: table.wait(record, soon()))
     table.shut()
     finished.join(30)
     waiting.join(30)
     assert (rooms, status) == ([[]], [KVPoll.BOOTSTRAPPING])
     table.move(record, KVPoll.FAILED, FAILURE)
-    assert table.finished(soon()) == [1]
-    assert table.finished(soon()) == []
+    assert ended_in(table, soon()) == [1]
+    assert ended_in(table, soon()) == []
 
 
 # Deadlines
@@ -313,4 +318,8 @@ def test_a_missed_deadline_says_where_the_room_stood(table: RoomTable) -> None:
     assert error.code is FailureCode.DEADLINE
     assert error.happened == "room 7 missed its deadline"
     assert error.there_is.startswith("it was TRANSFERRING and open for ")
+    assert error.there_is.endswith(" s; awaited: the other side")
     assert error.to_do.startswith("raise the request's deadline")
+    error = record.missed(Awaited("decode rank 1", "look there"))
+    assert error.there_is.endswith(" s; awaited: decode rank 1")
+    assert error.to_do == "look there"

@@ -9,28 +9,34 @@ from functools import partial
 import attrs
 
 from pdcore.backend import PeerIdentity
+from pdcore.decode import awaited
 from pdcore.decode.group import PrefillGroup
 from pdcore.decode.host import ReceiverHost
 from pdcore.decode.source import PrefillSource
 from pdcore.errors import KVTransferError
-from pdcore.status import Room
-from pdcore.wire import Abort, Failure, Opened, RequestMetadata
+from pdcore.status import Awaited, Room
+from pdcore.wire import Abort, Failure, Inquiry, Opened, RequestMetadata
 
 __all__ = ["Dialogue"]
+
+NEAR = 1.0
+"""Seconds before its deadline in which a room asks prefill what it waits for."""
 
 
 class Dialogue:
     """Each paired prefill rank hears of the room: that it is open, if it asks late; a request; its end.
 
     ``group`` and ``asking``, which turns true when the requests are about to go out, are guarded by the
-    receiver's lock; ``posted`` turns true once they are.
+    receiver's lock; ``posted`` turns true once they are. ``standing`` is what prefill ranks said that they
+    wait for.
     """
 
     def __init__(self, host: ReceiverHost, record: Room, bootstrap: str) -> None:
         self.group: PrefillGroup | None = None
         self.asking = self.posted = False
         self._host, self._record, self._bootstrap = host, record, bootstrap
-        self._announced = False
+        self.standing: dict[PeerIdentity, str] = {}
+        self._announced = self._inquired = False
 
     @property
     def members(self) -> Sequence[PrefillSource]:
@@ -70,6 +76,29 @@ class Dialogue:
         group = self.group or self._host.default_group(self._bootstrap, self._record.room)
         if group is not None:
             group.whenever_found(partial(self._part, group, failure, told))
+
+    def inquire(self, answered: Container[PeerIdentity]) -> None:
+        """Ask, once, those who have not answered what they wait for: the deadline is near."""
+        if self._inquired or not self.posted or self._record.deadline.remaining() > NEAR:
+            return
+        self._inquired = True
+        for member in self.members:
+            if member.identity not in answered:
+                self._host.say(member, Inquiry(self._record.room, self._record.generation))
+
+    def awaited(self, *, placed: bool, answered: set[PeerIdentity]) -> Awaited:
+        """Return what the room waits for; ``placed`` once ``send_metadata`` was called."""
+        group = self.group
+        if group is None:
+            return awaited.NO_INIT
+        if not group.members:
+            trouble = self._host.trouble(self._bootstrap)
+            return awaited.of_bootstrap(str(group), self._bootstrap, trouble)
+        if not group.ready:
+            return awaited.of_pairing(group.members)
+        if not placed:
+            return awaited.NO_METADATA
+        return awaited.of_prefill(group.senders, answered, self.standing)
 
     def remind(self, writers: Container[PeerIdentity]) -> None:
         """Ask those who may still write to this failed room again: the question or its answer may be lost."""

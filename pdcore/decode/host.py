@@ -46,6 +46,9 @@ class ReceiverHost(Protocol):
     def say(self, source: PrefillSource, message: Message) -> None:
         """Tell a prefill rank something, unless it is lost by then."""
 
+    def trouble(self, bootstrap: str) -> str:
+        """Return how often in a row a bootstrap service was not reached and why; "" if it was."""
+
     def reaches(self, source: PrefillSource) -> bool:
         """Whether that prefill process is paired, perhaps anew."""
 

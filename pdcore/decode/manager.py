@@ -18,15 +18,15 @@ from pdcore.decode.figures import with_decode
 from pdcore.decode.group import PrefillGroup
 from pdcore.decode.receiver import KVReceiver
 from pdcore.decode.receivers import Receivers
+from pdcore.decode.reception import OfARoom, Reception
 from pdcore.decode.source import PrefillSource, replaced
 from pdcore.decode.sources import Sources
 from pdcore.decode.verifier import Verifier
-from pdcore.errors import AuthenticationError, FailureCode, KVTransferError, PDCoreError
+from pdcore.errors import AuthenticationError, FailureCode, KVTransferError
 from pdcore.events import Gauges, PeerLost, Subscriber
 from pdcore.handle import RoomHandle
 from pdcore.manager import TICK, Manager
-from pdcore.metadata import AuxDataCodec
-from pdcore.model import Deadline, Generation, KVPoll, Role, RoomId
+from pdcore.model import Deadline, KVPoll, Role, RoomId
 from pdcore.overdue import end_overdue
 from pdcore.pools import Pools
 from pdcore.process import ProcessIdentity
@@ -34,15 +34,11 @@ from pdcore.selection import Backend
 from pdcore.topology import DPChoice, Topology
 from pdcore.wire import (
     Abort,
-    AuxRow,
     Bye,
-    Digests,
     Heartbeat,
     Message,
     PairReply,
-    Released,
     RequestMetadata,
-    RoomStatus,
     Route,
 )
 
@@ -70,8 +66,8 @@ class DecodeManager(Manager):
         self.claims = Claims(pools)
         self._receivers = Receivers()
         self._remind_at = 0.0
-        self._aux_codec = AuxDataCodec(pools.aux) if pools.aux else None
         self._verifier = Verifier(self.config.transfer.verify, pools, self.channel.post)
+        self._reception = Reception(self._receivers, self._verifier, pools, self.channel.counts)
         description = self.describe(f"{self.place.advertised} pid {os.getpid()}")
         self._sources = Sources(
             self.engine,
@@ -128,6 +124,10 @@ class DecodeManager(Manager):
         """Tell prefill that a request was given up."""
         self.channel.post(source.route, abort)
 
+    def trouble(self, bootstrap: str) -> str:
+        """Return how often in a row a bootstrap service was not reached and why; "" if it was."""
+        return self._sources.trouble(bootstrap)
+
     def reaches(self, source: PrefillSource) -> bool:
         """Whether that prefill process is paired, perhaps anew."""
         current = self._sources.of(source.route)
@@ -147,22 +147,10 @@ class DecodeManager(Manager):
         source = self._sources.of(route)
         if source is None:
             self.channel.counts["stale"] += 1
-        elif isinstance(message, RoomStatus):
-            receiver = self._known(source, message.room, message.generation)
-            if receiver is not None:
-                receiver.on_status(source, message)
-        elif isinstance(message, AuxRow):
-            self._on_aux(source, message)
-        elif isinstance(message, Digests):
-            receiver = self._known(source, message.room, message.generation)
-            if receiver is not None and not self._verifier.check(receiver, source, message):
-                self.channel.counts["unexpected"] += 1
+        elif isinstance(message, OfARoom):
+            self._reception.take(source, message)
         elif isinstance(message, Heartbeat):
             self._on_heartbeat(source, message)
-        elif isinstance(message, Released):
-            receiver = self._known(source, message.room, message.generation)
-            if receiver is not None:
-                receiver.drained(source)
         elif isinstance(message, PairReply):
             self._sources.answered(source, message)
         elif isinstance(message, Bye):
@@ -180,22 +168,6 @@ class DecodeManager(Manager):
         self.heartbeats.heard(source.route, time.monotonic())
         if source.ready:
             self.backend.heartbeat_success(source.identity)
-
-    def _known(self, source: PrefillSource, room: RoomId, generation: Generation) -> KVReceiver | None:
-        receiver = self._receivers.meant(source, room, generation)
-        if receiver is None:
-            self.channel.counts["stale"] += 1
-        return receiver
-
-    def _on_aux(self, source: PrefillSource, message: AuxRow) -> None:
-        receiver = self._known(source, message.room, message.generation)
-        if receiver is None or self._aux_codec is None or receiver.aux_slot is None:
-            return
-        try:
-            self._aux_codec.decode(receiver.aux_slot, message.row)
-        except PDCoreError as error:
-            failure = KVTransferError(FailureCode.AUX, error.happened, error.there_is, error.to_do)
-            receiver.give_up(failure)
 
     def _lose(self, route: Route, why: str) -> None:
         source = self._sources.of(route)
@@ -230,8 +202,8 @@ class DecodeManager(Manager):
         chores = self._chores
         chores.do("telling the engine", lambda: self.engine.expect(self.rooms.busy()))
         chores.each("giving a pairing up", self._sources.overdue(), self._give_pairing_up)
-        end_overdue(self.rooms, self._receivers.get, self._chores)
-        chores.do("announcing rooms", self._announce)
+        end_overdue(self._chores, self.rooms.expired())
+        self._look_out()
         self._remind()
         chores.do("sweeping rooms", self._receivers.sweep)
 
@@ -242,12 +214,11 @@ class DecodeManager(Manager):
                 self._lose_source(member, failure)
         group.fail(failure)
 
-    def _announce(self) -> None:
-        """Let prefill know of rooms that have been open for a while and have asked for nothing."""
+    def _look_out(self) -> None:
+        """Look after rooms that have been open for a while."""
         lately = time.monotonic() - TICK
-        for receiver in self._receivers.open():
-            if receiver.record.opened_at < lately and not receiver.poll().terminal:
-                receiver.announce()
+        rooms = [r for r in self._receivers.open() if r.record.opened_at < lately and not r.poll().terminal]
+        self._chores.each("looking after a room", rooms, KVReceiver.look_out)
 
     def _remind(self) -> None:
         """Once per interval, ask again after failed rooms whose pages are not released."""

@@ -21,7 +21,7 @@ from pdcore.events import MetadataSent
 from pdcore.handle import NOT_ENDED, RoomHandle
 from pdcore.metrics import RequestMetrics
 from pdcore.model import Generation, KVPoll, RoomId
-from pdcore.status import Room
+from pdcore.status import Awaited, Room
 from pdcore.topology import DPChoice
 from pdcore.wire import RequestMetadata, RoomStatus
 
@@ -121,6 +121,9 @@ class KVReceiver(RoomHandle):
             self._held = wanted
         self._post_when_paired()
 
+    def awaited(self) -> Awaited:
+        return self._dialogue.awaited(placed=self._placement is not None, answered=self._responded)
+
     def release_safe(self) -> bool:
         self._require_here()
         if not self.record.status.terminal:
@@ -180,9 +183,14 @@ class KVReceiver(RoomHandle):
         """The pairing failed."""
         return self.give_up(failure)
 
-    def announce(self) -> None:
-        """Let prefill know of a room that has not asked for long."""
+    def look_out(self) -> None:
+        """Now and then, while the room is open: let prefill know of it, and ask what it waits for."""
         self._dialogue.announce()
+        self._dialogue.inquire(self._responded)
+
+    def on_standing(self, source: PrefillSource, waits_for: str) -> None:
+        """Take the word of a prefill rank what it waits for."""
+        self._dialogue.standing[source.identity] = waits_for
 
     def remind(self) -> None:
         """Ask again who may still write to this failed room."""

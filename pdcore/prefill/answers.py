@@ -8,44 +8,50 @@ from pdcore.metadata import AuxDataCodec
 from pdcore.model import Generation, KVPoll, RoomId
 from pdcore.prefill.link import Destination
 from pdcore.prefill.lives import Life
-from pdcore.wire import AuxRow, Failure, Message, RequestMetadata, RoomStatus
+from pdcore.wire import AuxRow, Failure, Message, RequestMetadata, RoomStatus, Standing
 
-__all__ = ["concluded", "ended_before", "failed", "not_paired", "succeeded", "superseded", "taken"]
-
-
-def concluded(
-    destination: Destination, rank: int, codec: AuxDataCodec | None, aux_index: int | None
-) -> list[Message]:
-    """Return what tells a destination that its room succeeded, aux first; a dummy awaits nothing."""
-    link, wanted, out = destination.link, destination.wanted, list[Message]()
-    if link.dummy:
-        return out
-    if codec and aux_index is not None and link.carries_aux and link.aux_transport is AuxTransport.TCP:
-        out.append(AuxRow(wanted.room, wanted.generation, codec.encode(aux_index)))
-    return [*out, succeeded(wanted, rank)]
+__all__ = ["Answers", "ended_before", "superseded", "taken"]
 
 
-def succeeded(wanted: RequestMetadata, rank: int) -> RoomStatus:
-    """Return that prefill rank ``rank`` has sent all of a room."""
-    return RoomStatus(wanted.room, wanted.generation, rank, KVPoll.SUCCESS, drained=True)
+class Answers:
+    """What prefill rank ``rank`` says; ``codec`` reads its aux rows."""
 
+    def __init__(self, rank: int, codec: AuxDataCodec | None) -> None:
+        self._rank, self._codec = rank, codec
 
-def failed(
-    room: RoomId, generation: Generation, rank: int, failure: KVTransferError, *, drained: bool = True
-) -> RoomStatus:
-    """Return why a room failed. ``drained``: no byte of it can land any more."""
-    return RoomStatus(room, generation, rank, KVPoll.FAILED, drained, Failure.of(failure))
+    def concluded(self, destination: Destination, aux_index: int | None) -> list[Message]:
+        """Return what tells a destination that its room succeeded, aux first; a dummy awaits nothing."""
+        link, wanted, out = destination.link, destination.wanted, list[Message]()
+        if link.dummy:
+            return out
+        if (
+            self._codec
+            and aux_index is not None
+            and link.carries_aux
+            and link.aux_transport is AuxTransport.TCP
+        ):
+            out.append(AuxRow(wanted.room, wanted.generation, self._codec.encode(aux_index)))
+        return [*out, RoomStatus(wanted.room, wanted.generation, self._rank, KVPoll.SUCCESS, drained=True)]
 
+    def failed(
+        self, room: RoomId, generation: Generation, failure: KVTransferError, *, drained: bool = True
+    ) -> RoomStatus:
+        """Return why a room failed. ``drained``: no byte of it can land any more."""
+        return RoomStatus(room, generation, self._rank, KVPoll.FAILED, drained, Failure.of(failure))
 
-def not_paired(wanted: RequestMetadata, rank: int, address: str) -> RoomStatus:
-    """Return that a room was asked for by somebody whom the prefill rank at ``address`` doesn't know."""
-    failure = KVTransferError(
-        FailureCode.PEER_LOST,
-        f"prefill {address} is not paired with who asked for room {wanted.room}",
-        "it lost its peer, or was started anew",
-        "send the request again; the next one pairs anew",
-    )
-    return failed(wanted.room, wanted.generation, rank, failure)
+    def stands(self, room: RoomId, generation: Generation, waits_for: str) -> Standing:
+        """Return what prefill waits for in a room."""
+        return Standing(room, generation, self._rank, waits_for)
+
+    def not_paired(self, wanted: RequestMetadata, address: str) -> RoomStatus:
+        """Return that somebody asked for a room whom the prefill rank at ``address`` doesn't know."""
+        failure = KVTransferError(
+            FailureCode.PEER_LOST,
+            f"prefill {address} is not paired with who asked for room {wanted.room}",
+            "it lost its peer, or was started anew",
+            "send the request again; the next one pairs anew",
+        )
+        return self.failed(wanted.room, wanted.generation, failure)
 
 
 def ended_before(life: Life, rank: int, now: float) -> KVTransferError:

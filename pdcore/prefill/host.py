@@ -9,6 +9,7 @@ from pdcore.backend import PeerIdentity
 from pdcore.errors import KVTransferError
 from pdcore.events import Events
 from pdcore.pools import Pools
+from pdcore.prefill.answers import Answers
 from pdcore.prefill.delivery import Delivery
 from pdcore.prefill.link import Destination, PeerLink
 from pdcore.prefill.transfer import Shipment
@@ -24,6 +25,7 @@ __all__ = ["SenderHost"]
 class SenderHost(Protocol):
     """What a sender needs of its manager."""
 
+    answers: Answers
     events: Events
     pools: Pools
     rooms: RoomTable
@@ -34,17 +36,14 @@ class SenderHost(Protocol):
     def tell(self, destination: Destination, message: Message) -> None:
         """Post a message to a destination."""
 
-    def conclusion(self, sender: KVSender, destination: Destination) -> list[Message]:
-        """Return what tells a destination that its room succeeded, aux first."""
-
     def examine(self, sender: KVSender, destinations: Sequence[Destination]) -> bool:
         """Have decode verify what was sent, and ``conclude`` called; False if that is not wanted."""
 
-    def failed(self, destination: Destination, failure: KVTransferError, *, drained: bool) -> Message:
-        """Return what tells a destination that its room failed."""
-
     def unproven(self, target: PeerIdentity) -> str:
         """Why writes to a decode process have not ended, of rooms that have."""
+
+    def company(self, sender: KVSender) -> tuple[list[PeerIdentity], int]:
+        """Return the decode ranks that have a room open and did not ask, and how many are paired."""
 
     def ended(self, sender: KVSender) -> None:
         """A room has ended: tell the decode ranks that have it open and did not ask for it."""

@@ -20,14 +20,14 @@ from pdcore.metadata import AuxDataCodec
 from pdcore.model import Deadline, Role, RoomId
 from pdcore.overdue import end_overdue
 from pdcore.pools import Pools
-from pdcore.prefill import answers
+from pdcore.prefill.answers import Answers
 from pdcore.prefill.delivery import Delivery
 from pdcore.prefill.examiner import Examiner
 from pdcore.prefill.figures import with_prefill
 from pdcore.prefill.link import Destination, PeerLink
 from pdcore.prefill.links import Links
 from pdcore.prefill.parking import Parking
-from pdcore.prefill.reception import Reception
+from pdcore.prefill.reception import OfARoom, Reception
 from pdcore.prefill.sender import KVSender
 from pdcore.prefill.senders import Senders
 from pdcore.prefill.transfer import Shipment
@@ -36,11 +36,9 @@ from pdcore.quarantine import Quarantine
 from pdcore.selection import Backend
 from pdcore.topology import Topology
 from pdcore.wire import (
-    Abort,
     Bye,
     Heartbeat,
     Message,
-    Opened,
     PairRequest,
     RequestMetadata,
     Route,
@@ -79,11 +77,11 @@ class PrefillManager(Manager):
         )
         self.bootstrap = bootstrap
         self._senders, self._parking = Senders(), Parking()
+        self.answers = Answers(topology.unique_rank, AuxDataCodec(pools.aux) if pools.aux else None)
         self._reception = Reception(
-            self._senders, self._parking, topology.unique_rank, self._post, self.channel.counts
+            self._senders, self._parking, topology, self.answers, self._post, self.channel.counts
         )
         self._renew_at = 0.0
-        self._aux_codec = AuxDataCodec(pools.aux) if pools.aux else None
         try:
             bound = self.channel.bind(self.place.listens, self.config.control.port)
         except BaseException:
@@ -157,16 +155,9 @@ class PrefillManager(Manager):
         """Post a message to a destination, unless it is lost."""
         self._post(destination.link, message)
 
-    def conclusion(self, sender: KVSender, destination: Destination) -> list[Message]:
-        """Return what tells a destination that its room succeeded, aux first."""
-        return answers.concluded(destination, self.topology.unique_rank, self._aux_codec, sender.aux_index)
-
-    def failed(self, destination: Destination, failure: KVTransferError, *, drained: bool) -> Message:
-        """Return what tells a destination that its room failed."""
-        wanted = destination.wanted
-        return answers.failed(
-            wanted.room, wanted.generation, self.topology.unique_rank, failure, drained=drained
-        )
+    def company(self, sender: KVSender) -> tuple[list[PeerIdentity], int]:
+        """Return the decode ranks that have a room open and did not ask, and how many are paired."""
+        return self._reception.guests(sender.room), len(self._links.all())
 
     def ended(self, sender: KVSender) -> None:
         """A room has ended: tell the decode ranks that have it open and did not ask for it."""
@@ -196,7 +187,7 @@ class PrefillManager(Manager):
                 self._disown(route)
             elif self.heartbeats.heard(route, time.monotonic()):
                 self.backend.heartbeat_success(link.identity)
-        elif isinstance(message, Abort | Opened):
+        elif isinstance(message, OfARoom):
             self._on_word(route, message)
         elif isinstance(message, Verdict):
             self._examiner.heard(route, message)
@@ -210,7 +201,7 @@ class PrefillManager(Manager):
     def _on_metadata(self, route: Route, wanted: RequestMetadata) -> None:
         link = self._links.get(route)
         if link is None or not link.ready:
-            self.channel.post(route, answers.not_paired(wanted, self.topology.unique_rank, self.address))
+            self.channel.post(route, self.answers.not_paired(wanted, self.address))
             if link is None:
                 self._disown(route)
             return
@@ -220,15 +211,13 @@ class PrefillManager(Manager):
         """Tell a decode rank that it is not paired, so that its next request pairs anew."""
         self.channel.post(route, Bye(self.incarnation, "it doesn't know this decode worker", drained=False))
 
-    def _on_word(self, route: Route, word: Abort | Opened) -> None:
+    def _on_word(self, route: Route, word: OfARoom) -> None:
         link = self._links.get(route)
         if link is None:
             # Another process may have been here, and nothing is known of what it writes.
             self._disown(route)
-        elif isinstance(word, Opened):
-            self._reception.expected(link, word)
-        elif (answer := self._reception.aborted(link, word)) is not None:
-            self.channel.post(route, answer)
+        else:
+            self._reception.take(link, word)
 
     def _on_pair(self, route: Route, request: PairRequest) -> None:
         old = self._links.get(route)
@@ -257,7 +246,7 @@ class PrefillManager(Manager):
         if now >= self._renew_at and not self._closed:
             self._renew_at = now + self.config.liveness.interval
             self._chores.do("renewing the lease", lambda: self._http.renew(self.bootstrap, self._rank))
-        end_overdue(self.rooms, self._senders.get, self._chores)
+        end_overdue(self._chores, self.rooms.expired())
         self._chores.do("sweeping rooms", self._reception.sweep)
 
     def _post(self, link: PeerLink, message: Message) -> None:

@@ -7,41 +7,53 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
+from pdcore.backend import PeerIdentity
 from pdcore.config import MAX_SECONDS
 from pdcore.errors import KVTransferError
 from pdcore.model import Deadline, Generation, KVPoll, RoomId
-from pdcore.prefill import answers
+from pdcore.prefill.answers import Answers, ended_before, superseded, taken
 from pdcore.prefill.expected import Expected, Guest
 from pdcore.prefill.link import Destination, PeerLink
 from pdcore.prefill.lives import Life, Lives, Meaning, Word, meaning
 from pdcore.prefill.parking import Parking
 from pdcore.prefill.sender import KVSender
 from pdcore.prefill.senders import Senders
-from pdcore.wire import Abort, Message, Opened, Released, RequestMetadata
+from pdcore.topology import Topology
+from pdcore.wire import Abort, Inquiry, Message, Opened, Released, RequestMetadata, Standing
 
-__all__ = ["Reception"]
+__all__ = ["OfARoom", "Reception"]
 
 PATIENCE = 1.0
 """Seconds in which prefill shall clear a room that succeeded, before another worker who asks is refused."""
 
 Told = Callable[[PeerLink, Message], None]
 
+OfARoom = Abort | Opened | Inquiry
+"""What a decode rank says of one room, but that it asks for it."""
+
 
 class Reception:
     """Takes what paired decode ranks say on the control thread, and rooms as they open, end and are cleared.
 
-    ``post`` tells a peer unless it is lost, ``counts`` are the channel's, ``rank`` is this prefill rank. The
-    lock guards what is remembered of lives, and sees to it that no request is parked once its room has taken
-    what is parked.
+    ``post`` tells a peer unless it is lost, ``counts`` are the channel's, ``topology`` is this prefill
+    rank's. The lock guards what is remembered of lives, and sees to it that no request is parked once its
+    room has taken what is parked.
     """
 
     def __init__(
-        self, senders: Senders, parking: Parking, rank: int, post: Told, counts: Counter[str]
+        self,
+        senders: Senders,
+        parking: Parking,
+        topology: Topology,
+        answers: Answers,
+        post: Told,
+        counts: Counter[str],
     ) -> None:
         self._lock = threading.Lock()
         self._senders, self._parking, self._expected = senders, parking, Expected()
         self._lives = Lives(time.monotonic)
-        self._rank, self._post, self._counts = rank, post, counts
+        self._post, self._counts, self._topology = post, counts, topology
+        self._answers = answers
 
     # --- rooms -----------------------------------------------------------------------------
 
@@ -62,7 +74,7 @@ class Reception:
         for guest in self._expected.take(sender.room):
             with self._lock:
                 life.heard.setdefault(guest.link.route, guest.generation)
-            failure = answers.ended_before(life, guest.link.rank, now)
+            failure = ended_before(life, guest.link.rank, now)
             self._refuse(guest.link, sender.room, guest.generation, failure)
 
     def cleared(self, sender: KVSender) -> None:
@@ -81,6 +93,15 @@ class Reception:
         self._expected.came(wanted.room, link.route)
         self._receive(Destination(link, wanted, Deadline.after(min(wanted.remaining, MAX_SECONDS))))
 
+    def take(self, link: PeerLink, word: OfARoom) -> None:
+        """Take anything else that a decode rank says of a room."""
+        if isinstance(word, Opened):
+            self.expected(link, word)
+        elif isinstance(word, Inquiry):
+            self._post(link, self.standing(link, word))
+        elif (answer := self.aborted(link, word)) is not None:
+            self._post(link, answer)
+
     def expected(self, link: PeerLink, opened: Opened) -> None:
         """Take the word that a decode rank has a room open."""
         now = time.monotonic()
@@ -93,7 +114,7 @@ class Reception:
             elif what not in (Meaning.OLD, Meaning.TAKEN):
                 self._lives.wanted_again(word.room, word.rank)
         if life is not None and what in (Meaning.OVER, Meaning.TAKEN):
-            self._refuse(link, word.room, word.generation, answers.ended_before(life, word.rank, now))
+            self._refuse(link, word.room, word.generation, ended_before(life, word.rank, now))
         elif what is not Meaning.OLD:  # it has asked since
             self._supersede(what, sender)
             self._expected.add(word.room, Guest(link, word.generation))
@@ -113,6 +134,24 @@ class Reception:
                 if not sender.drained:
                     return None
         return Released(room, generation)
+
+    def guests(self, room: RoomId) -> list[PeerIdentity]:
+        """Return the decode ranks that have a room open and did not ask for it."""
+        return [guest.link.identity for guest in self._expected.of(room)]
+
+    def standing(self, link: PeerLink, inquiry: Inquiry) -> Standing:
+        """Return what prefill waits for in a room that a decode rank asked for."""
+        room, generation = inquiry.room, inquiry.generation
+        sender = self._senders.get(room)
+        if self._parking.holds(link.route, room, generation):
+            earlier = sender is not None and "an earlier request with its id is not cleared"
+            dp = f"DP rank {self._topology.dp_rank} of {self._topology.dp_size}"
+            what = f"its scheduler: the room is not opened there, at {dp}; {earlier or 'the request is kept'}"
+        elif sender is not None and sender.life.is_promised_to(link.route, generation):
+            what = sender.awaited().what
+        else:
+            what = "nothing: it does not know the request"
+        return self._answers.stands(room, generation, what)
 
     def lost(self, link: PeerLink, why: str) -> int:
         """Fail what was promised to a lost peer; return how many rooms that were."""
@@ -141,7 +180,7 @@ class Reception:
             if sender is None:
                 self._receive(destination)
             else:
-                failure = answers.taken(sender.life, destination.link.rank)
+                failure = taken(sender.life, destination.link.rank)
                 self._refuse(destination.link, sender.room, destination.wanted.generation, failure)
         self._senders.sweep()
         with self._lock:
@@ -176,8 +215,8 @@ class Reception:
             self._counts["stale"] += 1
         elif life is None or what in (Meaning.NEXT, Meaning.CONTESTED, Meaning.SUPERSEDED):
             return
-        elif what is not Meaning.PRESENT or sender is None or not sender.accept(destination):
-            self._refuse(link, word.room, word.generation, answers.ended_before(life, word.rank, now))
+        elif what is not Meaning.PRESENT or sender is None or not _accepts(sender, destination):
+            self._refuse(link, word.room, word.generation, ended_before(life, word.rank, now))
 
     def _given_up(self, link: PeerLink, abort: Abort) -> None:
         """Take the word that decode gave up what it has not asked for, or only of a room not opened yet."""
@@ -199,7 +238,7 @@ class Reception:
 
     def _supersede(self, what: Meaning, sender: KVSender | None) -> None:
         if what is Meaning.SUPERSEDED and sender is not None:
-            sender.give_up(answers.superseded(sender.room))
+            sender.give_up(superseded(sender.room))
 
     def _is_contested(self, destination: Destination) -> bool:
         """Whether a parked request waits for a room that another worker got, and prefill does not clear."""
@@ -211,4 +250,10 @@ class Reception:
         )
 
     def _refuse(self, link: PeerLink, room: RoomId, generation: Generation, failure: KVTransferError) -> None:
-        self._post(link, answers.failed(room, generation, self._rank, failure))
+        self._post(link, self._answers.failed(room, generation, failure))
+
+
+def _accepts(sender: KVSender, destination: Destination) -> bool:
+    """Whether a room takes a destination; whatever that raises ends the room."""
+    taken: list[bool] = []
+    return sender.attempt(lambda: taken.append(sender.accept(destination))) and all(taken)

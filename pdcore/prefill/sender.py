@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 
@@ -14,13 +15,14 @@ from pdcore.errors import FailureCode, KVTransferError
 from pdcore.handle import NOT_ENDED, RoomHandle
 from pdcore.metrics import RequestMetrics
 from pdcore.model import Deadline, KVPoll
+from pdcore.prefill import awaited
 from pdcore.prefill.delivery import Delivery, TransferKVChunk
 from pdcore.prefill.host import SenderHost
 from pdcore.prefill.link import Destination, PeerLink
 from pdcore.prefill.lives import Life
 from pdcore.prefill.supply import Supply
 from pdcore.prefill.transfer import Shipment
-from pdcore.status import Room
+from pdcore.status import Awaited, Room
 from pdcore.wire import Message, Released
 
 __all__ = ["KVSender"]
@@ -43,17 +45,12 @@ class KVSender(RoomHandle):
         self._destinations: list[Destination] = []
         self._held: list[TransferKVChunk] = []
         self._unfinished = 0
-        self._in_flight = 0
+        self._in_flight: Counter[int] = Counter()  # chunks by decode rank, none without
         self._deliveries: list[Delivery] = []
         self._shipments: list[Shipment] = []
         self._supply = Supply(record, host.pools)
         self._met_at = 0.0
         self._first_at = 0.0
-
-    @property
-    def aux_index(self) -> int | None:
-        """The aux slot that ``init`` named."""
-        return self._supply.aux_index
 
     def init(self, num_pages: int, aux_index: int | None = None) -> None:
         """Announce how many pages ``send`` will bring in total, and the aux slot, if there is aux.
@@ -107,13 +104,28 @@ class KVSender(RoomHandle):
     def wait(self, deadline: Deadline) -> KVPoll:
         self._require_here()
         require_deadline("the deadline of wait()", deadline)
+        own = self.record.deadline
         for shipment in self._shipments:
-            shipment.finish(deadline)
+            shipment.finish(min(deadline, own, key=lambda d: d.remaining()))
         return super().wait(deadline)
 
     def release_safe(self) -> bool:
         self.poll()
         return self.drained
+
+    def awaited(self) -> Awaited:
+        with self._lock:
+            destinations, supply = self._destinations, self._supply
+            in_flight, announced, sent = dict(self._in_flight), supply.announced, supply.sent
+        asked = {d.link.rank: d.link.identity for d in destinations}
+        if not self.life.complete:
+            asking = destinations[0].link.asking if destinations else ()
+            return awaited.of_decode(asked, asking, *self._host.company(self))
+        if not supply.complete:
+            return awaited.of_prefill(announced, sent, list(asked.values()))
+        return awaited.of_transfers(
+            {asked[rank]: count for rank, count in in_flight.items()}, len(self._deliveries)
+        )
 
     def unsafe_because(self) -> str:
         if not self.record.status.terminal:
@@ -146,7 +158,7 @@ class KVSender(RoomHandle):
     @property
     def drained(self) -> bool:
         """Whether the room ended and nothing of it is in flight; unlike ``release_safe`` from any thread."""
-        return self.record.status.terminal and self._in_flight == 0
+        return self.record.status.terminal and not self._in_flight
 
     def accept(self, destination: Destination) -> bool:
         """Take a destination; return False if the room is past BOOTSTRAPPING (a stale message).
@@ -182,7 +194,8 @@ class KVSender(RoomHandle):
         with self._lock:
             destinations = list(self._destinations)
         # Aux is read before SUCCESS shows: from then on the caller may reuse the slot.
-        messages = [(d, m) for d in destinations for m in self._host.conclusion(self, d)]
+        answers, slot = self._host.answers, self._supply.aux_index
+        messages = [(d, m) for d in destinations for m in answers.concluded(d, slot)]
         self._end(KVPoll.SUCCESS, tell=partial(self._tell_all, messages))
         self._host.ended(self)
 
@@ -195,9 +208,11 @@ class KVSender(RoomHandle):
             return False
         with self._lock:
             self._held.clear()
-            destinations, drained = list(self._destinations), self._in_flight == 0
-        for destination in destinations:
-            self._host.tell(destination, self._host.failed(destination, failure, drained=drained))
+            destinations, drained = list(self._destinations), not self._in_flight
+        for d in destinations:
+            generation = d.wanted.generation
+            told = self._host.answers.failed(self.room, generation, failure, drained=drained)
+            self._host.tell(d, told)
         self._host.ended(self)
         return True
 
@@ -219,14 +234,14 @@ class KVSender(RoomHandle):
         with self._lock:
             destinations = [d for d in self._destinations if not d.link.dummy]
             self._unfinished += len(destinations) - 1
-            self._in_flight += len(destinations)
+            self._in_flight.update(d.link.rank for d in destinations)
         if not destinations:
             self._settle()
         for d in destinations:
             plan = partial(d.link.plan, chunk, d.wanted)
-            on_end = partial(self._on_end, d.link)
+            on_end, drained = partial(self._on_end, d.link), partial(self._on_drained, d.link.rank)
             delivery = Delivery(
-                chunk, d.link.identity, plan, deadline, self._alive, on_end, self._on_drained, self.events
+                chunk, d.link.identity, plan, deadline, self._alive, on_end, drained, self.events
             )
             self._deliveries.append(delivery)
             shipment = self._host.dispatch(d.link, delivery, from_send=from_send)
@@ -238,20 +253,24 @@ class KVSender(RoomHandle):
 
     def _on_end(self, link: PeerLink, error: KVTransferError | None) -> None:
         if error is not None:
+            if error.code is FailureCode.DEADLINE and self.record.overdue:
+                self.miss()
             self.give_up(error)
             if error.code is FailureCode.PEER_LOST:
                 self._host.suspect(link, error)
 
-    def _on_drained(self) -> None:
+    def _on_drained(self, rank: int) -> None:
         with self._lock:
-            self._in_flight -= 1
+            self._in_flight[rank] -= 1
+            if not self._in_flight[rank]:
+                del self._in_flight[rank]
             self._unfinished -= 1
         self._settle()
 
     def _settle(self) -> None:
         """End the room if nothing of it is left to do."""
         with self._lock:
-            drained = self._in_flight == 0
+            drained = not self._in_flight
             complete = self._unfinished == 0 and self._supply.complete
             destinations = list(self._destinations)
         if self.record.status is KVPoll.FAILED:
@@ -259,7 +278,7 @@ class KVSender(RoomHandle):
                 for destination in destinations:
                     self._host.tell(destination, Released(self.room, destination.wanted.generation))
         elif complete and not self._host.examine(self, destinations):
-            self.conclude()
+            self.attempt(self.conclude)
 
     def _tell_all(self, messages: list[tuple[Destination, Message]]) -> None:
         for destination, message in messages:
