@@ -20,6 +20,7 @@ from pdcore import (
     KVReceiver,
     KVSender,
     KVTransferError,
+    PageOrder,
     Pools,
     RoomId,
     StateBuffer,
@@ -211,6 +212,7 @@ def forty_pages(both: Groups, room: int) -> tuple[list[KVSender], list[KVReceive
 CASES = {
     "TP 2 to 1": (Model(kv_heads=4), ranks(tp=2), ranks(), 1),
     "TP 1 to 2": (Model(kv_heads=4), ranks(), ranks(tp=2), 0),
+    "head-major, TP 2 to 1": (Model(order=PageOrder.KV_HEAD_TOKEN), ranks(tp=2), ranks(), 1),
     "PP 2 to 1": (Model(kv_heads=4), ranks(pp=2), ranks(), 1),
     "CP 2 to 1": (Model(kv_heads=0), ranks(cp=2), ranks(), 0),
 }
@@ -332,6 +334,23 @@ def test_off_sends_no_digest_and_starts_no_thread(tamper: Callable[[Tamper], Non
         names = {thread.name for thread in threading.enumerate()}
     assert not seen
     assert not names & {"pdcore-lane-examiner", "pdcore-lane-verifier"}
+
+
+def test_damage_in_pages_with_gaps_between_them_names_the_page(tamper: Callable[[Tamper], None]) -> None:
+    apart = attrs.evolve(
+        MHA, buffers=tuple(attrs.evolve(b, item_stride=b.item_len + 40) for b in MHA.buffers)
+    )
+
+    def damage(manager: DecodeManager, message: Digests) -> Message:
+        if message.room == 5 and message.chunk == 0:
+            flip(manager.pools, 3, 9, 17)
+        return message
+
+    tamper(damage)
+    with paired(verifying("all"), target=pools(apart)) as pair:
+        for failure in failures(pair):
+            assert f"page 9 of {MHA.buffers[3].name}" in failure.happened
+        pair.move(6, [1, 2, 3], [4, 5, 6])
 
 
 # Spans
