@@ -21,7 +21,7 @@ import attrs
 
 from pdcore.errors import ConfigError, IncompatiblePeerError, KVTransferError, PDCoreError, SelectionError
 
-__all__ = ["Interrupted", "OutputError", "UsageError", "ended", "error_data", "say", "warn"]
+__all__ = ["Interrupted", "OutputError", "UsageError", "ended", "error_data", "explained", "say", "warn"]
 
 FAILED, USAGE, SIGNALLED = 1, 2, 128
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -122,7 +122,7 @@ def ended(command: Callable[[], int], *, as_data: bool = False) -> int:
 
 def error_data(error: BaseException) -> dict[str, object]:
     """Return an error as data: its type, the three parts of its text, and what else its type carries."""
-    parts = error if isinstance(error, PDCoreError) else _parts(error)
+    parts = explained(error)
     data: dict[str, object] = {
         "type": type(error).__name__,
         "happened": parts.happened,
@@ -181,11 +181,13 @@ def _text(error: BaseException) -> str:
         return f"interrupted by {error.name}"
     if os.environ.get(TRACEBACK):
         return "".join(traceback.format_exception(error)).rstrip()
-    return str(_parts(error))
+    return str(explained(error))
 
 
-def _parts(error: BaseException) -> PDCoreError:
-    """Return an error that is none of pdcore's in the form of those that are."""
+def explained(error: BaseException) -> PDCoreError:
+    """Return any error in the form of pdcore's own, which are returned as they are."""
+    if isinstance(error, PDCoreError):
+        return error
     if isinstance(error, Interrupted):
         return PDCoreError(f"interrupted by {error.name}", "it had not come to its end", "run it again")
     frames = traceback.extract_tb(error.__traceback__)

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 from subprocess import CompletedProcess
 
-import pytest
 from distributions import EVERY_DIST, folders, run_python
 
 
@@ -149,21 +148,6 @@ def test_a_wrong_configuration_is_a_clean_error() -> None:
     assert "PDCORE_HOSTT (from environment): is unknown; did you mean 'PDCORE_HOST'?" in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [[], ["no-such-command"], ["backends", "--no-such-flag"]])
-def test_wrong_usage_exits_2(arguments: list[str]) -> None:
-    done = run_python("-m", "pdcore", *arguments, path=[])
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert "usage: pdcore" in done.stderr
-
-
 def test_the_version_is_printed() -> None:
     done = run_python("-m", "pdcore", "--version", path=[])
     assert (done.returncode, done.stdout) == (0, "pdcore 0.1.0\n")
-
-
-def test_help_lists_every_command() -> None:
-    done = run_python("-m", "pdcore", "--help", path=[])
-    assert done.returncode == 0
-    for command in ("backends", "doctor", "demo", "conform", "bench"):
-        assert f"\n    {command} " in done.stdout

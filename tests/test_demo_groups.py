@@ -122,17 +122,10 @@ def test_every_model_is_dealt_out_to_the_groups_that_its_heads_allow(model: str)
 
 
 @pytest.mark.parametrize("text", ["tp=two", "xp=2", "tp", "tp=0", "tp=2,tp=2", "", "tp=8,pp=16"])
-def test_a_malformed_group_is_wrong_usage(text: str) -> None:
-    done = demo("--prefill", text)
-    assert done.returncode == 2
+def test_a_malformed_group_is_wrong_usage(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--prefill", text]) == 2
     reason = "makes 128 ranks, and the demo starts 64 at most" if "16" in text else "is not of the form"
-    assert f"argument --prefill: {text!r} {reason}" in done.stderr
-
-
-def test_a_group_that_cuts_a_model_wrongly_is_refused() -> None:
-    done = demo("--model", "jamba-v0.1", "--decode", "pp=16")
-    assert done.returncode == 1
-    assert "ShapeError: pipeline stage 0 of jamba-v0.1 has no KV cache" in done.stderr
+    assert f"argument --prefill: {text!r} {reason}" in capsys.readouterr().err
 
 
 def test_every_pair_of_replicas_serves_rooms_of_its_own() -> None:

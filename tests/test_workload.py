@@ -122,7 +122,7 @@ def test_slots_are_taken_off_the_memory_before_pages() -> None:
     assert caught.value.there_is == (
         "1.00 GiB for all of them; 8 requests in flight keep state of 128.0 MiB each"
     )
-    assert caught.value.to_do == "use --memory 1.1, or a smaller --concurrency"
+    assert caught.value.to_do == "use --memory 1.1, or a smaller --concurrency or --page-size"
 
 
 def test_a_prefix_is_whole_pages_of_each_request() -> None:

@@ -9,11 +9,11 @@ import numpy.typing as npt
 
 from pdcore.bench.load import allocate, pages_of, serve_load
 from pdcore.bench.messages import Command, Export, Join, Load, decode_command
+from pdcore.console import explained
 from pdcore.decode import DecodeManager
 from pdcore.demo.line import ParentLine
 from pdcore.demo.messages import Fatal, WorkerSettings
 from pdcore.demo.serving import chosen_backend, configuration
-from pdcore.errors import PDCoreError
 from pdcore.handle import RoomHandle
 from pdcore.machine import find_place
 from pdcore.metadata import MetadataBuffers
@@ -79,8 +79,8 @@ def main() -> int:
         return 2
     try:
         run(settings, line)
-    except PDCoreError as error:
-        line.emit(Fatal(str(error)))
+    except Exception as error:  # the parent has to tell it, whatever it is
+        line.emit(Fatal(str(explained(error))))
         return 1
     return 0
 

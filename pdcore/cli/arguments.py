@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from pdcore.console import UsageError, say
 
-__all__ = ["Parser", "count", "key_value", "positive", "whole"]
+__all__ = ["Parser", "count", "key_value", "number", "positive", "whole"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -59,28 +59,40 @@ def key_value(text: str) -> tuple[str, str]:
     return key, value
 
 
-def whole(text: str) -> int:
-    """Return a whole number."""
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """Return what reads a whole number from ``low`` to ``high``."""
+
+    def read(text: str) -> int:
+        """Read a whole number within its bounds."""
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} does not lie in {low:,} to {high:,}")
+        return value
+
+    return read
 
 
-def count(text: str) -> int:
-    """Return a whole number of at least 1."""
-    value = whole(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is less than 1")
-    return value
+def number(low: float, high: float) -> Callable[[str], float]:
+    """Return what reads a number from ``low`` to ``high``."""
+
+    def read(text: str) -> float:
+        """Read a number within its bounds."""
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} does not lie in {low:g} to {high:g}")
+        return value
+
+    return read
 
 
-def positive(text: str) -> float:
-    """Return a positive finite number."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return value
+count = whole(1, 10**9)
+"""Reads a whole number of at least 1."""
+
+positive = number(1e-9, 1e9)
+"""Reads a number above 0."""

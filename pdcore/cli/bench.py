@@ -8,6 +8,7 @@ import json
 import attrs
 
 from pdcore.bench.cases import Effort
+from pdcore.bench.load import BenchError
 from pdcore.bench.suite import run_bench
 from pdcore.cli.arguments import Parser, count
 from pdcore.cli.choice import add_backend_flags, choose
@@ -57,6 +58,12 @@ def run(args: argparse.Namespace) -> int:
         effort = attrs.evolve(effort, tokens=args.mib * 2**20 // TOKEN_BYTES)
     if args.page_size:
         effort = attrs.evolve(effort, page_sizes=tuple(args.page_size))
+    if (largest := max(effort.page_sizes)) > effort.tokens:
+        raise BenchError(
+            f"a page of {largest:,} tokens is larger than the pool",
+            f"{effort.tokens:,} tokens in {effort.tokens * TOKEN_BYTES >> 20} MiB",
+            "use a larger --mib or a smaller --page-size",
+        )
     sides = Estimate(len(Role) * effort.tokens * TOKEN_BYTES, len(Role))
     sides.refuse_more_than(Room.here(), "use a smaller --mib, or --quick")
     with telling("bench") as tell:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import attrs
 
-from pdcore.cli.arguments import Parser, count, positive, whole
+from pdcore.cli.arguments import Parser, count, number, whole
 from pdcore.cli.choice import Chosen, add_backend_flags, choose
 from pdcore.cli.progress import counting
+from pdcore.config import MAX_SECONDS
 from pdcore.console import say, warn
 from pdcore.demo.capacity import Estimate, Room, shm_shortage
 from pdcore.demo.fit import refuse_misfits
@@ -33,6 +34,7 @@ from pdcore.topology import CPSenders, DPChoice, Topology
 
 __all__ = ["add_parser", "run"]
 
+MOST_REQUESTS, MOST_IN_FLIGHT = 1_000_000, 4_096
 LESS = "use a smaller --memory, --concurrency, --longest or --model, or fewer ranks"
 TRANSFER_MODELS = ("workers", "inline")
 AUX_ROUTES = ("auto", "engine", "tcp")
@@ -63,7 +65,22 @@ def add_parser(commands: argparse._SubParsersAction[Parser]) -> None:
         )
     add("--cp-senders", choices=CP_SENDERS, default="all", help="which prefill CP ranks send (default: all)")
     add("--dp", choices=DP, default="room", help="how decode learns the prefill DP rank (default: room)")
-    add("--requests", type=count, default=200, metavar="N", help="how many (default: %(default)s)")
+    _add_workload(parser)
+    add("--transfer-model", choices=TRANSFER_MODELS, help="default: PDCORE_TRANSFER_MODEL, or the backend's")
+    add("--aux", choices=AUX_ROUTES, help="how aux rows travel (default: PDCORE_TRANSFER_AUX, or auto)")
+    add("--json", action="store_true", help="print the report as JSON")
+
+
+def _add_workload(parser: argparse.ArgumentParser) -> None:
+    """Add what says which requests are served, and with how much of everything."""
+    add = parser.add_argument
+    add(
+        "--requests",
+        type=whole(1, MOST_REQUESTS),
+        default=200,
+        metavar="N",
+        help="how many (default: %(default)s)",
+    )
     add(
         "--longest",
         type=count,
@@ -74,32 +91,41 @@ def add_parser(commands: argparse._SubParsersAction[Parser]) -> None:
     add("--trace", type=Path, metavar="FILE", help="JSON lines with timestamp and input_length")
     add(
         "--seed",
-        type=whole,
+        type=whole(0, 2**63 - 1),
         default=0,
         metavar="N",
         help="of all contents (default: %(default)s)",
     )
-    add("--page-size", type=count, default=16, metavar="TOKENS", help="default: %(default)s")
+    add("--page-size", type=whole(1, 65_536), default=16, metavar="TOKENS", help="default: %(default)s")
     add("--chunk-pages", type=count, default=0, metavar="N", help="send after every N pages")
-    add("--concurrency", type=count, default=8, metavar="N", help="in flight (default: %(default)s)")
+    add(
+        "--concurrency",
+        type=whole(1, MOST_IN_FLIGHT),
+        default=8,
+        metavar="N",
+        help="in flight (default: %(default)s)",
+    )
     add(
         "--memory",
-        type=positive,
+        type=number(0.001, 1e6),
         default=6.75,
         metavar="GIB",
         help="of all pools together at most (default: %(default)s)",
     )
     add(
         "--prefix",
-        type=_fraction,
+        type=number(0, 1),
         default=0.0,
         metavar="FRACTION",
         help="of each request's pages, held by decode (default: 0)",
     )
-    add("--transfer-model", choices=TRANSFER_MODELS, help="default: PDCORE_TRANSFER_MODEL, or the backend's")
-    add("--aux", choices=AUX_ROUTES, help="how aux rows travel (default: PDCORE_TRANSFER_AUX, or auto)")
-    add("--deadline", type=positive, default=60.0, metavar="S", help="per request (default: %(default)s)")
-    add("--json", action="store_true", help="print the report as JSON")
+    add(
+        "--deadline",
+        type=number(0.001, MAX_SECONDS),
+        default=60.0,
+        metavar="S",
+        help="per request (default: %(default)s)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -125,18 +151,10 @@ def _group(text: str) -> Topology:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def _fraction(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} does not lie in 0..1")
-    return value
-
-
 def _plan(
     args: argparse.Namespace, chosen: Chosen, groups: Groups
 ) -> tuple[WorkerSettings, tuple[Request, ...]]:
     shape, size = MODELS[args.model], args.page_size
-    refuse_misfits(shape, size, groups)
     ranks = [rank for role in Role for rank in groups.ranks(role)]
     page_bytes = sum(shape.page_bytes(size, rank) for rank in ranks)
     slot_bytes = sum(shape.slot_bytes(size, rank) for rank in ranks)
@@ -147,6 +165,7 @@ def _plan(
         else from_distribution(args.requests, args.seed, min(args.longest, limit * size))
     )
     refuse_too_long(requests, size, limit, page_bytes, args.concurrency * slot_bytes)
+    refuse_misfits(shape, size, groups)
     num_pages = min(limit, pages_needed(requests, size, args.concurrency))
     estimate = Estimate(num_pages * page_bytes + args.concurrency * slot_bytes, len(ranks))
     estimate.refuse_more_than(Room.here(), LESS)

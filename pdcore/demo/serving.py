@@ -14,6 +14,7 @@ from typing import Generic, TypeAlias, TypeVar
 import attrs
 
 from pdcore.config import Config, Timeouts, TransferConfig, TransferModel
+from pdcore.console import explained
 from pdcore.demo.line import ParentLine
 from pdcore.demo.memory import Held, Memory
 from pdcore.demo.messages import (
@@ -256,8 +257,8 @@ def worker_main(body: Callable[[WorkerSettings, Backend, RouterLine], int]) -> i
         if not isinstance(settings, WorkerSettings):
             return 2
         messages = body(settings, chosen_backend(settings), line)
-    except PDCoreError as error:
-        line.emit(Fatal(str(error)))
+    except Exception as error:  # the parent has to tell it, whatever it is
+        line.emit(Fatal(str(explained(error))))
         return 1
     line.emit(Stopped(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, messages))
     return 0

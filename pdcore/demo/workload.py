@@ -135,7 +135,8 @@ def page_limit(memory: int, page_bytes: int, slot_bytes: int, slots: int) -> int
             "the pools are too small for this model",
             f"{memory / 2**30:.2f} GiB for all of them; {slots} requests in flight keep state of "
             f"{slot_bytes / 2**20:.1f} MiB each",
-            f"use --memory {_gib(slots * slot_bytes + 64 * page_bytes)}, or a smaller --concurrency",
+            f"use --memory {_gib(slots * slot_bytes + 64 * page_bytes)}, or a smaller --concurrency "
+            "or --page-size",
         )
     return left // page_bytes
 
