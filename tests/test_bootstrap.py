@@ -410,6 +410,42 @@ def test_a_service_whose_name_is_not_known_is_named(client: BootstrapClient) -> 
     assert re.match(r"asked \d+ times? in [\d.]+ s: .", error.there_is)
 
 
+def test_a_rank_whose_name_is_not_known_here_is_named(
+    server: BootstrapServer, client: BootstrapClient
+) -> None:
+    client.register(server.address, attrs.evolve(RECORD, address="prefill.invalid:5"), soon())
+    error = refusal(client, server.address)
+    assert error.happened == (
+        "prefill rank 0 is registered as prefill.invalid:5, which does not resolve here"
+    )
+    assert error.to_do.startswith("let prefill advertise what decode can dial (PDCORE_ADVERTISE)")
+
+
+@pytest.mark.parametrize(
+    ("families", "dialled"), [("46", "node-7:5"), ("4", "node-7:5"), ("6", "[fd00::2]:5")]
+)
+def test_a_name_without_an_ipv4_address_is_dialled_by_its_other(
+    families: str,
+    dialled: str,
+    server: BootstrapServer,
+    client: BootstrapClient,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = socket.getaddrinfo
+
+    def resolve(host: Any, *args: Any, **kwargs: Any) -> Any:
+        given = {"4": "10.0.0.2", "6": "fd00::2"}
+        return (
+            [real(given[family], 5, type=socket.SOCK_STREAM)[0] for family in families]
+            if host == "node-7"
+            else real(host, *args, **kwargs)
+        )
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    client.register(server.address, attrs.evolve(RECORD, address="node-7:5"), soon())
+    assert resolved(client, server) == (attrs.evolve(RECORD, address=dialled),)
+
+
 def test_failed_attempts_are_counted_by_address_and_reason(clock: OwnClock) -> None:
     attempts = Attempts(clock)
     assert (attempts.told("a:1"), attempts.count("a:1")) == ("", 0)

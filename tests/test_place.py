@@ -50,24 +50,30 @@ BAD_ADDRESSES = [
 
 @contextmanager
 def pair_at(
-    host: str, advertise: str | None = None, *, port: int = 0, service: str = "127.0.0.1"
+    host: str,
+    advertise: str | None = None,
+    *,
+    port: int = 0,
+    service: str = "127.0.0.1",
+    key: str | None = None,
 ) -> Iterator[Pair]:
     """Start both sides and a service, all listening and telling peers as it is said."""
-    cfg = attrs.evolve(config(), host=host, advertise=advertise, control=ControlConfig(port=port))
+    decoding = attrs.evolve(config(), auth_key=key)
+    cfg = attrs.evolve(decoding, host=host, advertise=advertise, control=ControlConfig(port=port))
     memory = pools()
     fill(memory, 1)
     with (
-        BootstrapServer(service) as bootstrap,
+        BootstrapServer(service, auth_key=key) as bootstrap,
         PrefillManager(select("local"), memory, Topology(), bootstrap.address, cfg) as prefill,
-        DecodeManager(select("local"), pools(), Topology(), config()) as decode,
+        DecodeManager(select("local"), pools(), Topology(), decoding) as decode,
     ):
         yield Pair(bootstrap, prefill, decode)
 
 
 @needs_ipv6
-@pytest.mark.parametrize("host", ["::1", "[::1]"])
-def test_a_request_moves_over_ipv6(host: str) -> None:
-    with pair_at(host, service=host) as pair:
+@pytest.mark.parametrize(("host", "key"), [("::1", None), ("[::1]", "a secret of 16 bytes or more")])
+def test_a_request_moves_over_ipv6(host: str, key: str | None) -> None:
+    with pair_at(host, service=host, key=key) as pair:
         assert pair.bootstrap.address.startswith("[::1]:")
         assert pair.prefill.address.startswith("[::1]:")
         pair.move(1, [1, 2], [3, 4])

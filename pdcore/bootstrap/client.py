@@ -15,6 +15,7 @@ import msgspec
 from pdcore.bootstrap.attempts import NO_ANSWER, Attempts
 from pdcore.bootstrap.courier import Courier, refused
 from pdcore.bootstrap.loop import LoopThread
+from pdcore.bootstrap.names import dialable
 from pdcore.bootstrap.record import CROWDED, RankGroup, RankRecord, ReplicaQuery, RoomsRecord
 from pdcore.errors import BootstrapError, ForkedError, LayoutError, PDCoreError
 from pdcore.model import Deadline, Incarnation
@@ -133,12 +134,19 @@ class BootstrapClient:
             raise refused(address, status, answer)
 
     async def _resolve(self, address: str, query: ReplicaQuery, deadline: Deadline) -> RankGroup:
+        unknown: BootstrapError | None = None
         while (left := deadline.remaining()) > 0:
             try:
-                return await self._ask(address, query, left)
+                group = await self._ask(address, query, left)
             except _UNREACHED:
-                await asyncio.sleep(min(_RETRY, max(deadline.remaining(), 0)))
-        raise self._unreachable(address)
+                unknown = None
+            else:
+                try:
+                    return await dialable(group)
+                except BootstrapError as error:  # a name that was made just now may take a moment
+                    unknown = error
+            await asyncio.sleep(min(_RETRY, max(deadline.remaining(), 0)))
+        raise unknown or self._unreachable(address)
 
     async def _reach(
         self, method: str, address: str, path: str, body: bytes, seconds: float
