@@ -29,12 +29,14 @@ from pdcore.pulse import Pulse
 from pdcore.ready import find_footing, ready_engine
 from pdcore.selection import Backend
 from pdcore.status import RoomTable
+from pdcore.survivors import Survivors
 from pdcore.topology import Topology
 from pdcore.unsafe import Unsafe
 from pdcore.wire import (
     Bye,
     Channel,
     Heartbeat,
+    Message,
     PeerDescription,
     Route,
     say_if_open,
@@ -94,6 +96,7 @@ class Manager(Duties):
         self.aux_transports, self._regions = ready.aux_transports, ready.regions
         say_if_open(config.auth_key, self.place.listens)
         self.channel = self._open_channel()
+        self.survivors = Survivors(self.channel.post, lambda: self._peers(), self._process_of)
         self._pulse = Pulse(self.heartbeats, self._chores, self.channel.post, self.events, self)
 
     def __enter__(self: Self) -> Self:
@@ -209,7 +212,7 @@ class Manager(Duties):
         return make(
             self.role.value,
             self.incarnation,
-            on_message=self._on_message,
+            on_message=self._hear,
             on_tick=self._on_tick,
             tick=min(TICK, self.config.liveness.interval / 2),
             max_message_bytes=self.config.control.max_message_bytes,
@@ -242,6 +245,10 @@ class Manager(Duties):
         return shut_down(self.role, self.incarnation)
 
     # --- on the control thread -------------------------------------------------------------
+
+    def _hear(self, route: Route, message: Message) -> None:
+        if not self.survivors.heard(route, message):
+            self._on_message(route, message)
 
     def _on_tick(self) -> None:
         self._ticked_at = now = time.monotonic()

@@ -60,6 +60,11 @@ class ProcessIdentity:
         here = ProcessIdentity.here()
         return bool(here.pids) and self._numbers == here._numbers
 
+    def lives_beside(self, other: ProcessIdentity) -> bool:
+        """Whether it sees another process, and its sockets, as that sees itself."""
+        mine, theirs = (*self._numbers, self.network), (*other._numbers, other.network)
+        return mine == theirs and bool(self.pids and self.network)
+
     def shares_network(self) -> bool:
         """Whether its sockets are those of this network namespace."""
         return (self.boot, self.network) == (boot_id(), namespace("net")) and self.network != 0

@@ -52,15 +52,18 @@ class Quarantine:
 
     ``grace``: seconds after which a transfer to a lost peer counts as drained, unproven; None: never. Such a
     peer is ``forsaken``: it must not pair again, since it would be told that its pages are safe.
-    ``is_back``: whether a peer that was lost has paired again.
+    ``is_back``: whether a peer that was lost has paired again; ``ended_elsewhere``: whether one who can see
+    a process that we can't says that it has ended.
     The lock guards ``_held``, ``forsaken`` and ``_closed``; ``sweep`` is called on one thread.
     """
 
     def __init__(
-        self, grace: float | None = None, is_back: Callable[[PeerIdentity], bool] = lambda _: False
+        self,
+        grace: float | None = None,
+        is_back: Callable[[PeerIdentity], bool] = lambda _: False,
+        ended_elsewhere: Callable[[ProcessIdentity], bool] = lambda _: False,
     ) -> None:
-        self._grace = grace
-        self._is_back = is_back
+        self._grace, self._is_back, self._ended_elsewhere = grace, is_back, ended_elsewhere
         self._lock = threading.Lock()
         self._held: list[_Held] = []
         self._closed = False
@@ -119,7 +122,7 @@ class Quarantine:
         self._look_at = now + LOOK_AGAIN
         processes = {one.target.identity: one.target.process for one in held}
         # Its memory has gone with the process.
-        silent = {who for who, p in processes.items() if p is not None and life_of(p) is Life.ENDED}
+        silent = {who for who, process in processes.items() if process is not None and self._ended(process)}
         if self._grace is not None:
             late = {o.target.identity for o in held if o.target.lost and now > o.at + self._grace}
             overdue = {peer for peer in late - silent if not self._is_back(peer)}
@@ -135,6 +138,10 @@ class Quarantine:
                 self.forsaken.update(peer.incarnation for peer in overdue)
             silent |= overdue
         return silent
+
+    def _ended(self, process: ProcessIdentity) -> bool:
+        life = life_of(process)
+        return life is Life.ENDED or (life is Life.OUT_OF_SIGHT and self._ended_elsewhere(process))
 
     def _release(self, entries: Iterable[_Held]) -> None:
         for entry in entries:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import attrs
 
-__all__ = ["Connection", "Table", "Unread", "Unsent"]
+__all__ = ["Connection", "Table", "Unread", "Unsent", "orphans_with_bytes"]
 
 _MAPPED = "0000000000000000FFFF0000"
 """How an IPv4 address begins where it is written as an IPv6 one."""
@@ -101,6 +101,13 @@ class Unread(_Emptying):
     def _holds(self, table: Table, ends: Ends) -> bool:
         here = table.all.get(ends)
         return here is not None and (here.state == SYN_RECV or here.unread > (here.state in HEARD_END))
+
+
+def orphans_with_bytes() -> int:
+    """Return how many connections of this network namespace the kernel still has bytes to send on for a
+    process that has closed them or ended. Sockets that a process left to its children are not among them."""
+    rows = [row for name in ("tcp", "tcp6") for row in _rows(Path("/proc/self/net") / name)]
+    return sum(row.inode == 0 and row.state in SAID_END and row.unsent > 1 for row in rows)
 
 
 def own_inodes() -> set[int]:

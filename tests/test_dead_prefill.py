@@ -23,6 +23,8 @@ LAYOUT = KVLayout.heads(layers=range(4), kv_heads=8, head_dim=128, page_size=16,
 """64 MiB: more than sockets hold."""
 CONFIG = Config(liveness=LivenessConfig(interval=0.2, max_failures=5))
 MARK = 0xEE
+HALF_SENT = 100
+"""A room of which prefill never sends the second half."""
 
 PREFILL = """
 import sys
@@ -40,7 +42,7 @@ with PrefillManager(select(backend), pools, Topology(), bootstrap, config) as pr
     for room in map(int, sys.stdin):
         sender = prefill.sender(RoomId(room), Deadline.after(60))
         sender.init(pages)
-        sender.send(np.random.default_rng(room).permutation(pages))
+        sender.send(np.random.default_rng(room).permutation(pages)[: pages // 2 if room == 100 else pages])
 """
 
 
@@ -105,3 +107,64 @@ def test_pages_of_a_killed_prefill_come_back_and_stay_as_they_are(backend: str) 
             array[:] = MARK
         decode.close()  # what the engine may have had to write is written by now
         assert all((array == MARK).all() for array in pools.arrays)
+
+
+BESIDE = """
+import subprocess, sys
+program, backend, pages, *addresses = sys.argv[1:]
+both = [
+    subprocess.Popen([sys.executable, "-c", program, backend, address, pages], stdin=subprocess.PIPE)
+    for address in addresses
+]
+for order in sys.stdin:
+    which, what = order.split()
+    if what == "kill":
+        both[int(which)].kill()  # and nobody reaps it
+    else:
+        both[int(which)].stdin.write(what.encode() + b"\\n")
+        both[int(which)].stdin.flush()
+for process in both:
+    process.kill()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="making a namespace needs root")
+def test_a_process_that_cannot_be_seen_is_told_of_by_one_that_lives_beside_it() -> None:
+    inside = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", sys.executable, "-c", BESIDE]
+    with (
+        BootstrapServer() as first,
+        BootstrapServer() as second,
+        DecodeManager(select("nixl_tcp"), Pools.allocate(LAYOUT), Topology(), CONFIG) as decode,
+        subprocess.Popen(
+            [*inside, PREFILL, "nixl_tcp", str(PAGES), first.address, second.address],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as host,
+    ):
+        try:
+            assert host.stdout is not None
+            assert [host.stdout.readline() for _ in range(2)] == [b"ready\n", b"ready\n"]
+            survivor, doomed = (
+                decode.receiver(there.address, RoomId(room), Deadline.after(120))
+                for there, room in ((second, 1), (first, HALF_SENT))
+            )
+            order(host, f"0 {HALF_SENT}")
+            doomed.init()
+            doomed.send_metadata(np.arange(PAGES))
+            until(lambda: doomed.poll() is KVPoll.TRANSFERRING)
+            order(host, "0 kill")
+            assert doomed.wait(Deadline.after(60)) is KVPoll.FAILED
+            until(lambda: "nobody here can see whether it has ended" in doomed.unsafe_because())
+            assert decode.unsafe().pages == PAGES
+            order(host, "1 1")
+            survivor.init()
+            until(doomed.release_safe)
+            assert not decode.unsafe().pages
+        finally:
+            host.kill()
+
+
+def order(host: subprocess.Popen[bytes], text: str) -> None:
+    assert host.stdin is not None
+    host.stdin.write(f"{text}\n".encode())
+    host.stdin.flush()

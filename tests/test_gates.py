@@ -89,6 +89,7 @@ closing
 handle
 overdue
 unsafe
+survivors
 ready
 duties
 pulse

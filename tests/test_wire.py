@@ -100,6 +100,8 @@ def test_there_is_a_sample_of_every_kind_and_kinds_keep_their_numbers() -> None:
         12: "Opened",
         13: "Inquiry",
         14: "Standing",
+        16: "LifeQuestion",
+        17: "LifeAnswer",
     }
     assert set(SAMPLES) == {cls.__name__ for cls in MESSAGE_KINDS.values()}
 

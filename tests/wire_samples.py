@@ -20,6 +20,8 @@ from pdcore.wire import (
     Failure,
     Heartbeat,
     Inquiry,
+    LifeAnswer,
+    LifeQuestion,
     Message,
     Opened,
     PairReply,
@@ -37,6 +39,10 @@ __all__ = ["DESCRIPTION", "FAILURE", "LIFE", "METADATA", "SAMPLES"]
 LIFE = Incarnation("0123456789abcdef0123456789abcdef")
 ROOM, NTH = RoomId(2**62 + 1), Generation(7)
 FAILURE = Failure(FailureCode.PEER_LOST, "room 5 lost its peer", "3 heartbeats are missing", "send it again")
+
+PROCESS = ProcessIdentity(
+    "0f1e-boot", pids=4026531836, network=4026531840, clock=4026531834, pid=4711, started=99
+)
 
 DESCRIPTION = PeerDescription(
     role=Role.DECODE,
@@ -61,9 +67,7 @@ DESCRIPTION = PeerDescription(
     endpoint=b"\x00endpoint\xff",
     regions=b"\x01regions\xfe",
     verify="sample",
-    process=ProcessIdentity(
-        "0f1e-boot", pids=4026531836, network=4026531840, clock=4026531834, pid=4711, started=99
-    ),
+    process=PROCESS,
     engine_version="mooncake-transfer-engine 0.3.12",
 )
 
@@ -117,5 +121,7 @@ _SAMPLES: tuple[Message, ...] = (
     Opened(ROOM, NTH, 1.5),
     Inquiry(ROOM, NTH),
     Standing(ROOM, NTH, 3, "has not opened the room"),
+    LifeQuestion(PROCESS),
+    LifeAnswer(PROCESS, ended=True),
 )
 SAMPLES: dict[str, Message] = {type(message).__name__: message for message in _SAMPLES}

@@ -19,6 +19,7 @@ from pdcore.decode.group import PrefillGroup
 from pdcore.decode.receiver import KVReceiver
 from pdcore.decode.receivers import Receivers
 from pdcore.decode.reception import OfARoom, Reception
+from pdcore.decode.revocation import Revocations
 from pdcore.decode.source import PrefillSource, replaced
 from pdcore.decode.sources import Sources
 from pdcore.decode.verifier import Verifier
@@ -78,7 +79,7 @@ class DecodeManager(Manager):
             self.events,
             self._lose_source,
             self.config.auth_key,
-            self.config.quarantine.grace,
+            Revocations(self.engine, self.config.quarantine.grace, self.survivors.ended),
         )
         self.channel.start()
         self.events.show(self.snapshot)

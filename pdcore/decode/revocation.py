@@ -65,13 +65,18 @@ class Revocations:
 
     First the engine is asked to revoke it. Where it can't prove that, the end of the process is awaited;
     then its kernel must have sent what it was given, and the engine have taken in what arrived.
+    Of a process that cannot be seen ``ended_elsewhere`` tells that much, if one does who can.
     ``grace``: seconds after which a lost process counts as silent, unproven; None: never.
     The lock guards ``_vigils``, and ``forsaken``, how often that was so.
     """
 
-    def __init__(self, engine: TransferEngine, grace: float | None = None) -> None:
-        self._engine = engine
-        self._grace = grace
+    def __init__(
+        self,
+        engine: TransferEngine,
+        grace: float | None,
+        ended_elsewhere: Callable[[ProcessIdentity], bool],
+    ) -> None:
+        self._engine, self._grace, self._ended_elsewhere = engine, grace, ended_elsewhere
         self._lock = threading.Lock()
         self._vigils: dict[Incarnation, _Vigil] = {}
         self._stopping = threading.Event()
@@ -163,14 +168,15 @@ class Revocations:
         """Look once whether the process has ended, and all that it sent is taken in."""
         process = vigil.writer.process
         life = Life.OUT_OF_SIGHT if process is None else life_of(process, deadline)
-        if life is not Life.ENDED or process is None:
+        told = life is Life.OUT_OF_SIGHT and process is not None and self._ended_elsewhere(process)
+        if process is None or not (told or life is Life.ENDED):
             vigil.because = _unproven(life, process)
             return Quiescence.IN_FLIGHT
-        if not self._engine.capabilities.settles or not process.shares_network():
+        if not self._engine.capabilities.settles or not (told or process.shares_network()):
             vigil.because = f"{process} has ended, but {_unseen(process)}"
             return Quiescence.UNKNOWN
         vigil.unsent = vigil.unsent or Unsent()
-        while left := vigil.unsent.left():
+        while not told and (left := vigil.unsent.left()):
             vigil.because = f"{process} has ended, but its kernel has bytes to send on {left} connections"
             if deadline.expired or vigil.moot.wait(LOOK_AGAIN):
                 return Quiescence.IN_FLIGHT

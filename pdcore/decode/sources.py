@@ -52,7 +52,7 @@ class Sources:
         events: Events,
         lost: Lost,
         auth_key: AuthKey | None,
-        grace: float | None,
+        revocations: Revocations,
     ) -> None:
         self._engine = engine
         self._description = description
@@ -62,7 +62,7 @@ class Sources:
         self._events = events
         self._lost = lost
         self._http = BootstrapClient("decode", auth_key)
-        self._revocations = Revocations(engine, grace)
+        self._revocations = revocations
         self._lock = threading.Lock()
         self._groups: dict[tuple[str, int], PrefillGroup] = {}
         self._finding: set[PrefillGroup] = set()

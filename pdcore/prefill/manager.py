@@ -73,7 +73,7 @@ class PrefillManager(Manager):
         bootstrap = str(parse_address(bootstrap, "the address of the bootstrap service"))
         super().__init__(Role.PREFILL, backend, pools, topology, config or Config(), subscribers)
         self.quarantine = Quarantine(
-            self.config.quarantine.grace, is_back=lambda peer: self._links.serves(peer)
+            self.config.quarantine.grace, lambda peer: self._links.serves(peer), self.survivors.ended
         )
         self.bootstrap = bootstrap
         self._senders, self._parking = Senders(), Parking()

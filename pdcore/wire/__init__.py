@@ -25,6 +25,7 @@ from pdcore.wire.messages import (
     Verdict,
 )
 from pdcore.wire.monitor import Connection, ConnectionEvent
+from pdcore.wire.obituary import LifeAnswer, LifeQuestion
 from pdcore.wire.sockets import Route
 
 __all__ = [
@@ -42,6 +43,8 @@ __all__ = [
     "Frame",
     "Heartbeat",
     "Inquiry",
+    "LifeAnswer",
+    "LifeQuestion",
     "Message",
     "Opened",
     "PairReply",

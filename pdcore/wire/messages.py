@@ -17,6 +17,7 @@ from pdcore.plan import IndexArray
 from pdcore.process import ProcessIdentity
 from pdcore.schema import AuxSchema
 from pdcore.topology import Topology
+from pdcore.wire.obituary import LifeAnswer, LifeQuestion
 
 __all__ = [
     "MESSAGE_KINDS",
@@ -258,6 +259,8 @@ Message = (
     | Opened
     | Inquiry
     | Standing
+    | LifeQuestion
+    | LifeAnswer
     | Heartbeat
     | Bye
 )
@@ -277,5 +280,7 @@ MESSAGE_KINDS: dict[int, type[Message]] = {
     12: Opened,
     13: Inquiry,
     14: Standing,
+    16: LifeQuestion,
+    17: LifeAnswer,
 }
 """The numbers that stand for the kinds on the wire; never reused."""
