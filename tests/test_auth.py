@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import queue
+import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import attrs
@@ -289,6 +292,81 @@ def test_both_sides_of_a_mismatch_learn_why(
     assert 1 <= len(said) - len(about_bound) <= 2
     assert all("PDCORE_AUTH_KEY" in text for text in said)
     assert not any(secret in caplog.text for secret in ("sixteen or more", "some other key"))
+
+
+@contextmanager
+def another_service(says: bytes) -> Iterator[str]:
+    """Something else than a manager: it hears a little, says its piece, and hangs up on everybody."""
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection, suppress(OSError):
+                connection.recv(4096)
+                connection.sendall(says)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(30)
+
+
+@pytest.mark.parametrize("key", [KEY, None])
+@pytest.mark.parametrize("says", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"220 mail ESMTP\r\n", bytes(64)])
+def test_a_port_of_something_else_is_told_from_a_peer(key: AuthKey | None, says: bytes) -> None:
+    here = End("d", key)
+    with another_service(says) as address:
+        here.channel.dial(address)
+        error = here.refusals.get(timeout=30)
+    here.close()
+    assert error.happened == "the peer does not speak the control protocol"
+    assert error.to_do == "let nothing else than pdcore's managers use this port, in matching versions"
+
+
+@pytest.mark.parametrize("key", [KEY, None])
+def test_a_port_that_only_hangs_up_is_tried_on(key: AuthKey | None) -> None:
+    """A proxy whose manager is starting."""
+    here = End("d", key)
+    with another_service(b"") as address:
+        here.channel.dial(address)
+        for _ in range(6):
+            here.until(Connection.FAILED)
+        assert here.refusals.empty()
+    here.close()
+
+
+STANDING_STILL = """
+import ctypes, sys
+from pdcore.model import new_incarnation
+from pdcore.secret import AuthKey
+from pdcore.wire import Channel
+nothing = lambda *_: None
+end = Channel("b", new_incarnation(), on_message=nothing, on_tick=nothing, tick=9, max_message_bytes=2**20,
+              auth_key=AuthKey(sys.argv[1]))
+address = end.bind("127.0.0.1", 0)
+end.start()
+print(address, flush=True)
+ctypes.PyDLL(None).sleep(600)  # with the interpreter lock
+"""
+
+
+def test_a_bound_side_whose_interpreter_stands_still_lets_in_who_has_the_key() -> None:
+    here = End("d", KEY)
+    with subprocess.Popen(
+        [sys.executable, "-c", STANDING_STILL, "a key of sixteen or more bytes"],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as child:
+        assert child.stdout is not None
+        here.channel.dial(child.stdout.readline().strip())
+        here.until(Connection.HANDSHAKEN)
+        child.kill()
+    here.close()
 
 
 def test_a_dialler_that_has_no_descriptor_to_ask_with_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

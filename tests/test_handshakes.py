@@ -61,6 +61,8 @@ class Dialler:
         (False, NULL, None),
         (True, None, None),
         (False, None, None),
+        (False, "", "the peer does not speak the control protocol"),
+        (True, "PLAIN", "the peer does not speak the control protocol"),
     ],
 )
 def test_who_is_hung_up_on_three_times_has_asked_what_the_peer_speaks(
@@ -237,9 +239,12 @@ def test_a_greeting_that_cannot_be_begun_leaves_nothing_open() -> None:
 
 
 @pytest.mark.parametrize(
-    "said", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n" + b" " * 64, b"\xff" + bytes(8) + b"\x7f"]
+    ("said", "answer"),
+    [(b"", None), (b"\xff" + bytes(8) + b"\x7f", None), (b"HTTP/1.1 400 Bad Request\r\n\r\n" * 3, "")],
 )
-def test_who_does_not_greet_has_not_answered(said: bytes) -> None:
+def test_who_does_not_greet_has_not_answered_or_speaks_something_else(
+    said: bytes, answer: str | None
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
@@ -250,5 +255,5 @@ def test_who_does_not_greet_has_not_answered(said: bytes) -> None:
 
         thread = threading.Thread(target=serve)
         thread.start()
-        assert answer_of(f"tcp://127.0.0.1:{listener.getsockname()[1]}", waits=300) is None
+        assert answer_of(f"tcp://127.0.0.1:{listener.getsockname()[1]}", waits=300) == answer
         thread.join(30)

@@ -16,6 +16,7 @@ __all__ = ["Greeting"]
 
 _OPENING = b"\xff" + bytes(8) + b"\x7f\x03"
 """Signature and major version."""
+_NOT_AGAIN = 24 * 3600 * 1000
 _MECHANISM = slice(12, 32)
 
 
@@ -25,7 +26,8 @@ class Greeting:
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
         self.socket: zmq.Socket[bytes] = context.socket(zmq.STREAM)
         self.socket.setsockopt(zmq.LINGER, 0)
-        self.socket.setsockopt(zmq.RECONNECT_IVL, -1)
+        # One that does not dial again at all (-1) drops what it has yet to hand out when the peer hangs up.
+        self.socket.setsockopt(zmq.RECONNECT_IVL, _NOT_AGAIN)
         self.socket.setsockopt(zmq.IPV6, int("[" in endpoint))
         try:
             self.socket.connect(endpoint)
@@ -35,13 +37,18 @@ class Greeting:
         self._heard = b""
 
     def answer(self) -> str | None:
-        """Return the name of the mechanism once the peer has said it; never waits."""
+        """Return the name of the mechanism once the peer has said it; never waits.
+
+        It is empty for a peer that speaks another protocol.
+        """
         while int(self.socket.getsockopt(zmq.EVENTS)) & READABLE:
             peer, said = self.socket.recv_multipart(zmq.NOBLOCK)
             if not said and not self._heard:
                 with suppress(zmq.ZMQError):  # who has hung up already does not answer
                     self.socket.send_multipart([peer, _OPENING], zmq.NOBLOCK)
             self._heard = (self._heard + said)[: _MECHANISM.stop]
-        if len(self._heard) < _MECHANISM.stop or self._heard[:1] != b"\xff":
+        if self._heard[:1] not in (b"", b"\xff"):
+            return ""
+        if len(self._heard) < _MECHANISM.stop:
             return None
         return self._heard[_MECHANISM].rstrip(b"\0").decode("ascii", "replace")

@@ -63,6 +63,8 @@ class Handshakes:
             return self._refused_by(CURVE)
         elif event.what is Connection.FAILED and event.value in _HUNG_UP:
             call.hung_up += 1
+            if call.speaks not in (None, CURVE, NULL):
+                return _no_control_port(f"it speaks {call.speaks or 'another protocol'}")
             if call.speaks is not None and (self._keyed or call.speaks == CURVE):
                 return self._refused_by(call.speaks)
         return None
