@@ -132,6 +132,9 @@ SABOTAGES = [
         "DID NOT RAISE",
         {"kind": DeviceKind.NPU},
     ),
+    Sabotage("lies: settles", "what_a_dead_writer_left_settles", "declared settles, and settle() of"),
+    Sabotage("lies: settles in words", "what_a_dead_writer_left_settles", "settles is not declared"),
+    Sabotage("lies: descriptors", "declared_descriptors_are_enough", "at start, 2 declared"),
     Sabotage("lies: aux", "aux_travels_through_the_engine_exactly_if_it_declares_so", ""),
     Sabotage("lies: revocable", "a_revoked_writer_is_silent", "revocable=True, and revoke says"),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +150,23 @@ class Promises:
         near.engine.register([host])
 
     @Rule(
+        "an engine opens no more file descriptors than it declares, at its start and for a peer",
+        "the library opens a listener, a queue and sockets for each of its own threads, too",
+    )
+    def test_declared_descriptors_are_enough(self, stage: Stage) -> None:
+        far, before = stage.far(), _open_descriptors()
+        near = stage.near()
+        started = _open_descriptors()
+        Link(near, far).deliver(SOME)
+        declared = near.engine.capabilities
+        if declared.descriptors:
+            opened, peers = started - before, _open_descriptors() - started
+            assert opened <= declared.descriptors, f"{opened} at start, {declared.descriptors} declared"
+            assert peers <= declared.descriptors_per_peer, (
+                f"{peers} for a peer, {declared.descriptors_per_peer} declared"
+            )
+
+    @Rule(
         "a batch stays as the core made it",
         "addresses are computed in place, in arrays that the core submits again or shares",
     )
@@ -161,6 +179,10 @@ class Promises:
         assert now == columns, "write() has changed the batch"
         link.deliver(batch)
         link.require_arrived(batch)
+
+
+def _open_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
 
 
 def _require_pending_is_not_drained(transfer: Transfer) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from pdcore.model import Deadline
 from pdcore.outcome import Quiescence, Transfer, TransferState
 from pdcore.plan.split import split_entries
 from pdcore.regions import WriteBatch
+from pdcore.sockets import Unsent
 from pdcore.testing import commands as c
 from pdcore.testing.bounded import bounded
 from pdcore.testing.ends import GRACE, KIB, MIB, Link
@@ -19,6 +22,9 @@ from pdcore.testing.stage import Stage
 SOME = WriteBatch.of(0, 0, [0], [512], [1000])
 
 ROUNDS = 20
+
+LOOK = 0.02
+"""Seconds between two looks at the kernel's queues, which tell nobody when they are empty."""
 
 
 class Quiescing:
@@ -126,6 +132,32 @@ class Quiescing:
         assert drained == revocable, f"revocable={revocable}, and revoke() says drained={drained}"
         if drained:
             receiver.require_still("revoke() of a dead writer was DRAINED")
+
+    @Rule(
+        "once a dead writer's kernel has sent all, settle() says DRAINED if the engine declares settles, and "
+        "nothing of it lands any more; without it settle() says UNKNOWN",
+        "what has arrived and is not taken in is not looked for, in sockets or in the library's buffers",
+    )
+    def test_what_a_dead_writer_left_settles(self, stage: Stage) -> None:
+        size = 8 * MIB
+        receiver, writer = stage.near([size]), stage.far([size])
+        engine, deadline = receiver.engine, stage.deadline()
+        engine.admit(writer.endpoint)
+        writer.process.tell(c.Connect(engine.endpoint(), receiver.export))
+        writer.process.kill()
+        unsent, again = Unsent(), threading.Event()
+        while unsent.left() and not deadline.expired:
+            again.wait(LOOK)
+        said = Quiescence.IN_FLIGHT
+        while said is Quiescence.IN_FLIGHT and not deadline.expired:
+            said = bounded(lambda: engine.settle(writer.endpoint, Deadline.after(1)), 1 + GRACE, "settle")
+        if engine.capabilities.settles:
+            assert said is Quiescence.DRAINED, (
+                f"declared settles, and settle() of a dead writer says {said.name}"
+            )
+            receiver.require_still("settle() was DRAINED")
+        else:
+            assert said is Quiescence.UNKNOWN, f"settles is not declared, and settle() says {said.name}"
 
     @Rule(
         "a stopped writer is not silent while it could go on writing; once it cannot, revoke() says so",

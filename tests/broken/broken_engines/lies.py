@@ -151,6 +151,34 @@ class LimitedEntry(Limited):
     entries, nbytes = 1 << 40, 32 << 20
 
 
+class Settles(Honest):
+    """Cannot tell what is on its way."""
+
+    def __init__(self, role: Role) -> None:
+        super().__init__(role)
+        self.capabilities = attrs.evolve(self.capabilities, settles=True)
+
+
+class SettlesInWords(Honest):
+    """Calls what it does not know settled."""
+
+    def settle(self, endpoint: bytes, deadline: Deadline) -> Quiescence:
+        return Quiescence.DRAINED
+
+
+class Descriptors(Honest):
+    """Opens more than it declares."""
+
+    def __init__(self, role: Role) -> None:
+        super().__init__(role)
+        self.opened = [socket.socket() for _ in range(4)]
+
+    def do_close(self) -> None:
+        super().do_close()
+        for each in self.opened:
+            each.close()
+
+
 class Kinds(Honest):
     """Takes any address for a device's."""
 

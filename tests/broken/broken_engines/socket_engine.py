@@ -23,7 +23,9 @@ from pdcore.model import Deadline
 from pdcore.outcome import Quiescence, Transfer, TransferState
 from pdcore.regions import OffsetArray, Region, RegionInfo, WriteBatch
 
-CAPABILITIES = EngineCapabilities(asynchronous=True, remote_bounds_checked=True)
+CAPABILITIES = EngineCapabilities(
+    asynchronous=True, remote_bounds_checked=True, descriptors=2, descriptors_per_peer=2
+)
 
 HELLO, COUNT = struct.Struct("!16sB"), struct.Struct("!I")
 OK, REFUSED = b"\0", b"\1"
