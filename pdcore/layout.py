@@ -114,6 +114,7 @@ class KVLayout:
         layers: Sequence[int],
         kv_heads: int,
         head_dim: int,
+        v_head_dim: int | None = None,
         page_size: int,
         num_pages: int,
         dtype: object = "bfloat16",
@@ -125,13 +126,26 @@ class KVLayout:
         """Return the layout of MHA, GQA or MQA: a K and a V buffer per layer, K first; or, where
         ``order`` has K and V fused, one ``kv`` buffer per layer.
 
-        ``kv_heads`` are this rank's heads; an item is ``page_size * kv_heads * head_dim`` values, or
-        twice that if fused.
+        ``kv_heads`` are this rank's heads; an item is ``page_size * kv_heads * head_dim`` values, of V
+        ``v_head_dim`` where it has another, and of both if they are fused.
+
+        Raises:
+            LayoutError: it contradicts itself, or K and V are fused so that they must be of one width.
         """
-        parts = ("kv",) if order.fused else ("k", "v")
-        values = (2 if order.fused else 1) * page_size * kv_heads
-        item = values * _head_bytes(head_dim, dtype, element_bits)
-        buffers = tuple(KVBuffer(layer, part, item) for part in parts for layer in layers)
+        dims = {"k": head_dim, "v": head_dim if v_head_dim is None else v_head_dim}
+        if order.fused and order.dims[-1] != "kv" and dims["k"] != dims["v"]:
+            raise LayoutError(
+                f"K and V of different widths cannot be fused in the order {order}",
+                f"head_dim {dims['k']}, v_head_dim {dims['v']}",
+                "use an order that ends with kv, where they lie side by side, or keep K and V apart",
+            )
+        sizes = {part: _head_bytes(dim, dtype, element_bits) for part, dim in dims.items()}
+        heads = {"kv": sizes["k"] + sizes["v"]} if order.fused else sizes
+        buffers = tuple(
+            KVBuffer(layer, part, page_size * kv_heads * size)
+            for part, size in heads.items()
+            for layer in layers
+        )
         total = total_kv_heads or kv_heads
         return cls(
             page_size, num_pages, dtype, Attention.HEADS, total, buffers,

@@ -9,7 +9,8 @@ __all__ = ["PageOrder"]
 
 
 class PageOrder(Enum):
-    """The dimensions of a page, the outermost first. Within them lie the values of one head of one token.
+    """The dimensions of a page (``dims``, the outermost first). Within them lie the values of one head of
+    one token.
 
     ``TOKEN_HEAD`` and ``HEAD_TOKEN`` are a K or a V buffer; engines call them NHD and HND. Orders with
     ``KV`` are of a buffer in which K and V are fused, K first: in halves of a page (``KV_...``), per token
@@ -29,10 +30,8 @@ class PageOrder(Enum):
     HEAD_KV_TOKEN = "head kv token"
     HEAD_TOKEN_KV = "head token kv"
 
-    @property
-    def dims(self) -> tuple[str, ...]:
-        """The dimensions, the outermost first."""
-        return tuple(self.value.split())
+    def __init__(self, names: str) -> None:
+        self.dims = tuple(names.split())
 
     @property
     def fused(self) -> bool:

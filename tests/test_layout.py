@@ -83,6 +83,35 @@ def test_an_order_tells_into_how_many_pieces_a_page_of_16_tokens_falls(
     )
 
 
+@pytest.mark.parametrize(
+    ("order", "items"),
+    [
+        (PageOrder.HEAD_TOKEN, {"k": 4 * 2 * 192 * 2, "v": 4 * 2 * 128 * 2}),
+        (PageOrder.TOKEN_HEAD_KV, {"kv": 4 * 2 * 320 * 2}),
+        (PageOrder.HEAD_TOKEN_KV, {"kv": 4 * 2 * 320 * 2}),
+    ],
+)
+def test_values_may_be_of_another_width_than_keys(order: PageOrder, items: dict[str, int]) -> None:
+    layout = KVLayout.heads(
+        layers=[0], kv_heads=2, head_dim=192, v_head_dim=128, page_size=4, num_pages=2, order=order
+    )
+    assert {b.part: b.item_len for b in layout.buffers} == items
+
+
+@pytest.mark.parametrize(
+    "order",
+    [PageOrder.KV_TOKEN_HEAD, PageOrder.KV_HEAD_TOKEN, PageOrder.TOKEN_KV_HEAD, PageOrder.HEAD_KV_TOKEN],
+)
+def test_keys_and_values_of_different_widths_do_not_make_equal_halves(order: PageOrder) -> None:
+    with pytest.raises(LayoutError) as caught:
+        KVLayout.heads(
+            layers=[0], kv_heads=2, head_dim=192, v_head_dim=128, page_size=4, num_pages=2, order=order
+        )
+    assert caught.value.happened == f"K and V of different widths cannot be fused in the order {order}"
+    assert caught.value.there_is == "head_dim 192, v_head_dim 128"
+    assert caught.value.to_do.startswith("use an order that ends with kv")
+
+
 def test_every_order_is_known() -> None:
     assert {order.dims for order in PageOrder} == {
         dims

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
-from pdcore.layout import KVBuffer, KVLayout
+from pdcore.layout import KVLayout
 from pdcore.plan.indices import IndexArray, check_lists
 from pdcore.plan.items import ItemCopier
 from pdcore.plan.pieces import PieceCopier, Pieces
@@ -57,7 +58,8 @@ class KVCopier:
             if share is None:
                 continue
             if not share.whole:
-                cuts.append((_heads(share, buffer, other, local.rows_of(buffer)), region, target))
+                sides = (buffer.item_len, buffer.stride), (other.item_len, other.stride)
+                cuts.append((_heads(share, *sides, local.rows_of(buffer)), region, target))
             elif buffer.stride == other.stride == buffer.item_len:
                 wholes.append((buffer.item_len, region, target))
             else:
@@ -101,14 +103,18 @@ class KVCopier:
         return join([copy(local, remote) for copy in self._copiers])
 
 
-def _heads(share: Share, ours: KVBuffer, theirs: KVBuffer, rows: int) -> Pieces:
-    """Return the heads that a page gives to one of the other side: a piece per row, wherever heads lie."""
-    here, there = ours.item_len // rows, theirs.item_len // rows
+@lru_cache(maxsize=256)
+def _heads(share: Share, ours: tuple[int, int], theirs: tuple[int, int], rows: int) -> Pieces:
+    """Return the heads that a page gives to one of the other side: a piece per row, wherever heads lie.
+
+    ``ours`` and ``theirs`` are bytes of a page and to the next. Most layers are alike, so few are made.
+    """
+    here, there = ours[0] // rows, theirs[0] // rows
     head = here // share.prefill_count
     row = np.arange(rows, dtype=np.uint64)
     return Pieces(
-        ours.stride,
-        theirs.stride,
+        ours[1],
+        theirs[1],
         row * np.uint64(here) + np.uint64(share.prefill_first * head),
         row * np.uint64(there) + np.uint64(share.decode_first * head),
         np.full(rows, share.count * head, np.uint64),
