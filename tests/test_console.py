@@ -67,6 +67,19 @@ def test_no_stream_that_ends_early_or_is_closed_or_full_makes_a_traceback() -> N
         assert "Exception ignored" not in stderr, command
 
 
+def test_a_suite_whose_lines_nobody_reads_ends_as_others_do() -> None:
+    line = f"{' '.join(PDCORE)} conform local -k hygiene"
+    running = [
+        subprocess.Popen(["bash", "-c", f"{line} {end}"], stderr=subprocess.PIPE, text=True)
+        for end in ("| true; exit ${PIPESTATUS[0]}", "> /dev/full")
+    ]
+    ended = [(process.communicate(timeout=LIMIT)[1], process.returncode) for process in running]
+    assert [status for _, status in ended] == [141, 1]
+    assert "OutputError" not in ended[0][0]
+    assert "OutputError: standard output cannot be written" in ended[1][0]
+    assert "Traceback" not in ended[0][0] + ended[1][0]
+
+
 def test_what_is_opened_later_does_not_get_the_number_of_a_closed_stream() -> None:
     code = """
 import os, sys

@@ -11,6 +11,8 @@ import pytest
 
 from pdcore.cli import COMMANDS, main
 
+POPEN = subprocess.Popen
+
 
 @pytest.fixture(autouse=True)
 def _nothing_starts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -168,3 +170,33 @@ def test_a_variable_that_is_wrong_is_named(
     monkeypatch.setenv(variable, value)
     assert main(["demo"]) == 1
     assert told in capsys.readouterr().err
+
+
+SERVICE = {
+    "PDCORE_PREFILL_SERVICE_HOST": "10.0.0.7",
+    "PDCORE_PREFILL_SERVICE_PORT": "8998",
+    "PDCORE_PREFILL_PORT": "tcp://10.0.0.7:8998",
+    "PDCORE_PREFILL_PORT_8998_TCP": "tcp://10.0.0.7:8998",
+    "PDCORE_CONTROL_PORT": "tcp://10.0.0.8:8998",
+}
+
+
+@pytest.mark.parametrize("as_data", [False, True])
+def test_a_service_of_kubernetes_disturbs_no_command_and_is_said_once_on_stderr(
+    as_data: bool,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", POPEN)
+    monkeypatch.setattr("pdcore.service_links._said", set())
+    for variable, value in SERVICE.items():
+        monkeypatch.setenv(variable, value)
+    for _ in range(2):
+        assert main(["doctor", "local", "--no-echo", *["--json"] * as_data]) == 0
+        out = capsys.readouterr().out
+        assert json.loads(out)["backends"][0]["ready"] if as_data else out.startswith("local: ready")
+    (said,) = [
+        record.getMessage() for record in caplog.records if "PDCORE_PREFILL_PORT" in record.getMessage()
+    ]
+    assert "PDCORE_CONTROL_PORT" in said

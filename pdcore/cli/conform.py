@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import sys
-from typing import TYPE_CHECKING, TextIO
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from pdcore.cli.arguments import Parser, count, key_value, positive
+from pdcore.console import UsageError, say, warn
 from pdcore.selection import select
 from pdcore.structuring import Text
 
@@ -68,8 +69,13 @@ def add_parser(commands: argparse._SubParsersAction[Parser]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the suite; returns the exit status."""
     if importlib.util.find_spec("pytest") is None:
-        print('the suite needs pytest: pip install "pdcore[testing]"', file=sys.stderr)
-        return 2
+        raise UsageError(
+            "pdcore conform",
+            "the suite needs pytest",
+            "it is not installed",
+            "pip install 'pdcore[testing]'",
+            "usage: pdcore conform NAME",
+        )
     from pdcore.testing.runner import Limits, run_suite
     from pdcore.testing.target import Target
 
@@ -79,24 +85,24 @@ def run(args: argparse.Namespace) -> int:
     options = {key: getattr(chosen.options, key) for key in given}
     target = Target(args.backend, options, args.patience)
     limits = Limits(args.limit or max(LEAST, 4 * args.patience), args.hangs)
-    progress = _Progress(sys.stderr if args.json else sys.stdout)
+    progress = _Progress(warn if args.json else say)
     report = run_suite(target, args.expression, limits, progress.show)
     if args.json:
-        print(json.dumps(_as_data(report), indent=2))
+        say(json.dumps(_as_data(report), indent=2))
     elif report.outcomes:
         _print_groups(report)
     if report.misused:
-        print(report.stopped, file=sys.stderr)
+        warn(report.stopped)
     elif not args.json:
-        print(report.summary)
+        say(report.summary)
     return report.exit_status
 
 
 class _Progress:
     """Prints each test as it ends, so that one sees what an engine is at."""
 
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
         self._count = 0
 
     def show(self, outcome: Outcome, total: int) -> None:
@@ -106,7 +112,7 @@ class _Progress:
         place = f"[{self._count:{len(str(total))}} of {total}]"
         line = f"{place} {word:<7} {outcome.group:<11} {outcome.seconds:6.2f} s  {outcome.test}"
         reason = "".join(f"    {text}\n" for text in outcome.reason.splitlines())
-        print(f"{line}\n{reason}", end="", file=self._file, flush=True)
+        self._tell(f"{line}\n{reason}".rstrip("\n"))
 
 
 def _as_data(report: Report) -> dict[str, object]:
@@ -142,10 +148,10 @@ def _as_data(report: Report) -> dict[str, object]:
 def _print_groups(report: Report) -> None:
     from pdcore.testing.outcomes import groups_of
 
-    print()
+    say("")
     for group, outcomes in groups_of(report.outcomes).items():
         passed = sum(outcome.passed for outcome in outcomes)
         seconds = sum(outcome.seconds for outcome in outcomes)
         chosen = sum(name.group == group for name in report.planned)
         word = "ok" if passed == chosen else "FAILED" if passed < len(outcomes) else "PARTLY"
-        print(f"{word:<6}  {group:<12}  {passed} of {chosen} passed in {seconds:.1f} s")
+        say(f"{word:<6}  {group:<12}  {passed} of {chosen} passed in {seconds:.1f} s")
