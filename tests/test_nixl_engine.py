@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import weakref
 import zlib
@@ -291,3 +293,18 @@ def test_prepared_lists_do_not_keep_a_closed_agent_alive() -> None:
         assert not peer.side.lists
         with pytest.raises(EngineClosedError):
             engine.write(peer, items(0, [1], [2]))
+
+
+ENDS = """
+import atexit, threading
+atexit.register(lambda: print([t.name for t in threading.enumerate()]))  # runs after those that come later
+from pd_nixl.pump import Pump
+pump = Pump("test", lambda: None)
+"""
+
+
+def test_a_program_that_ends_without_closing_stops_the_pump_before_python_ends_its_threads() -> None:
+    child = subprocess.run(
+        [sys.executable, "-c", ENDS], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert child.stdout.strip() == "['MainThread']"

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
+import weakref
 from collections.abc import Callable
+
+from pdcore.birthplace import Birthplace
 
 __all__ = ["Pump"]
 
@@ -23,8 +27,10 @@ class Pump:
         self._woken = threading.Condition()
         self._busy = False
         self._stopped = False
+        self._birthplace = Birthplace()
         self._thread = threading.Thread(target=self._run, name=f"pdcore-nixl-pump-{name}", daemon=True)
         self._thread.start()
+        _running.add(self)
 
     def expect(self, rooms: int) -> None:
         """Turn often from now on, or rarely if no room is expected."""
@@ -41,6 +47,11 @@ class Pump:
             self._woken.notify()
         self._thread.join()
 
+    @property
+    def ours(self) -> bool:
+        """Whether its thread is of this process, not of the one that this was forked from."""
+        return not self._birthplace.left
+
     def _run(self) -> None:
         while not self._stopped:
             self._turn()
@@ -48,3 +59,17 @@ class Pump:
                 if not self._stopped:
                     # UCX's sockets cannot be waited on from here, so the turns are timed.
                     self._woken.wait(BUSY if self._busy else IDLE)
+
+
+_running: weakref.WeakSet[Pump] = weakref.WeakSet()
+
+
+def _stop_all() -> None:
+    """The program ends and did not close its engines. Python ends a thread that comes back from native code
+    then by unwinding its stack, through frames of NIXL's binding that abort the process at that."""
+    for pump in list(_running):
+        if pump.ours:
+            pump.stop()
+
+
+atexit.register(_stop_all)
