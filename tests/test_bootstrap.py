@@ -449,22 +449,24 @@ def test_a_name_without_an_ipv4_address_is_dialled_by_its_other(
 def test_failed_attempts_are_counted_by_address_and_reason(clock: OwnClock) -> None:
     attempts = Attempts(clock)
     assert (attempts.told("a:1"), attempts.count("a:1")) == ("", 0)
-    for error in (
-        ConnectionRefusedError(111, "Connect call failed"),
-        OSError(113, "x"),
-        asyncio.TimeoutError(),
-    ):
-        for _ in range(3 if "refused" in type(error).__name__.lower() else 1):
-            attempts.failed("a:1", error)
-    clock.now += 4
-    attempts.failed("b:1", aiohttp.ServerDisconnectedError())
+    refusals = [ConnectionRefusedError(111, "Connect call failed")] * 3
+    for error in (*refusals, OSError(113, "x"), asyncio.TimeoutError()):
+        clock.now += 1
+        attempts.failed("a:1", error, 0.5)
+    attempts.failed("b:1", aiohttp.ServerDisconnectedError(), 3)
     refused, others = "Connection refused (3)", "No route to host (1); no answer within the deadline (1)"
-    assert attempts.told("a:1") == f"asked 5 times in 4.0 s: {refused}; {others}"
-    assert attempts.told("b:1") == "asked 1 time in 0.0 s: Server disconnected"
+    assert attempts.told("a:1") == f"asked 5 times in 4.5 s: {refused}; {others}"
+    assert attempts.told("b:1") == "asked 1 time in 3.0 s: Server disconnected"
     attempts.succeeded("a:1")
     assert (attempts.count("a:1"), attempts.count("b:1")) == (0, 1)
+    clock.now += 3  # who asks again after a while begins to count anew, but not who had to wait so long
+    attempts.failed("b:1", asyncio.TimeoutError(), 2)
+    assert attempts.count("b:1") == 2
+    clock.now += 3
+    attempts.failed("b:1", asyncio.TimeoutError(), 0.5)
+    assert attempts.told("b:1") == "asked 1 time in 0.5 s: no answer within the deadline"
     for n in range(MAX_ADDRESSES):
-        attempts.failed(f"c:{n}", OSError("odd"))
+        attempts.failed(f"c:{n}", OSError("odd"), 0)
     assert attempts.count("b:1") == 0
     assert attempts.told("c:1") == "asked 1 time in 0.0 s: odd"
 

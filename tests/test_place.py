@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import socket
 import subprocess
@@ -20,9 +21,12 @@ from pdcore import (
     BootstrapServer,
     Config,
     ControlConfig,
+    Deadline,
     DecodeManager,
+    KVPoll,
     PrefillManager,
     RoomId,
+    Timeouts,
     Topology,
     select,
 )
@@ -293,3 +297,18 @@ def test_engines_are_told_the_advertised_host(monkeypatch: pytest.MonkeyPatch) -
     with pair_at("0.0.0.0", "127.0.0.1:9") as pair:
         assert pair.prefill.address == "127.0.0.1:9"
     assert told == ["127.0.0.1", "127.0.0.1"]
+
+
+def test_a_bootstrap_service_that_is_nowhere_costs_a_request_no_more_than_its_own_timeout() -> None:
+    with closing(listen("127.0.0.1", 0)) as free:
+        nowhere = join("127.0.0.1", free.getsockname()[1])
+    cfg = attrs.evolve(config(), timeouts=Timeouts(request=600, bootstrap=0.5))
+    with DecodeManager(select("local"), pools(), Topology(), cfg) as decode:
+        receiver = decode.receiver(nowhere, RoomId(1))
+        receiver.init()
+        receiver.send_metadata([1], None)
+        assert receiver.wait(Deadline.after(60)) is KVPoll.FAILED
+        failure = receiver.failure()
+        assert failure is not None
+        assert failure.happened == f"the bootstrap service at {nowhere} cannot be reached"
+        assert re.fullmatch(r"asked \d+ times? in [\d.]+ s: Connection refused", failure.there_is)

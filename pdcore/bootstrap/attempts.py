@@ -10,6 +10,7 @@ import time
 from collections import Counter
 
 import aiohttp
+import attrs
 
 from pdcore.model import Clock
 
@@ -17,24 +18,39 @@ __all__ = ["Attempts"]
 
 MAX_ADDRESSES = 1024
 """The addresses of which failures are remembered; the one that failed first is forgotten."""
+A_WHILE = 2.0
 NO_ANSWER = "no answer within the deadline"
 
 
+@attrs.define
+class _Row:
+    since: float
+    last: float
+    reasons: Counter[str] = attrs.field(factory=Counter)
+
+
 class Attempts:
-    """Failed attempts by address, since the last that succeeded. The lock guards ``_failed``."""
+    """Failed attempts by address: those in a row, since the last that succeeded or ``A_WHILE`` without any.
+
+    The lock guards ``_failed``.
+    """
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._failed: dict[str, tuple[float, Counter[str]]] = {}
+        self._failed: dict[str, _Row] = {}
 
-    def failed(self, address: str, error: BaseException) -> None:
-        """Note one that failed."""
+    def failed(self, address: str, error: BaseException, took: float) -> None:
+        """Note one that failed now, after ``took`` seconds."""
+        now = self._clock()
         with self._lock:
-            if address not in self._failed and len(self._failed) >= MAX_ADDRESSES:
-                del self._failed[next(iter(self._failed))]
-            _, reasons = self._failed.setdefault(address, (self._clock(), Counter()))
-            reasons[reason_of(error)] += 1
+            row = self._failed.get(address)
+            if row is None or now - took > row.last + A_WHILE:
+                if row is None and len(self._failed) >= MAX_ADDRESSES:
+                    del self._failed[next(iter(self._failed))]
+                row = self._failed[address] = _Row(now - took, now)
+            row.last = now
+            row.reasons[reason_of(error)] += 1
 
     def succeeded(self, address: str) -> None:
         """Forget those before."""
@@ -45,16 +61,15 @@ class Attempts:
     def count(self, address: str) -> int:
         """Return how many failed."""
         with self._lock:
-            _, reasons = self._failed.get(address, (0.0, Counter()))
-            return sum(reasons.values())
+            return sum(self._failed[address].reasons.values()) if address in self._failed else 0
 
     def told(self, address: str) -> str:
         """Return how often and why: ``asked 48 times in 10 s: Connection refused``; "" if none failed."""
         with self._lock:
-            if address not in self._failed:
+            row = self._failed.get(address)
+            if row is None:
                 return ""
-            since, reasons = self._failed[address]
-            seconds, ranked = self._clock() - since, reasons.most_common()
+            seconds, ranked = self._clock() - row.since, row.reasons.most_common()
         count = sum(n for _, n in ranked)
         why = "; ".join(reason if len(ranked) == 1 else f"{reason} ({n})" for reason, n in ranked)
         return f"asked {count} time{'s' if count != 1 else ''} in {seconds:.1f} s: {why}"

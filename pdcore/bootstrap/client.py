@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import logging
+import time
 from contextlib import suppress
 from urllib.parse import urlencode
 
@@ -152,14 +153,15 @@ class BootstrapClient:
         self, method: str, address: str, path: str, body: bytes, seconds: float
     ) -> tuple[int, bytes]:
         """Ask, and count it if nobody answers."""
+        began = time.monotonic()
         try:
             answer = await self._courier.ask(method, address, path, body, _within(seconds))
         except _UNREACHED as error:
-            self._attempts.failed(address, error)
+            self._attempts.failed(address, error, time.monotonic() - began)
             raise
         if answer[0] == CROWDED and method == "GET":
             crowded = _Crowded(refused(address, *answer).there_is)
-            self._attempts.failed(address, crowded)
+            self._attempts.failed(address, crowded, time.monotonic() - began)
             raise crowded
         self._attempts.succeeded(address)
         return answer
