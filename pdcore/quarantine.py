@@ -102,7 +102,7 @@ class Quarantine:
         if target is None:
             return None
         process = target.process
-        if process is None or not target.lost:
+        if process is None:
             return "the engine cannot tell that its writes have ended"
         seen = f"and {process} lives" if process.in_sight() else f"and {process} cannot be seen from here"
         return f"the engine cannot tell that its writes have ended, {seen}"
