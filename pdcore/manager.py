@@ -174,6 +174,7 @@ class Manager(Duties):
             verify=self.config.transfer.verify,
             process=ProcessIdentity.here(),
             engine_version=self.backend.engine_version(),
+            max_message_bytes=self.config.control.max_message_bytes,
         )
 
     def close(self) -> None:

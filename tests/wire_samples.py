@@ -69,6 +69,7 @@ DESCRIPTION = PeerDescription(
     verify="sample",
     process=PROCESS,
     engine_version="mooncake-transfer-engine 0.3.12",
+    max_message_bytes=2**28,
 )
 
 LAYOUT = attrs.evolve(

@@ -13,9 +13,9 @@ from pdcore.decode import awaited
 from pdcore.decode.group import PrefillGroup
 from pdcore.decode.host import ReceiverHost
 from pdcore.decode.source import PrefillSource
-from pdcore.errors import KVTransferError
+from pdcore.errors import FailureCode, KVTransferError
 from pdcore.status import Awaited, Room
-from pdcore.wire import Abort, Failure, Inquiry, Opened, RequestMetadata
+from pdcore.wire import Abort, Failure, Inquiry, Opened, RequestMetadata, limit_of, overweight, too_large
 
 __all__ = ["Dialogue"]
 
@@ -50,6 +50,16 @@ class Dialogue:
         self._announced = True
         for member in self.members:
             self._host.say(member, Opened(self._record.room, self._record.generation, self._age()))
+
+    def obstacle(self, wanted: RequestMetadata) -> KVTransferError | None:
+        """Return why a request cannot be told to all members, or None."""
+        ours = self._host.config.control.max_message_bytes
+        limit = min((limit_of(ours, m.description) for m in self.members), default=ours)
+        size = overweight(wanted, limit)
+        if size is None:
+            return None
+        what = f"the list of {len(wanted.pages)} pages"
+        return too_large(what, wanted.room, size, limit, FailureCode.PLAN)
 
     def ask(self, wanted: RequestMetadata) -> None:
         """Post the requests, and that the room was given up meanwhile, if it was."""

@@ -267,6 +267,11 @@ class KVReceiver(RoomHandle):
         )
 
     def _post_when_paired(self) -> None:
+        held, group = self._held, self._dialogue.group
+        if held is None or group is None or not group.ready:
+            return
+        if (obstacle := self._dialogue.obstacle(held)) is not None:
+            self.give_up(obstacle)
         with self._lock:
             wanted, group = self._held, self._dialogue.group
             if wanted is None or group is None or not group.ready or self.record.status.terminal:

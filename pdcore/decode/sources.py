@@ -24,7 +24,7 @@ from pdcore.pairing import coverage_misfits, pairing_misfits
 from pdcore.secret import AuthKey
 from pdcore.shortage import require_descriptors
 from pdcore.topology import DPChoice, dp_rank_of, map_ranks, topology_misfits
-from pdcore.wire import Channel, PairReply, PairRequest, PeerDescription, Route
+from pdcore.wire import Channel, PairReply, PairRequest, PeerDescription, Route, overweight
 
 __all__ = ["Sources"]
 
@@ -226,7 +226,11 @@ class Sources:
         with self._lock:
             self._sources[source.route] = source
         self._heartbeats.track(source.route, time.monotonic(), connected=False)
-        self._channel.post(source.route, PairRequest(self._description))
+        request, limit = PairRequest(self._description), self._description.max_message_bytes
+        if (size := overweight(request, limit)) is not None:
+            self._channel.call(partial(self._lost, source, _indescribable(source, size, limit)))
+        else:
+            self._channel.post(source.route, request)
         return source
 
     def _admit(self, source: PrefillSource, description: PeerDescription) -> None:
@@ -283,3 +287,12 @@ class Sources:
     def unproven(self, writer: Incarnation) -> str | None:
         """Why a lost prefill process is not known to be silent; None if it isn't lost."""
         return self._revocations.because(writer)
+
+
+def _indescribable(source: PrefillSource, size: int, limit: int) -> KVTransferError:
+    return KVTransferError(
+        FailureCode.INCOMPATIBLE,
+        f"cannot pair with {source}: what describes this side does not fit a control message",
+        f"{size} bytes, control.max_message_bytes is {limit}",
+        "raise control.max_message_bytes on both sides",
+    )

@@ -8,7 +8,7 @@ from pdcore.metadata import AuxDataCodec
 from pdcore.model import Generation, KVPoll, RoomId
 from pdcore.prefill.link import Destination
 from pdcore.prefill.lives import Life
-from pdcore.wire import AuxRow, Failure, Message, RequestMetadata, RoomStatus, Standing
+from pdcore.wire import AuxRow, Failure, Message, RequestMetadata, RoomStatus, Standing, overweight, too_large
 
 __all__ = ["Answers", "ended_before", "superseded", "taken"]
 
@@ -20,7 +20,11 @@ class Answers:
         self._rank, self._codec = rank, codec
 
     def concluded(self, destination: Destination, aux_index: int | None) -> list[Message]:
-        """Return what tells a destination that its room succeeded, aux first; a dummy awaits nothing."""
+        """Return what tells a destination that its room succeeded, aux first; a dummy awaits nothing.
+
+        Raises:
+            KVTransferError: code AUX, the slot holds another room's row, or it does not fit a message.
+        """
         link, wanted, out = destination.link, destination.wanted, list[Message]()
         if link.dummy:
             return out
@@ -30,7 +34,10 @@ class Answers:
             and link.carries_aux
             and link.aux_transport is AuxTransport.TCP
         ):
-            out.append(AuxRow(wanted.room, wanted.generation, self._codec.encode(aux_index)))
+            row = AuxRow(wanted.room, wanted.generation, self._codec.encode(aux_index))
+            if (size := overweight(row, link.message_limit)) is not None:
+                raise too_large("the aux row", wanted.room, size, link.message_limit, FailureCode.AUX)
+            out.append(row)
         return [*out, RoomStatus(wanted.room, wanted.generation, self._rank, KVPoll.SUCCESS, drained=True)]
 
     def failed(

@@ -23,12 +23,13 @@ from pdcore.pools import Pools, RegionTable
 from pdcore.prefill.lane import Lane
 from pdcore.prefill.link import Destination
 from pdcore.prefill.sender import KVSender
-from pdcore.wire import Digests, Message, Route, Verdict
+from pdcore.wire import FRAME_BYTES, Digests, Message, Route, Verdict
 
 __all__ = ["Examiner"]
 
 MOST_AT_ONCE = 2**16
 """Digests in one message: 2 MiB of them."""
+DIGEST_BYTES = 32
 
 _log = logging.getLogger("pdcore.transfer")
 
@@ -125,7 +126,8 @@ class Examiner:
             spans = spans_of(batch, strides, self._most, sender.room)
             found = digests_of(self._memory, spans.local_regions, spans.local_offsets, spans.lengths)
             columns = spans.remote_regions, spans.remote_offsets, spans.lengths, found
-            for part in range(0, len(found), MOST_AT_ONCE):
-                rows = (column[part : part + MOST_AT_ONCE] for column in columns)
+            most = min(MOST_AT_ONCE, (destination.link.message_limit - FRAME_BYTES) // DIGEST_BYTES)
+            for part in range(0, len(found), most):
+                rows = (column[part : part + most] for column in columns)
                 out.append(Digests(wanted.room, wanted.generation, self._rank, number, part, *rows))
         return out

@@ -23,7 +23,7 @@ from pdcore.prefill.outbox import Outbox
 from pdcore.process import ProcessIdentity
 from pdcore.regions import WriteBatch
 from pdcore.topology import Topology, map_ranks, served_ranks
-from pdcore.wire import PeerDescription, RequestMetadata, Route
+from pdcore.wire import PeerDescription, RequestMetadata, Route, limit_of
 
 __all__ = ["Destination", "PeerLink"]
 
@@ -57,6 +57,7 @@ class PeerLink:
         self.identity = PeerIdentity(description.role, description.incarnation, description.address)
         self.budget = EntryBudget(engine.capabilities.max_outstanding_entries)
         self.aux_transport = chosen_aux_transport(ours, description)
+        self.message_limit = limit_of(ours.max_message_bytes, description)
         self.lost = False
         self._engine = engine
         self._peer: Peer | None = None

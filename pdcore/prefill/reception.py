@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
 from pdcore.backend import PeerIdentity
 from pdcore.config import MAX_SECONDS
@@ -25,6 +27,8 @@ __all__ = ["OfARoom", "Reception"]
 
 PATIENCE = 1.0
 """Seconds in which prefill shall clear a room that succeeded, before another worker who asks is refused."""
+
+_log = logging.getLogger("pdcore.prefill")
 
 Told = Callable[[PeerLink, Message], None]
 
@@ -64,7 +68,10 @@ class Reception:
             self._senders.add(sender)
             given_up = self._lives.opened(room)
         for parked in self._parking.take(room):
-            self._receive(parked)
+            try:
+                self._receive(parked)
+            except Exception:  # the room has failed, and whoever opens it shall have it
+                _log.exception("room %s could not take a request", room)
         if given_up is not None:
             sender.give_up(given_up)
 
@@ -213,10 +220,14 @@ class Reception:
         self._supersede(what, sender)
         if what is Meaning.OLD:
             self._counts["stale"] += 1
-        elif life is None or what in (Meaning.NEXT, Meaning.CONTESTED, Meaning.SUPERSEDED):
+        if life is None or what not in (Meaning.PRESENT, Meaning.OVER, Meaning.TAKEN):
             return
-        elif what is not Meaning.PRESENT or sender is None or not _accepts(sender, destination):
-            self._refuse(link, word.room, word.generation, ended_before(life, word.rank, now))
+        try:
+            if what is Meaning.PRESENT and sender is not None:
+                sender.attempt(partial(sender.accept, destination))
+        finally:
+            if not life.is_promised_to(word.route, word.generation):
+                self._refuse(link, word.room, word.generation, ended_before(life, word.rank, now))
 
     def _given_up(self, link: PeerLink, abort: Abort) -> None:
         """Take the word that decode gave up what it has not asked for, or only of a room not opened yet."""
@@ -251,9 +262,3 @@ class Reception:
 
     def _refuse(self, link: PeerLink, room: RoomId, generation: Generation, failure: KVTransferError) -> None:
         self._post(link, self._answers.failed(room, generation, failure))
-
-
-def _accepts(sender: KVSender, destination: Destination) -> bool:
-    """Whether a room takes a destination; whatever that raises ends the room."""
-    taken: list[bool] = []
-    return sender.attempt(lambda: taken.append(sender.accept(destination))) and all(taken)

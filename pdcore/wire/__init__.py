@@ -4,6 +4,7 @@ from pdcore.wire.channel import Channel
 from pdcore.wire.codec import SCHEMA_VERSION, Codec, Frame
 from pdcore.wire.curve import require_curve
 from pdcore.wire.exposure import say_if_open
+from pdcore.wire.fit import FRAME_BYTES, limit_of, overweight, too_large
 from pdcore.wire.messages import (
     MESSAGE_KINDS,
     Abort,
@@ -29,6 +30,7 @@ from pdcore.wire.obituary import LifeAnswer, LifeQuestion
 from pdcore.wire.sockets import Route
 
 __all__ = [
+    "FRAME_BYTES",
     "MESSAGE_KINDS",
     "SCHEMA_VERSION",
     "Abort",
@@ -56,6 +58,9 @@ __all__ = [
     "Route",
     "Standing",
     "Verdict",
+    "limit_of",
+    "overweight",
     "require_curve",
     "say_if_open",
+    "too_large",
 ]

@@ -41,6 +41,9 @@ __all__ = [
 ]
 
 
+TEXT_BYTES = 1_000
+
+
 @attrs.frozen
 class Failure:
     """A :class:`~pdcore.errors.KVTransferError` as data."""
@@ -52,8 +55,8 @@ class Failure:
 
     @classmethod
     def of(cls, error: KVTransferError) -> Failure:
-        """Return the data of an error."""
-        return cls(error.code, error.happened, error.there_is, error.to_do)
+        """Return the data of an error; its texts are cut so that they fit the smallest message."""
+        return cls(error.code, _cut(error.happened), _cut(error.there_is), _cut(error.to_do))
 
     def error(self) -> KVTransferError:
         """Return the error of this data."""
@@ -67,7 +70,7 @@ class PeerDescription:
     ``endpoint`` and ``regions`` are the engine's; ``protocol`` is the one it was started with.
     ``aux_transports`` are the ways that aux rows may travel, the preferred one first; ``verify`` says
     which pages are compared. ``process`` is the one that runs the engine, and ``engine_version`` names the
-    engine's library and its version.
+    engine's library and its version. It takes messages of ``max_message_bytes``; 0: not told.
     """
 
     role: Role
@@ -87,6 +90,7 @@ class PeerDescription:
     verify: str = "off"
     process: ProcessIdentity | None = None
     engine_version: str = ""
+    max_message_bytes: int = 0
 
 
 @attrs.frozen
@@ -264,6 +268,12 @@ Message = (
     | Heartbeat
     | Bye
 )
+
+
+def _cut(text: str) -> str:
+    encoded = text.encode()
+    return text if len(encoded) <= TEXT_BYTES else encoded[: TEXT_BYTES - 3].decode(errors="ignore") + "..."
+
 
 MESSAGE_KINDS: dict[int, type[Message]] = {
     1: PairRequest,

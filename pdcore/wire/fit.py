@@ -1,0 +1,40 @@
+"""What fits a message: each side takes messages of so many bytes, and tells the other when they pair."""
+
+from __future__ import annotations
+
+from pdcore.errors import FailureCode, KVTransferError
+from pdcore.model import RoomId
+from pdcore.wire.codec import Codec
+from pdcore.wire.messages import Message, PeerDescription, RequestMetadata
+
+__all__ = ["FRAME_BYTES", "limit_of", "overweight", "too_large"]
+
+FRAME_BYTES = 512
+"""What a message with a row or a list takes beside it, at most."""
+NO_LIMIT = 2**31 - 1
+
+
+def limit_of(ours: int, there: PeerDescription | None) -> int:
+    """Return the bytes that a message to a peer may have; ``ours`` is this side's own limit, 0: none."""
+    theirs = there.max_message_bytes if there is not None else 0
+    return min((limit for limit in (ours, theirs) if limit), default=NO_LIMIT)
+
+
+def overweight(message: Message, limit: int) -> int | None:
+    """Return the size of a message that is larger than ``limit`` bytes; None if it fits."""
+    if isinstance(message, RequestMetadata):
+        items = len(message.pages) + sum(map(len, message.state_indices))
+        if 8 * items + FRAME_BYTES * (2 + len(message.state_indices)) <= limit:
+            return None  # without encoding it twice
+    size = sum(map(len, Codec.encode(message)))
+    return size if size > limit else None
+
+
+def too_large(what: str, room: RoomId, size: int, limit: int, code: FailureCode) -> KVTransferError:
+    """Return why a room fails of which something does not fit a message."""
+    return KVTransferError(
+        code,
+        f"{what} of room {room} does not fit a control message",
+        f"{size} bytes, and both sides take {limit}",
+        "raise control.max_message_bytes on both sides, or make the request smaller",
+    )
