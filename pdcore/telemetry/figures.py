@@ -6,14 +6,15 @@ import os
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 
 import attrs
 
-from pdcore.descriptors import OWNERS, SOCKET_STATES, look
+from pdcore.descriptors import OWNERS, SOCKET_STATES, Descriptors, look
 from pdcore.events import Gauges, Node, PeerState, Watcher
 from pdcore.model import Incarnation, KVPoll
 
-__all__ = ["FIGURES", "Figure", "Samples", "Watched"]
+__all__ = ["FIGURES", "Figure", "Samples", "Scene", "Watched"]
 
 Samples = dict[tuple[str, ...], float]
 """Values by those of the labels. Managers of one side and backend add up."""
@@ -21,14 +22,26 @@ Samples = dict[tuple[str, ...], float]
 SIDE = ("side", "backend")
 
 
+class Scene:
+    """What is looked at for one scrape: the managers' figures, and this process once it is asked for."""
+
+    def __init__(self, managers: Sequence[Gauges]) -> None:
+        self.managers = managers
+
+    @cached_property
+    def process(self) -> Descriptors:
+        """What this process has open."""
+        return look()
+
+
 @attrs.frozen
 class Figure:
-    """A gauge: its name without ``pdcore_``, what it says, its labels, and how it is told from snapshots."""
+    """A gauge: its name without ``pdcore_``, what it says, its labels, and how it is told from a scene."""
 
     name: str
     text: str
     labels: tuple[str, ...]
-    of: Callable[[Sequence[Gauges]], Samples]
+    of: Callable[[Scene], Samples]
 
 
 class Watched:
@@ -59,33 +72,33 @@ class Watched:
             else:
                 self._read.pop(node.incarnation, None)
 
-    def snapshots(self) -> list[Gauges]:
+    def scene(self) -> Scene:
         """Return the figures of all managers, as they are now."""
         if os.getpid() != self._pid:
-            return []
+            return Scene([])
         with self._lock:
             reads = list(self._read.values())
-        return [read() for read in reads]
+        return Scene([read() for read in reads])
 
 
 def _where(gauges: Gauges) -> tuple[str, str]:
     return gauges.node.role.value, gauges.node.backend
 
 
-def _sum(of: Callable[[Gauges], float]) -> Callable[[Sequence[Gauges]], Samples]:
-    def samples(managers: Sequence[Gauges]) -> Samples:
+def _sum(of: Callable[[Gauges], float]) -> Callable[[Scene], Samples]:
+    def samples(scene: Scene) -> Samples:
         found: defaultdict[tuple[str, ...], float] = defaultdict(float)
-        for gauges in managers:
+        for gauges in scene.managers:
             found[_where(gauges)] += of(gauges)
         return found
 
     return samples
 
 
-def _split(of: Callable[[Gauges], Iterable[tuple[str, int]]]) -> Callable[[Sequence[Gauges]], Samples]:
-    def samples(managers: Sequence[Gauges]) -> Samples:
+def _split(of: Callable[[Gauges], Iterable[tuple[str, int]]]) -> Callable[[Scene], Samples]:
+    def samples(scene: Scene) -> Samples:
         found: defaultdict[tuple[str, ...], float] = defaultdict(float)
-        for gauges in managers:
+        for gauges in scene.managers:
             side, backend = _where(gauges)
             for value, count in of(gauges):
                 found[side, backend, value] += count
@@ -94,26 +107,26 @@ def _split(of: Callable[[Gauges], Iterable[tuple[str, int]]]) -> Callable[[Seque
     return samples
 
 
-def _quiet(managers: Sequence[Gauges]) -> Samples:
+def _quiet(scene: Scene) -> Samples:
     found: Samples = {}
-    for gauges in managers:
+    for gauges in scene.managers:
         found[_where(gauges)] = max(found.get(_where(gauges), 0.0), gauges.quiet)
     return found
 
 
-def _descriptors(_: Sequence[Gauges]) -> Samples:
-    return {(kind,): count for kind, count in look().kinds.items()}
+def _descriptors(scene: Scene) -> Samples:
+    return {(kind,): count for kind, count in scene.process.kinds.items()}
 
 
-def _limit(_: Sequence[Gauges]) -> Samples:
-    return {(): look().limit}
+def _limit(scene: Scene) -> Samples:
+    return {(): scene.process.limit}
 
 
-def _sockets(managers: Sequence[Gauges]) -> Samples:
-    control = {port for gauges in managers for port in gauges.control_ports}
-    bootstrap = {port for gauges in managers for port in gauges.bootstrap_ports}
+def _sockets(scene: Scene) -> Samples:
+    control = {port for gauges in scene.managers for port in gauges.control_ports}
+    bootstrap = {port for gauges in scene.managers for port in gauges.bootstrap_ports}
     none: Samples = {(owner, state): 0 for owner in OWNERS for state in SOCKET_STATES}
-    return none | look().owned(control, bootstrap)
+    return none | scene.process.owned(control, bootstrap)
 
 
 FIGURES = (

@@ -42,7 +42,7 @@ def watched_by(provider: MeterProvider | None) -> Watched:
 
 def _looking(figure: Figure, watched: Watched) -> Callable[[CallbackOptions], Iterator[Observation]]:
     def look(_: CallbackOptions) -> Iterator[Observation]:
-        for values, value in figure.of(watched.snapshots()).items():
+        for values, value in figure.of(watched.scene()).items():
             yield Observation(value, dict(zip(figure.labels, values, strict=True)))
 
     return look

@@ -164,10 +164,10 @@ class _Shared(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics as they are now."""
         yield from self._events()
-        snapshots = self.watched.snapshots()
+        scene = self.watched.scene()
         for figure in FIGURES:
             family = GaugeMetricFamily(f"pdcore_{figure.name}", figure.text, labels=figure.labels)
-            for labels, value in figure.of(snapshots).items():
+            for labels, value in figure.of(scene).items():
                 family.add_metric(labels, value)
             yield family
 
