@@ -111,6 +111,12 @@ SABOTAGES = [
         {"bad": "one byte too many"},
         honest=SOCKETS,
     ),
+    Sabotage(
+        "lies: bounds once",
+        "memory_that_is_registered_no_more_is_refused",
+        "a write that cannot succeed did not fail",
+        honest=SOCKETS,
+    ),
     Sabotage("lies: silent", STOPPED, "bytes landed after close(), and the engine is silent", honest=SOCKETS),
     Sabotage("lies: drained", DEAD, "declared drained_on_failure, and a failed write is UNKNOWN"),
     Sabotage("lies: gives up", STOPPED, "bytes landed after a write that FAILED and was DRAINED"),

@@ -29,6 +29,7 @@ __all__ = [
     "Start",
     "Started",
     "StopPump",
+    "Unregister",
     "WatchPools",
     "WatchRoom",
 ]
@@ -106,6 +107,10 @@ class Fork(msgspec.Struct, tag=True):
 
 class Deregister(msgspec.Struct, tag=True):
     """Deregister, and register the same memory again. Answers :class:`Started`."""
+
+
+class Unregister(msgspec.Struct, tag=True):
+    """Deregister; the memory stays."""
 
 
 class Close(msgspec.Struct, tag=True):
@@ -192,6 +197,7 @@ Command = (
     | StopPump
     | Fork
     | Deregister
+    | Unregister
     | Close
     | Serve
     | Receive

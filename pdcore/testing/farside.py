@@ -87,6 +87,7 @@ class FarSide:
         command: c.Admit
         | c.Connect
         | c.Close
+        | c.Unregister
         | c.Serve
         | c.Receive
         | c.AbortRoom
@@ -111,6 +112,8 @@ class FarSide:
                 self.engine.admit(command.endpoint)
             case c.Connect():
                 self._connect(command)
+            case c.Unregister():
+                self.engine.deregister()
             case c.Close():
                 self.engine.close()
 

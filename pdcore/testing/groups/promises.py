@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from pdcore.model import Deadline, Device, DeviceKind
 from pdcore.outcome import Quiescence, Transfer, TransferState
 from pdcore.plan.split import split_entries
 from pdcore.regions import Region, WriteBatch
+from pdcore.testing import commands as c
 from pdcore.testing.ends import MIB, STILL, Link, require_honest
 from pdcore.testing.memory import GUARD, Watch
 from pdcore.testing.rules import Rule
@@ -130,6 +132,20 @@ class Promises:
             link.far.require_still("a write that FAILED and was DRAINED")
         assert not link.far.guards(), "declared remote_bounds_checked, and bytes landed outside the regions"
         assert link.far.process.alive
+
+    @Rule(
+        "with remote_bounds_checked the far side refuses memory that is registered no more",
+        "the writer checks against what it was told when it connected, and the far side does not check",
+    )
+    def test_memory_that_is_registered_no_more_is_refused(self, stage: Stage) -> None:
+        link = stage.link()
+        if not link.near.engine.capabilities.remote_bounds_checked:
+            return  # who does not check may write, or crash
+        link.deliver(SOME)
+        link.far.process.tell(c.Unregister())
+        with contextlib.suppress(PDCoreError):
+            link.fail(WriteBatch.of(0, 0, [0], [9000], [1000]))
+        link.require_arrived(SOME)
 
     @Rule(
         "an engine can reach every kind of memory that it declares; what is said to lie on a device that is "

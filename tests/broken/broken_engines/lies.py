@@ -32,6 +32,19 @@ class BoundsByHalf(SocketEngine):
         return inside
 
 
+class BoundsOnce(SocketEngine):
+    """Checks against all that was ever registered."""
+
+    def do_deregister(self) -> None:
+        self.once = self.regions
+
+    def receive_entry(self, connection: socket.socket, address: int, length: int) -> bool:
+        regions = self.regions or self.once
+        inside = any(r.address <= address and address + length <= r.address + r.length for r in regions)
+        receive_into(connection, memory_at(address, length) if inside else memoryview(bytearray(length)))
+        return inside
+
+
 class Silent(SocketEngine):
     """Calls itself silent after close; what its sockets hold still lands."""
 

@@ -62,6 +62,7 @@ WAYS: dict[str, Make] = {
     "writes when closed": odd.WritesWhenClosed,
     "lies: bounds": lies.Bounds,
     "lies: bounds by half": without_role(lies.BoundsByHalf),
+    "lies: bounds once": without_role(lies.BoundsOnce),
     "lies: silent": without_role(lies.Silent),
     "lies: drained": without_role(lies.Drained),
     "lies: gives up": without_role(lies.GivesUp),
