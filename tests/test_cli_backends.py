@@ -74,6 +74,7 @@ def test_doctor_says_everything_about_a_backend_that_is_ready() -> None:
         "probe": {"ready": True, "reason": None},
         "protocols": [{"protocol": "tcp", "usable": True, "reason": "good_tcp is this protocol"}],
         "facts": {},
+        "promises": [],
     }
     assert options["threads"] == {"value": 4, "default": 1, "required": False, "origin": "variant good_tcp"}
     assert options["without_rdma"] == {"value": False, "default": False, "required": False, "origin": None}

@@ -98,7 +98,9 @@ def test_doctor_prints_transport_and_bandwidth() -> None:
 def test_no_echo_starts_no_engine() -> None:
     done = doctor("local", "--no-echo", "--json")
     assert done.returncode == 0, done.stderr
-    assert "echo" not in json.loads(done.stdout)["backends"][0]
+    (found,) = json.loads(done.stdout)["backends"]
+    assert "echo" not in found
+    assert {"drained_on_failure", "revocable", "silent_after_close", "aux"} <= set(found["promises"])
 
 
 def test_without_a_name_no_engine_is_started() -> None:

@@ -45,6 +45,8 @@ def findings(found: Assessment, origins: Origins) -> Data:
         data["probe"] = {"ready": ready, "reason": None if ready else found.readiness.reason}
     if found.choice is not None:
         data["protocols"] = [attrs.asdict(verdict) for verdict in found.choice.verdicts]
+    declared = attrs.asdict(spec.capabilities)
+    data["promises"] = [name for name, holds in declared.items() if holds is True]
     data["options"] = _options(found, origins)
     facts = _told(spec.facts)
     data["facts"] = {"error": facts} if isinstance(facts, str) else dict(facts)

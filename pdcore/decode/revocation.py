@@ -138,7 +138,8 @@ class Revocations:
         while not self._stopping.is_set():
             quiescence = self._engine.revoke(vigil.writer.endpoint, Deadline.after(STEP))
             if quiescence is not Quiescence.IN_FLIGHT:
-                return quiescence is Quiescence.DRAINED
+                # An engine that does not declare that it can prove it is not believed.
+                return quiescence is Quiescence.DRAINED and self._engine.capabilities.revocable
             vigil.because = (
                 "writes of its engine are under way, and it doesn't go on: is that worker stopped?"
             )
