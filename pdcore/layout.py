@@ -57,6 +57,8 @@ class KVBuffer:
 
     def contradictions(self, order: PageOrder) -> list[str]:
         """Return what is wrong with it, given the order of its pages."""
+        if order not in PageOrder.__members__.values():
+            return [f"{self.name}.order={order!r}"]
         apart = {"k": True, "v": True, "kv": False}.get(self.part)
         return [
             *([f"{self.name}.item_len={self.item_len}"] if self.item_len < 1 else []),

@@ -222,6 +222,7 @@ def test_a_head_that_ends_within_a_byte_is_refused(dtype: str, bits: int | None)
         ({"buffers": (KVBuffer(0, "k", 0),)}, "layer.0.k.item_len=0"),
         ({"buffers": (KVBuffer(0, "k", 8), KVBuffer(0, "k", 8))}, "layer.0.k twice"),
         ({"buffers": (KVBuffer(0, "k", 8, units=0),)}, "layer.0.k.units=0"),
+        ({"buffers": (KVBuffer(0, "k", 8, order="head token"),)}, "layer.0.k.order='head token'"),  # type: ignore[arg-type]  # what is tested
         ({"buffers": (KVBuffer(0, "kv", 8),)}, "layer.0.kv of order (token, head)"),
         (
             {"order": PageOrder.TOKEN_KV_HEAD},
