@@ -35,6 +35,7 @@ from pdcore.unsafe import Unsafe
 from pdcore.wire import (
     Bye,
     Channel,
+    ConnectionEvent,
     Heartbeat,
     Message,
     PeerDescription,
@@ -219,7 +220,7 @@ class Manager(Duties):
             max_message_bytes=self.config.control.max_message_bytes,
             auth_key=self.config.auth_key,
             on_refused=self._on_refused,
-            on_connection=self.heartbeats.note,
+            on_connection=self._on_connection,
             on_unreachable=self.heartbeats.disconnected,
             dead_after=self.heartbeats.limit,
         )
@@ -255,6 +256,10 @@ class Manager(Duties):
         self._ticked_at = now = time.monotonic()
         self._pulse.beat(now, Heartbeat(self.incarnation))
         self._expire()
+
+    def _on_connection(self, route: Route | None, event: ConnectionEvent) -> None:
+        """Something happened to a connection to a peer that was dialled (None: of one that dialled us)."""
+        self.heartbeats.note(route, event)
 
     def _on_refused(self, route: Route, error: AuthenticationError) -> None:
         """A peer that this side dialled will have nothing to do with it."""

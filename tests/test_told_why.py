@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -30,7 +31,9 @@ from pdcore import (
     select,
 )
 from pdcore.prefill.sender import KVSender as Sender
-from pdcore.wire import Failure
+from pdcore.testing.faults import Decision, Fault, Schedule
+from pdcore.testing.faults.managers import FaultyDecode, FaultyPrefill
+from pdcore.wire import Connection, ConnectionEvent, Failure
 
 MANY = KVLayout.heads(layers=[0], kv_heads=1, head_dim=4, page_size=1, num_pages=1024)
 SMALL = 4096
@@ -233,3 +236,72 @@ def _moved(pair: Pair) -> tuple[KVSender, KVReceiver]:
     receiver.send_metadata([5])
     sender.send([5])
     return sender, receiver
+
+
+# --- connections that break -----------------------------------------------------------------
+
+
+class LosesOne(Schedule):
+    """One message of a kind is lost, as if it was under way when its connection ended."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__(0)
+        self.lost, self._place = threading.Event(), place
+
+    def _decide(self, place: str, faults: object) -> Decision:
+        if place != self._place or self.lost.is_set():
+            return Decision(Fault.NONE)
+        self.lost.set()
+        return Decision(Fault.DROP)
+
+
+@contextmanager
+def losing(what: str) -> Iterator[tuple[LosesOne, Pair]]:
+    schedule, cfg, source = LosesOne(what), config(request=300.0, interval=30.0), pools()
+    fill(source, 1)
+    with ExitStack() as stack:
+        bootstrap = stack.enter_context(BootstrapServer())
+        prefill = FaultyPrefill(schedule, select("local"), source, bootstrap.address, cfg)
+        stack.enter_context(prefill)
+        decode = stack.enter_context(FaultyDecode(schedule, select("local"), pools(), cfg))
+        yield schedule, Pair(bootstrap, prefill, decode)
+
+
+def connected_again(pair: Pair) -> None:
+    (source,) = pair.decode._sources.all()
+    event = ConnectionEvent(Connection.HANDSHAKEN, 0, "")
+    pair.decode.channel.call(lambda: pair.decode._on_connection(source.route, event))
+
+
+@pytest.mark.parametrize("is_cleared", [True, False])
+@pytest.mark.parametrize("outcome", [KVPoll.SUCCESS, KVPoll.FAILED])
+def test_how_a_room_ended_is_asked_for_again_when_the_connection_is_back(
+    outcome: KVPoll, is_cleared: bool
+) -> None:
+    with losing("prefill RoomStatus") as (schedule, pair):
+        sender, receiver = pair.open(2)
+        sender.init(1)
+        receiver.send_metadata([1])
+        until(lambda: sender.life.complete)
+        sender.send([1]) if outcome is KVPoll.SUCCESS else sender.abort()
+        assert schedule.lost.wait(30)
+        assert sender.wait(soon()) is outcome
+        if is_cleared:
+            sender.clear()
+        assert receiver.poll() is KVPoll.TRANSFERRING
+        connected_again(pair)
+        assert receiver.wait(soon()) is outcome
+        until(receiver.release_safe)
+
+
+def test_a_request_that_was_lost_with_its_connection_fails_when_it_is_back() -> None:
+    with losing("decode RequestMetadata") as (schedule, pair):
+        sender, receiver = pair.open(2)
+        receiver.send_metadata([1])
+        assert schedule.lost.wait(30)
+        connected_again(pair)
+        failure = failed(receiver)
+        assert failure.code is FailureCode.PEER_LOST
+        assert failure.happened == "prefill does not know the request of room 2"
+        until(receiver.release_safe)
+        sender.clear()

@@ -96,6 +96,12 @@ class Dialogue:
             if member.identity not in answered:
                 self._host.say(member, Inquiry(self._record.room, self._record.generation))
 
+    def met_again(self, source: PrefillSource, answered: Container[PeerIdentity]) -> None:
+        """Ask how the room stands at a rank that is connected again, or tell it again that it is open."""
+        self._announced = False
+        if self.posted and source.identity not in answered:
+            self._host.say(source, Inquiry(self._record.room, self._record.generation))
+
     def awaited(self, *, placed: bool, answered: set[PeerIdentity]) -> Awaited:
         """Return what the room waits for; ``placed`` once ``send_metadata`` was called."""
         group = self.group

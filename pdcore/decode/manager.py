@@ -36,6 +36,8 @@ from pdcore.topology import DPChoice, Topology
 from pdcore.wire import (
     Abort,
     Bye,
+    Connection,
+    ConnectionEvent,
     Heartbeat,
     Message,
     PairReply,
@@ -160,6 +162,14 @@ class DecodeManager(Manager):
                 self._drained(source)
         else:
             self.channel.counts["unexpected"] += 1
+
+    def _on_connection(self, route: Route | None, event: ConnectionEvent) -> None:
+        super()._on_connection(route, event)
+        source = self._sources.of(route) if route is not None else None
+        if source is not None and source.ready and event.what is Connection.HANDSHAKEN:
+            # What was under way when the connection before ended is lost, whoever said it.
+            using = self._receivers.using(source)
+            self._chores.each("asking how a room stands", using, lambda room: room.met_again(source))
 
     def _on_heartbeat(self, source: PrefillSource, message: Heartbeat) -> None:
         if message.incarnation != source.identity.incarnation:

@@ -188,6 +188,11 @@ class KVReceiver(RoomHandle):
         self._dialogue.announce()
         self._dialogue.inquire(self._responded)
 
+    def met_again(self, source: PrefillSource) -> None:
+        """A prefill rank is connected again: what was said last, by whomever, may be lost."""
+        if not self.record.status.terminal:
+            self._dialogue.met_again(source, self._responded)
+
     def on_standing(self, source: PrefillSource, waits_for: str) -> None:
         """Take the word of a prefill rank what it waits for."""
         self._dialogue.standing[source.identity] = waits_for

@@ -10,7 +10,7 @@ from pdcore.prefill.link import Destination
 from pdcore.prefill.lives import Life
 from pdcore.wire import AuxRow, Failure, Message, RequestMetadata, RoomStatus, Standing, overweight, too_large
 
-__all__ = ["Answers", "ended_before", "superseded", "taken"]
+__all__ = ["Answers", "ended_before", "superseded", "taken", "unheard_of"]
 
 
 class Answers:
@@ -38,7 +38,11 @@ class Answers:
             if (size := overweight(row, link.message_limit)) is not None:
                 raise too_large("the aux row", wanted.room, size, link.message_limit, FailureCode.AUX)
             out.append(row)
-        return [*out, RoomStatus(wanted.room, wanted.generation, self._rank, KVPoll.SUCCESS, drained=True)]
+        return [*out, self.succeeded(wanted.room, wanted.generation)]
+
+    def succeeded(self, room: RoomId, generation: Generation) -> RoomStatus:
+        """Return that all of a room was sent."""
+        return RoomStatus(room, generation, self._rank, KVPoll.SUCCESS, drained=True)
 
     def failed(
         self, room: RoomId, generation: Generation, failure: KVTransferError, *, drained: bool = True
@@ -80,6 +84,16 @@ def taken(life: Life, rank: int) -> KVTransferError:
         f"room {life.record.room} {'went' if got else 'is promised'} to another decode worker",
         f"{', '.join(str(identity) for *_, identity in holders)} {'got it' if got else 'asked first'}",
         "hand each request to one decode worker, with a room id of its own",
+    )
+
+
+def unheard_of(room: RoomId) -> KVTransferError:
+    """Return why a room fails whose request prefill does not know."""
+    return KVTransferError(
+        FailureCode.PEER_LOST,
+        f"prefill does not know the request of room {room}",
+        "it was lost with a connection, or its room has ended, too long ago to tell how",
+        "send the request again",
     )
 
 

@@ -13,7 +13,7 @@ from pdcore.backend import PeerIdentity
 from pdcore.config import MAX_SECONDS
 from pdcore.errors import KVTransferError
 from pdcore.model import Deadline, Generation, KVPoll, RoomId
-from pdcore.prefill.answers import Answers, ended_before, superseded, taken
+from pdcore.prefill.answers import Answers, ended_before, superseded, taken, unheard_of
 from pdcore.prefill.expected import Expected, Guest
 from pdcore.prefill.link import Destination, PeerLink
 from pdcore.prefill.lives import Life, Lives, Meaning, Word, meaning
@@ -21,7 +21,7 @@ from pdcore.prefill.parking import Parking
 from pdcore.prefill.sender import KVSender
 from pdcore.prefill.senders import Senders
 from pdcore.topology import Topology
-from pdcore.wire import Abort, Inquiry, Message, Opened, Released, RequestMetadata, Standing
+from pdcore.wire import Abort, Inquiry, Message, Opened, Released, RequestMetadata
 
 __all__ = ["OfARoom", "Reception"]
 
@@ -146,19 +146,26 @@ class Reception:
         """Return the decode ranks that have a room open and did not ask for it."""
         return [guest.link.identity for guest in self._expected.of(room)]
 
-    def standing(self, link: PeerLink, inquiry: Inquiry) -> Standing:
-        """Return what prefill waits for in a room that a decode rank asked for."""
-        room, generation = inquiry.room, inquiry.generation
-        sender = self._senders.get(room)
-        if self._parking.holds(link.route, room, generation):
-            earlier = sender is not None and "an earlier request with its id is not cleared"
+    def standing(self, link: PeerLink, inquiry: Inquiry) -> Message:
+        """Return what prefill waits for in a room that a decode rank asked for, or how it ended."""
+        room, route, generation = inquiry.room, link.route, inquiry.generation
+        present = self._senders.get(room)
+        if self._parking.holds(route, room, generation):
+            earlier = present is not None and "an earlier request with its id is not cleared"
             dp = f"DP rank {self._topology.dp_rank} of {self._topology.dp_size}"
             what = f"its scheduler: the room is not opened there, at {dp}; {earlier or 'the request is kept'}"
-        elif sender is not None and sender.life.is_promised_to(link.route, generation):
-            what = sender.awaited().what
-        else:
-            what = "nothing: it does not know the request"
-        return self._answers.stands(room, generation, what)
+            return self._answers.stands(room, generation, what)
+        senders = [s for s in self._senders.of(room) if s.life.is_promised_to(route, generation)]
+        if senders and not senders[-1].life.over:
+            return self._answers.stands(room, generation, senders[-1].awaited().what)
+        with self._lock:
+            lives = [*self._lives.earlier(room), *(s.life for s in senders)]
+        life = next((one for one in reversed(lives) if one.is_promised_to(route, generation)), None)
+        if life is not None and life.record.status is KVPoll.SUCCESS:
+            return self._answers.succeeded(room, generation)
+        failure = life.record.failure if life is not None else None
+        drained = all(sender.drained for sender in senders)
+        return self._answers.failed(room, generation, failure or unheard_of(room), drained=drained)
 
     def lost(self, link: PeerLink, why: str) -> int:
         """Fail what was promised to a lost peer; return how many rooms that were."""
