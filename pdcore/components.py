@@ -7,6 +7,7 @@ import math
 import attrs
 
 from pdcore.errors import LayoutError
+from pdcore.fields import integer, integers, optional_integer, several, text
 from pdcore.names import repeated
 
 __all__ = ["StateBuffer", "StateComponent"]
@@ -24,13 +25,13 @@ class StateBuffer:
     ``item_stride`` is that of :class:`~pdcore.layout.KVBuffer`.
     """
 
-    name: str
-    item_len: int
-    shape: tuple[int, ...] = ()
-    slice_dim: int | None = None
-    groups: tuple[int, ...] = ()
-    item_stride: int = attrs.field(default=0, kw_only=True)
-    units: int | None = attrs.field(default=None, kw_only=True)
+    name: str = attrs.field(validator=text)
+    item_len: int = attrs.field(validator=integer)
+    shape: tuple[int, ...] = attrs.field(default=(), validator=integers)
+    slice_dim: int | None = attrs.field(default=None, validator=optional_integer)
+    groups: tuple[int, ...] = attrs.field(default=(), validator=integers)
+    item_stride: int = attrs.field(default=0, validator=integer, kw_only=True)
+    units: int | None = attrs.field(default=None, validator=optional_integer, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         elements, dim = math.prod(self.shape), self.slice_dim
@@ -109,11 +110,17 @@ class StateComponent:
     ``num_items`` is the number of slots or pages that each buffer holds.
     """
 
-    kind: str
-    num_items: int
-    buffers: tuple[StateBuffer, ...]
+    kind: str = attrs.field(validator=text)
+    num_items: int = attrs.field(validator=integer)
+    buffers: tuple[StateBuffer, ...] = attrs.field(validator=several(StateBuffer))
 
     def __attrs_post_init__(self) -> None:
+        if self.buffers and self.num_items < 1:
+            raise LayoutError(
+                f"the state component {self.kind!r} has no items",
+                f"num_items={self.num_items}",
+                "use at least one slot or page",
+            )
         if twice := repeated([b.name for b in self.buffers]):
             raise LayoutError(
                 f"the state component {self.kind!r} names {', '.join(map(repr, twice))} twice",

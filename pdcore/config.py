@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import Literal, TypeVar
+from types import NoneType
+from typing import Any, Literal, TypeVar
 
 import attrs
 
 from pdcore.address import parse_advertised, parse_host
 from pdcore.errors import AddressError, ConfigError, ConfigProblem
+from pdcore.scalars import real, shown, whole
 from pdcore.secret import AuthKey
 from pdcore.secret import auth_key as to_auth_key
 
@@ -33,17 +35,48 @@ Number = TypeVar("Number", int, float)
 
 def _within(low: Number, high: Number) -> Callable[[object, attrs.Attribute[Number], Number], None]:
     def validate(_instance: object, attribute: attrs.Attribute[Number], value: Number) -> None:
-        if not low <= value <= high:
-            raise ConfigError(
-                [ConfigProblem(attribute.name, SET_IN_CODE, f"must lie in {low}..{high}, is {value}")]
-            )
+        number = whole(value) if type(low) is int else real(value)
+        if number is None and (type(low) is int or not isinstance(value, float)):
+            kind = "whole number" if type(low) is int else "number"
+            raise _wrong(attribute, f"must be a {kind} in {low}..{high}, is {shown(value)}")
+        if number is None or not low <= number <= high:  # nan and infinity are no real numbers
+            raise _wrong(attribute, f"must lie in {low}..{high}, is {value}")
 
     return validate
 
 
-def _not_empty(_instance: object, attribute: attrs.Attribute[str], value: str) -> None:
+def _wrong(attribute: attrs.Attribute[Any], reason: str) -> ConfigError:
+    return ConfigError([ConfigProblem(attribute.name, SET_IN_CODE, reason)])
+
+
+def _one_of(*known: object) -> Callable[[object, attrs.Attribute[Any], object], None]:
+    def validate(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        if not any(type(value) is type(one) and value == one for one in known):
+            names = ", ".join(str(one) if isinstance(one, Enum) else repr(one) for one in known)
+            raise _wrong(attribute, f"must be one of {names}, is {shown(value)}")
+
+    return validate
+
+
+def _a(*kinds: type) -> Callable[[object, attrs.Attribute[Any], object], None]:
+    def validate(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        if not isinstance(value, kinds):
+            names = " or ".join("None" if kind is NoneType else kind.__name__ for kind in kinds)
+            raise _wrong(attribute, f"must be a {names}, is {shown(value)}")
+
+    return validate
+
+
+def _not_empty(_instance: object, attribute: attrs.Attribute[str], value: object) -> None:
+    if not isinstance(value, str):
+        raise _wrong(attribute, f"must be a name, is {shown(value)}")
     if not value:
-        raise ConfigError([ConfigProblem(attribute.name, SET_IN_CODE, "must not be empty")])
+        raise _wrong(attribute, "must not be empty")
+
+
+def _no_longer(most: float, request: object) -> float:
+    """Return the default of a timeout within another, which may be no number: its validator says so."""
+    return most if (number := real(request)) is None else min(most, number)
 
 
 def _host(_instance: object, attribute: attrs.Attribute[str], value: str) -> None:
@@ -91,11 +124,15 @@ class TransferConfig:
     digests of what was sent and what arrived, of a sample or of all pages, before a room succeeds.
     """
 
-    model: TransferModel | None = None
+    model: TransferModel | None = attrs.field(default=None, validator=_one_of(None, *TransferModel))
     lanes_per_peer: int = attrs.field(default=1, validator=_within(1, 64))
-    aux: Literal["auto", "engine", "tcp"] = "auto"
-    prefix_reuse: bool = True
-    verify: Literal["off", "sample", "all"] = "off"
+    aux: Literal["auto", "engine", "tcp"] = attrs.field(
+        default="auto", validator=_one_of("auto", "engine", "tcp")
+    )
+    prefix_reuse: bool = attrs.field(default=True, validator=_a(bool))
+    verify: Literal["off", "sample", "all"] = attrs.field(
+        default="off", validator=_one_of("off", "sample", "all")
+    )
 
 
 @attrs.frozen
@@ -108,10 +145,12 @@ class Timeouts:
 
     request: float = attrs.field(default=300.0, validator=_seconds)
     pairing: float = attrs.field(
-        default=attrs.Factory(lambda self: min(30.0, self.request), takes_self=True), validator=_seconds
+        default=attrs.Factory(lambda self: _no_longer(30.0, self.request), takes_self=True),
+        validator=_seconds,
     )
     bootstrap: float = attrs.field(
-        default=attrs.Factory(lambda self: min(10.0, self.request), takes_self=True), validator=_seconds
+        default=attrs.Factory(lambda self: _no_longer(10.0, self.request), takes_self=True),
+        validator=_seconds,
     )
     engine_start: float = attrs.field(default=60.0, validator=_seconds)
     shutdown: float = attrs.field(default=10.0, validator=_seconds)
@@ -171,13 +210,13 @@ class Config:
     """
 
     backend: str = attrs.field(default="local", validator=_not_empty)
-    backend_options: Mapping[str, object] = attrs.field(factory=dict, hash=False)
-    require_transport: str | None = None
+    backend_options: Mapping[str, object] = attrs.field(factory=dict, hash=False, validator=_a(Mapping))
+    require_transport: str | None = attrs.field(default=None, validator=_a(str, NoneType))
     host: str = attrs.field(default="127.0.0.1", validator=_host)
     advertise: str | None = attrs.field(default=None, validator=_advertised)
     auth_key: AuthKey | None = attrs.field(default=None, converter=to_auth_key)
-    control: ControlConfig = attrs.field(factory=ControlConfig)
-    transfer: TransferConfig = attrs.field(factory=TransferConfig)
-    timeouts: Timeouts = attrs.field(factory=Timeouts)
-    liveness: LivenessConfig = attrs.field(factory=LivenessConfig)
-    quarantine: QuarantineConfig = attrs.field(factory=QuarantineConfig)
+    control: ControlConfig = attrs.field(factory=ControlConfig, validator=_a(ControlConfig))
+    transfer: TransferConfig = attrs.field(factory=TransferConfig, validator=_a(TransferConfig))
+    timeouts: Timeouts = attrs.field(factory=Timeouts, validator=_a(Timeouts))
+    liveness: LivenessConfig = attrs.field(factory=LivenessConfig, validator=_a(LivenessConfig))
+    quarantine: QuarantineConfig = attrs.field(factory=QuarantineConfig, validator=_a(QuarantineConfig))

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from pdcore.components import StateBuffer, StateComponent
 from pdcore.elements import ELEMENT_BITS, bytes_of, element_name
 from pdcore.errors import LayoutError
+from pdcore.fields import as_integer, as_layers, as_member, integer, member, optional_integer, several, text
 from pdcore.fingerprint import Fingerprint, to_fingerprint
 from pdcore.names import repeated
 from pdcore.order import PageOrder
@@ -38,12 +39,12 @@ class KVBuffer:
     are no neighbours, else 0; :class:`~pdcore.pools.Pools` sets it from the memory that it is given.
     """
 
-    layer: int
-    part: str
-    item_len: int
+    layer: int = attrs.field(validator=integer)
+    part: str = attrs.field(validator=text)
+    item_len: int = attrs.field(validator=integer)
     order: PageOrder | None = attrs.field(default=None, kw_only=True)
-    units: int | None = attrs.field(default=None, kw_only=True)
-    item_stride: int = attrs.field(default=0, kw_only=True)
+    units: int | None = attrs.field(default=None, validator=optional_integer, kw_only=True)
+    item_stride: int = attrs.field(default=0, validator=integer, kw_only=True)
 
     @property
     def name(self) -> str:
@@ -61,6 +62,7 @@ class KVBuffer:
             return [f"{self.name}.order={order!r}"]
         apart = {"k": True, "v": True, "kv": False}.get(self.part)
         return [
+            *([f"layer={self.layer}"] if self.layer < 0 else []),
             *([f"{self.name}.item_len={self.item_len}"] if self.item_len < 1 else []),
             *([f"{self.name}.units={self.units}"] if self.units is not None and self.units < 1 else []),
             *([f"{self.name}.item_stride={self.item_stride}"] if self.stride < self.item_len else []),
@@ -78,14 +80,14 @@ class KVLayout:
     (or a mapping) says what made the cache; two that differ don't pair.
     """
 
-    page_size: int
-    num_pages: int
+    page_size: int = attrs.field(validator=integer)
+    num_pages: int = attrs.field(validator=integer)
     dtype: str = attrs.field(converter=element_name)
-    attention: Attention
-    total_kv_heads: int
-    buffers: tuple[KVBuffer, ...]
-    order: PageOrder = attrs.field(default=PageOrder.TOKEN_HEAD, kw_only=True)
-    element_bits: int | None = attrs.field(default=None, kw_only=True)
+    attention: Attention = attrs.field(validator=member(Attention))
+    total_kv_heads: int = attrs.field(validator=integer)
+    buffers: tuple[KVBuffer, ...] = attrs.field(validator=several(KVBuffer))
+    order: PageOrder = attrs.field(default=PageOrder.TOKEN_HEAD, validator=member(PageOrder), kw_only=True)
+    element_bits: int | None = attrs.field(default=None, validator=optional_integer, kw_only=True)
     fingerprint: Fingerprint | None = attrs.field(default=None, converter=to_fingerprint, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
@@ -134,6 +136,7 @@ class KVLayout:
         Raises:
             LayoutError: it contradicts itself, or K and V are fused so that they must be of one width.
         """
+        order = as_member("order", PageOrder, order)
         dims = {"k": head_dim, "v": head_dim if v_head_dim is None else v_head_dim}
         if order.fused and order.dims[-1] != "kv" and dims["k"] != dims["v"]:
             raise LayoutError(
@@ -143,10 +146,10 @@ class KVLayout:
             )
         sizes = {part: _head_bytes(dim, dtype, element_bits) for part, dim in dims.items()}
         heads = {"kv": sizes["k"] + sizes["v"]} if order.fused else sizes
+        heads_of_a_page = as_integer("page_size", page_size) * as_integer("kv_heads", kv_heads)
+        ids = as_layers(layers)
         buffers = tuple(
-            KVBuffer(layer, part, page_size * kv_heads * size)
-            for part, size in heads.items()
-            for layer in layers
+            KVBuffer(layer, part, heads_of_a_page * size) for part, size in heads.items() for layer in ids
         )
         total = total_kv_heads or kv_heads
         return cls(
@@ -170,8 +173,8 @@ class KVLayout:
 
         ``latent_dim`` counts the values per token (compressed KV plus rope part).
         """
-        item = page_size * _head_bytes(latent_dim, dtype, element_bits)
-        buffers = tuple(KVBuffer(layer, "latent", item) for layer in layers)
+        item = as_integer("page_size", page_size) * _head_bytes(latent_dim, dtype, element_bits)
+        buffers = tuple(KVBuffer(layer, "latent", item) for layer in as_layers(layers))
         return cls(
             page_size, num_pages, dtype, Attention.LATENT, 0, buffers,
             element_bits=element_bits, fingerprint=fingerprint,
@@ -247,8 +250,8 @@ def _head_bytes(values: int, dtype: object, element_bits: int | None) -> int:
     """Return the bytes of one head of one token; those of 8 bits for an unknown type, which the layout
     refuses."""
     name = element_name(dtype)
-    bits = ELEMENT_BITS.get(name, 8) if element_bits is None else element_bits
-    if (size := bytes_of(values, bits)) is None:
+    bits = ELEMENT_BITS.get(name, 8) if element_bits is None else as_integer("element_bits", element_bits)
+    if (size := bytes_of(as_integer("head_dim (or latent_dim)", values), bits)) is None:
         raise LayoutError(
             "a head of one token ends within a byte",
             f"{values} values of {bits} bits ({name})",

@@ -23,6 +23,7 @@ from pdcore.handle import RoomHandle
 from pdcore.liveness import Heartbeats
 from pdcore.model import Deadline, Role, RoomId, new_incarnation
 from pdcore.overdue import end_overdue
+from pdcore.parts import check_parts
 from pdcore.pools import Pools
 from pdcore.process import ProcessIdentity
 from pdcore.pulse import Pulse
@@ -58,6 +59,7 @@ class Manager(Duties):
     """One side of one rank. Owns the engine, the control channel and all rooms; a context manager.
 
     Raises at construction:
+        ArgumentError: a part is of another kind than is due, such as a name instead of a backend.
         AddressError: ``host`` or ``advertise`` is no address that it can have.
         EngineError: too few file descriptors are free.
         EngineError, RegistrationError, TransportMismatchError: the engine does not start as asked.
@@ -71,9 +73,11 @@ class Manager(Duties):
         backend: Backend,
         pools: Pools,
         topology: Topology,
-        config: Config,
+        config: Config | None,
         subscribers: Sequence[Subscriber] = (),
     ) -> None:
+        config = Config() if config is None else config
+        check_parts(backend, pools, topology, config, subscribers)
         self._birthplace = Birthplace(self)
         self.role = role
         self.backend = backend

@@ -12,10 +12,13 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
+from pdcore.arguments import instance, room_id
 from pdcore.errors import FailureCode, KVTransferError, LayoutError, RoomError, WireError
+from pdcore.fields import as_integer
 from pdcore.model import CPU, Device, RoomId
 from pdcore.regions import Region
 from pdcore.rows import Bytes, rows_in, rows_on
+from pdcore.scalars import shown, whole
 from pdcore.schema import AuxSchema
 
 __all__ = ["AUX_REGION", "AuxDataCodec", "MetadataBuffers"]
@@ -39,8 +42,11 @@ class MetadataBuffers:
     def __init__(
         self, schema: AuxSchema, slots: int, *, device: Device = CPU, memory: object | None = None
     ) -> None:
+        slots = as_integer("the number of aux slots", slots)
         if slots < 1:
             raise LayoutError("there are no aux slots", f"slots={slots}", "use at least one slot")
+        instance("the schema of aux rows", schema, AuxSchema, "hand in AuxSchema((AuxField(...), ...))")
+        instance("the device of aux rows", device, Device, "hand in pdcore.CPU or Device(kind, index)")
         self.schema = schema
         self.slots = slots
         row_len = schema.row_len
@@ -60,7 +66,10 @@ class MetadataBuffers:
         Raises:
             RoomError: the slot or a field does not exist, or a value does not fit its field.
         """
-        self._check(slot)
+        slot, room = self._check(slot), room_id(room)
+        if not issubclass(type(values), Mapping):  # whatever the annotation says
+            to_do = "hand in a mapping of field names to values"
+            raise RoomError(f"the aux values of room {room} are no mapping", shown(values), to_do)
         row = self.rows.read(slot)
         if _room_of(row) != room:
             row[:] = 0
@@ -77,7 +86,7 @@ class MetadataBuffers:
         Raises:
             KVTransferError: code AUX, the slot holds another room's data.
         """
-        self._check(slot)
+        slot, room = self._check(slot), room_id(room)
         row = self.rows.read(slot)
         _check_room(slot, room, _room_of(row))
         return {
@@ -87,8 +96,7 @@ class MetadataBuffers:
 
     def empty(self, slot: int) -> None:
         """Mark a slot as holding nobody's data, before a row for it may arrive."""
-        self._check(slot)
-        self.rows.write(slot, _room_bytes(EMPTY))
+        self.rows.write(self._check(slot), _room_bytes(EMPTY))
 
     def check_room(self, slot: int, room: RoomId) -> None:
         """Check that the slot holds this room's data.
@@ -107,7 +115,12 @@ class MetadataBuffers:
                 "name a field of the schema",
             )
         _, dtype, shape = self._fields[name]
-        array = np.asarray(value)
+        try:
+            array = np.asarray(value)
+        except Exception as error:  # ragged lists, tensors on a device
+            there_is = f"{shown(value)}: {type(error).__name__}: {error}"
+            to_do = "hand in a value of the field's shape, kind and range, in host memory"
+            raise RoomError(f"a value does not fit the aux field {name!r}", there_is, to_do) from error
         if array.shape != shape or not _fits(array, dtype):
             raise RoomError(
                 f"a value does not fit the aux field {name!r}",
@@ -116,11 +129,14 @@ class MetadataBuffers:
             )
         return np.ascontiguousarray(array, dtype)
 
-    def _check(self, slot: int) -> None:
-        if not 0 <= slot < self.slots:
+    def _check(self, slot: int) -> int:
+        number = whole(slot)
+        if number is None or not 0 <= number < self.slots:
+            named = slot if number is None else number
             raise RoomError(
-                f"aux slot {slot} does not exist", f"slots 0 to {self.slots - 1}", "use a slot in range"
+                f"aux slot {named!r} does not exist", f"slots 0 to {self.slots - 1}", "use a slot in range"
             )
+        return number
 
 
 def _fits(array: npt.NDArray[np.generic], field: np.dtype[np.generic]) -> bool:

@@ -12,7 +12,7 @@ from typing import NewType
 import attrs
 
 from pdcore.errors import ArgumentError
-from pdcore.scalars import real, shown
+from pdcore.scalars import real, shown, whole
 
 __all__ = [
     "CPU",
@@ -79,12 +79,27 @@ class DeviceKind(Enum):
     NPU = "npu"
 
 
+def _device_kind(kind: DeviceKind) -> DeviceKind:
+    try:
+        return DeviceKind(kind)
+    except ValueError as error:
+        known = ", ".join(one.value for one in DeviceKind)
+        raise ArgumentError("a device is of no known kind", shown(kind), f"use one of {known}") from error
+
+
+def _ordinal(index: int) -> int:
+    number = whole(index)
+    if number is None or number < 0:
+        raise ArgumentError("a device has no such index", shown(index), "use an integer of 0 or more")
+    return number
+
+
 @attrs.frozen
 class Device:
     """A memory device; ``index`` is the ordinal of the accelerator, 0 for the CPU."""
 
-    kind: DeviceKind = DeviceKind.CPU
-    index: int = 0
+    kind: DeviceKind = attrs.field(default=DeviceKind.CPU, converter=_device_kind)
+    index: int = attrs.field(default=0, converter=_ordinal)
 
     def __str__(self) -> str:
         return "cpu" if self.kind is DeviceKind.CPU else f"{self.kind.value}:{self.index}"

@@ -10,8 +10,11 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
+from pdcore.arguments import instance
 from pdcore.errors import LayoutError, PlanError, RoomError
+from pdcore.fields import as_several
 from pdcore.layout import KVBuffer, KVLayout, StateBuffer, StateComponent
+from pdcore.memory import regions_of
 from pdcore.metadata import AUX_REGION, MetadataBuffers
 from pdcore.model import RoomId
 from pdcore.plan import IndexArray, index_array
@@ -25,7 +28,7 @@ __all__ = ["Expected", "Pools", "RegionTable", "StatePool"]
 
 @attrs.frozen
 class StatePool:
-    """A state component and the memory of its buffers, in their order."""
+    """A state component and the memory of its buffers, in their order; arrays become regions in the pools."""
 
     component: StateComponent
     regions: tuple[Region, ...]
@@ -98,17 +101,26 @@ def _words(region: tuple[str, int, int, int] | None) -> str:
 
 
 class Pools:
-    """The pools of one rank, checked against their layouts. ``regions`` is the registration order."""
+    """The pools of one rank, checked against their layouts. ``regions`` is the registration order.
+
+    ``kv`` holds a region, a numpy array or a tensor per buffer, in the layout's order.
+
+    Raises:
+        LayoutError, ArgumentError: a part is of another kind, or memory and layout contradict each other.
+        RegistrationError: a region cannot be made of an array or tensor.
+    """
 
     def __init__(
         self,
         layout: KVLayout,
-        kv: Sequence[Region],
+        kv: Sequence[object],
         *,
         state: Sequence[StatePool] = (),
         aux: MetadataBuffers | None = None,
     ) -> None:
-        state = [_as_it_lies(pool) for pool in state]
+        _check_parts(layout, aux)
+        kv = regions_of("the KV memory of pools", [b.name for b in layout.buffers], kv)
+        state = [_as_it_lies(pool) for pool in as_several("the state of pools", StatePool, state)]
         self.layout = attrs.evolve(layout, buffers=_as_they_lie(layout.buffers, kv))
         self.aux = aux
         regions = [*kv, *(r for pool in state for r in pool.regions)]
@@ -144,6 +156,7 @@ class Pools:
         cls, layout: KVLayout, *, state: Sequence[StateComponent] = (), aux: MetadataBuffers | None = None
     ) -> Pools:
         """Allocate host memory for the layouts; the system hands out pages as they are touched."""
+        _check_parts(layout, aux)
         kv = [_allocated(b.name, b, layout.num_pages) for b in layout.buffers]
         pools = [
             StatePool(
@@ -153,7 +166,7 @@ class Pools:
                     for b in component.buffers
                 ),
             )
-            for component in state
+            for component in as_several("the state of pools", StateComponent, state)
         ]
         return cls(layout, kv, state=pools, aux=aux)
 
@@ -244,8 +257,16 @@ def _as_they_lie(buffers: Sequence[Buffer], regions: Sequence[Region]) -> tuple[
 
 def _as_it_lies(pool: StatePool) -> StatePool:
     component = pool.component
-    buffers = _as_they_lie(component.buffers, pool.regions)
-    return attrs.evolve(pool, component=attrs.evolve(component, buffers=buffers))
+    names = [f"state.{component.kind}.{b.name}" for b in component.buffers]
+    regions = regions_of(f"the memory of state {component.kind!r}", names, pool.regions)
+    buffers = _as_they_lie(component.buffers, regions)
+    return StatePool(attrs.evolve(component, buffers=buffers), regions)
+
+
+def _check_parts(layout: KVLayout, aux: MetadataBuffers | None) -> None:
+    instance("the layout of pools", layout, KVLayout, "hand in KVLayout.heads(...) or KVLayout.latent(...)")
+    if aux is not None:
+        instance("the aux of pools", aux, MetadataBuffers, "hand in MetadataBuffers(schema, slots)")
 
 
 def _with_items(region: Region, expected: Expected | None) -> Region:

@@ -12,6 +12,7 @@ from attrs.validators import ge
 
 from pdcore.errors import PlanError, RegistrationError
 from pdcore.extent import Extent, are_items
+from pdcore.fields import integer, text
 from pdcore.model import CPU, Device, DeviceKind
 
 __all__ = ["OffsetArray", "Region", "RegionInfo", "WriteBatch"]
@@ -74,9 +75,9 @@ class Region:
     them from the layouts. ``shape`` is that of the array or tensor, if it was one.
     """
 
-    name: str
-    address: int = attrs.field(repr=hex)
-    length: int
+    name: str = attrs.field(validator=text)
+    address: int = attrs.field(repr=hex, validator=integer)
+    length: int = attrs.field(validator=integer)
     device: Device = CPU
     owner: object = attrs.field(default=None, repr=False, eq=False)
     item_len: int = attrs.field(default=0, validator=ge(0))

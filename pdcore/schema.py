@@ -8,6 +8,7 @@ import attrs
 import numpy as np
 
 from pdcore.errors import LayoutError
+from pdcore.fields import as_integer, integers, optional_integer, plain, several, text
 from pdcore.names import repeated
 
 __all__ = ["AUX_DTYPES", "AuxField", "AuxSchema"]
@@ -23,6 +24,16 @@ AUX_DTYPES = (
 """What numpy stores by value; the fields of an aux row have one of these."""
 
 
+def _dtype_name(what: str, dtype: object) -> str:
+    """Return numpy's name of a dtype; what is none, as it is written, is refused by the field."""
+    if isinstance(dtype, str):
+        return dtype
+    try:
+        return "" if dtype is None else np.dtype(dtype).name  # type: ignore[call-overload]  # refused below
+    except TypeError:
+        return str(dtype)
+
+
 @attrs.frozen
 class AuxField:
     """A named auxiliary field: numpy dtype name and shape per request.
@@ -31,10 +42,10 @@ class AuxField:
     decode gets; None: whichever that is.
     """
 
-    name: str
-    dtype: str
-    shape: tuple[int, ...] = ()
-    writer_rank: int | None = None
+    name: str = attrs.field(validator=text)
+    dtype: str = attrs.field(validator=plain(_dtype_name))
+    shape: tuple[int, ...] = attrs.field(default=(), validator=integers)
+    writer_rank: int | None = attrs.field(default=None, validator=optional_integer)
 
     def __attrs_post_init__(self) -> None:
         if self.dtype not in AUX_DTYPES or any(n < 1 for n in self.shape):
@@ -58,7 +69,7 @@ class AuxSchema:
     the first 8 are the room (int64, -1 for an empty slot).
     """
 
-    fields: tuple[AuxField, ...] = ()
+    fields: tuple[AuxField, ...] = attrs.field(default=(), validator=several(AuxField))
 
     def __attrs_post_init__(self) -> None:
         names = [f.name for f in self.fields]
@@ -85,6 +96,9 @@ class AuxSchema:
         ``tokens`` each; with a count of 1 or more also top logprobs, speculative top-k and hidden states.
         numpy has no bfloat16: take uint16, and view it.
         """
+        tokens, top_logprobs = as_integer("tokens", tokens), as_integer("top_logprobs", top_logprobs)
+        speculative_top_k = as_integer("speculative_top_k", speculative_top_k)
+        hidden_size = as_integer("hidden_size", hidden_size)
         top, spec = (tokens, top_logprobs), (tokens, speculative_top_k)
         fields = [
             AuxField("output_ids", "int32", (tokens,)),

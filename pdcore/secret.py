@@ -42,10 +42,13 @@ def auth_key(value: AuthKey | str | None) -> AuthKey | None:
     """Return the key of a configured value; None means that there is none.
 
     Raises:
-        ConfigError: it is too short.
+        ConfigError: it is too short, or no text.
     """
     if value is None or isinstance(value, AuthKey):
         return value
+    if not issubclass(type(value), str):  # whatever the annotation says
+        problem = ConfigProblem("auth_key", "code", f"must be text, is of type {type(value).__name__}")
+        raise ConfigError([problem])
     return AuthKey(value)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import attrs
 
+from pdcore.arguments import instance
 from pdcore.assessment import Assessment, assess, problem_of
 from pdcore.backend import (
     AuxRequest,
@@ -145,7 +146,15 @@ def select(
         VariantConflictError: the environment or an option contradicts the variant.
         ConfigError: an option is wrong.
         ContractError: the backend answers a hook wrongly.
+        ArgumentError: the name is no text, or the options are no mapping.
     """
+    instance(
+        "the name of a backend", name, str, "hand in its name, such as 'local': pdcore backends lists them"
+    )
+    given = {} if options is None else options
+    instance("the options of a backend", given, Mapping, "hand in a mapping of names to values")
+    for option in given:
+        instance("the name of an option", option, str, "hand in a mapping of names to values")
     environ = dict(os.environ if environ is None else environ)
     discovery = discover(environ)
     claimants = sorted((c for c in discovery.backends if c.name == name), key=lambda c: c.problem is not None)

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import attrs
 
+from pdcore.arguments import instance
 from pdcore.config import Config
-from pdcore.errors import ConfigError, ConfigProblem
+from pdcore.errors import ArgumentError, ConfigError, ConfigProblem
+from pdcore.scalars import shown
 from pdcore.service_links import say_ignored, service_links
 from pdcore.structuring import Text, nearest, try_structure
 
@@ -91,7 +93,13 @@ def load_config(
 
     Raises:
         ConfigError: listing every wrong value with its path, origin and reason.
+        ArgumentError: a source is no mapping, or the path is none.
     """
+    for what, source in (("code", code), ("cli", cli), ("environ", environ)):
+        if source is not None:
+            instance(f"{what} of a configuration", source, Mapping, "hand in a mapping of names to values")
+    if toml_path is not None and not isinstance(toml_path, str | os.PathLike):
+        raise ArgumentError("toml_path is no path", shown(toml_path), "hand in a path, or None")
     environ = os.environ if environ is None else environ
     problems: list[ConfigProblem] = []
     given = {key: value for key, value in (cli or {}).items() if value is not None}

@@ -10,6 +10,7 @@ from enum import Enum
 import attrs
 
 from pdcore.errors import LayoutError, Misfit
+from pdcore.fields import integer, member
 from pdcore.model import RoomId
 
 __all__ = [
@@ -55,15 +56,15 @@ class Topology:
     ``tp_size`` counts within one DP replica. ``cp_senders`` matters on the prefill side only.
     """
 
-    tp_size: int = 1
-    tp_rank: int = 0
-    pp_size: int = 1
-    pp_rank: int = 0
-    cp_size: int = 1
-    cp_rank: int = 0
-    dp_size: int = 1
-    dp_rank: int = 0
-    cp_senders: CPSenders = CPSenders.ALL_RANKS
+    tp_size: int = attrs.field(default=1, validator=integer)
+    tp_rank: int = attrs.field(default=0, validator=integer)
+    pp_size: int = attrs.field(default=1, validator=integer)
+    pp_rank: int = attrs.field(default=0, validator=integer)
+    cp_size: int = attrs.field(default=1, validator=integer)
+    cp_rank: int = attrs.field(default=0, validator=integer)
+    dp_size: int = attrs.field(default=1, validator=integer)
+    dp_rank: int = attrs.field(default=0, validator=integer)
+    cp_senders: CPSenders = attrs.field(default=CPSenders.ALL_RANKS, validator=member(CPSenders))
 
     def __attrs_post_init__(self) -> None:
         for axis in ("tp", "pp", "cp", "dp"):

@@ -41,6 +41,7 @@ structuring
 service_links
 settings
 machine
+fields
 names
 elements
 fingerprint
@@ -79,6 +80,7 @@ status
 quarantine
 rows
 metadata
+memory
 shapes
 pools
 claims
@@ -89,6 +91,7 @@ closing
 handle
 overdue
 unsafe
+parts
 survivors
 ready
 duties

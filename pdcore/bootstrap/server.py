@@ -13,6 +13,7 @@ import msgspec
 from aiohttp import web
 
 from pdcore.address import join, parse_advertised, parse_host
+from pdcore.arguments import callables, instance
 from pdcore.birthplace import Birthplace
 from pdcore.bootstrap.auth import CHALLENGE_PATH
 from pdcore.bootstrap.connections import Connections
@@ -64,7 +65,9 @@ class BootstrapServer:
         if advertise is not None:
             parse_advertised(advertise, "advertise")
         self._advertise = advertise
-        self._limits = limits or Limits()
+        self._limits = Limits() if limits is None else limits
+        instance("the limits of a bootstrap service", self._limits, Limits, "hand in Limits(...)")
+        callables("the clock of a bootstrap service", (clock,))
         self._door = Doorkeeper(to_auth_key(auth_key), clock)
         self._connections = Connections(self._limits, clock, self._door.counts)
         self._ranks = Ranks(clock, self._limits.ranks)

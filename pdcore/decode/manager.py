@@ -65,7 +65,7 @@ class DecodeManager(Manager):
         config: Config | None = None,
         subscribers: Sequence[Subscriber] = (),
     ) -> None:
-        super().__init__(Role.DECODE, backend, pools, topology, config or Config(), subscribers)
+        super().__init__(Role.DECODE, backend, pools, topology, config, subscribers)
         self.claims = Claims(pools)
         self._receivers = Receivers()
         self._remind_at = 0.0

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 
 import attrs
 
+from pdcore.arguments import callables
 from pdcore.events.gauges import Gauges, Watcher
 from pdcore.events.kinds import Event, Node
 from pdcore.model import Generation, RoomId
@@ -53,7 +54,12 @@ class Events:
         self._read: Callable[[], Gauges] | None = None
 
     def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
-        """Tell somebody of all events from now on; call what is returned to end that."""
+        """Tell somebody of all events from now on; call what is returned to end that.
+
+        Raises:
+            ArgumentError: the subscriber cannot be called.
+        """
+        callables("subscribers", (subscriber,))
         listener = _Listener(subscriber)
         self._change(lambda listeners: (*listeners, listener))
         self._show(listener, self._read)

@@ -71,7 +71,7 @@ class PrefillManager(Manager):
         subscribers: Sequence[Subscriber] = (),
     ) -> None:
         bootstrap = str(parse_address(bootstrap, "the address of the bootstrap service"))
-        super().__init__(Role.PREFILL, backend, pools, topology, config or Config(), subscribers)
+        super().__init__(Role.PREFILL, backend, pools, topology, config, subscribers)
         self.quarantine = Quarantine(
             self.config.quarantine.grace, lambda peer: self._links.serves(peer), self.survivors.ended
         )

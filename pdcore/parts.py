@@ -1,0 +1,28 @@
+"""What a manager is made of, checked before anything is started."""
+
+from __future__ import annotations
+
+from pdcore.arguments import callables, instance
+from pdcore.config import Config
+from pdcore.pools import Pools
+from pdcore.selection import Backend
+from pdcore.topology import Topology
+
+__all__ = ["check_parts"]
+
+
+def check_parts(
+    backend: object, pools: object, topology: object, config: object, subscribers: object
+) -> None:
+    """Check the parts of a manager.
+
+    Raises:
+        ArgumentError: one is of another kind than is due.
+    """
+    instance("the backend of a manager", backend, Backend, "hand in pdcore.select(name)")
+    instance(
+        "the pools of a manager", pools, Pools, "hand in Pools(layout, memory) or Pools.allocate(layout)"
+    )
+    instance("the topology of a manager", topology, Topology, "hand in Topology(), or with sizes and ranks")
+    instance("the config of a manager", config, Config, "hand in Config(...), or load_config(...).config")
+    callables("the subscribers of a manager", subscribers)
