@@ -125,8 +125,9 @@ class RoomHandle(ABC):
             failure = record.missed()
         try:
             self.give_up(failure)
-        finally:
-            self._rooms.move(record, KVPoll.FAILED, failure)
+        except Exception:  # who waits for this room, or for others, is not to hear of it
+            _log.exception("room %s could not be given up in order", record.room)
+        self._rooms.move(record, KVPoll.FAILED, failure)
 
     @abstractmethod
     def awaited(self) -> Awaited:
