@@ -29,7 +29,14 @@ def broken(how: str, expression: str, *more: str) -> Arguments:
 
 RUNS: dict[str, Arguments] = {
     "deadly": broken("deadly", DEADLY, "--json"),
-    "hung connect": broken("hung connect", "limits or close_may", "--patience", "0.1", "--hangs", "2"),
+    "hung connect": broken(
+        "hung connect",
+        "close_may or one_byte or unaligned or later_writes",
+        "--patience",
+        "0.1",
+        "--hangs",
+        "2",
+    ),
     "hung interpreter": broken("hung interpreter", "deregister_may or close_may", "--limit", "5", "--json"),
     "exit later": broken("exit later", "close_may"),
     "selection": ("local", "-k", "hygiene"),
@@ -110,7 +117,7 @@ def test_an_engine_that_ends_its_process_fails_that_test_and_the_others_run(runs
         "test_scattered_entries_arrive[10000-192]": ("crashed", f"{died} was ended by SIGSEGV"),
         "test_many_pairs_of_regions_arrive_in_one_batch": (
             "failed",
-            "AssertionError: connect raised KeyboardInterrupt()",
+            "connect raised KeyboardInterrupt()",
         ),
     }
     assert "Segmentation fault" in done.stderr  # and where, as Python's own handler tells
@@ -121,7 +128,7 @@ def test_a_run_in_which_everything_hangs_stops_and_says_so(runs: Runs) -> None:
     assert done.returncode == 1
     *_, last = done.stdout.splitlines()
     assert last == (
-        "broken does not conform: 4 of 7 tests ran, 2 passed; stopped after 2 tests that hung "
+        "broken does not conform: 3 of 4 tests ran, 1 passed; stopped after 2 tests that hung "
         "(--hangs sets how many)"
     )
     assert "connect had not ended after 5.1 s" in done.stdout
@@ -220,7 +227,7 @@ def test_the_suite_names_the_package_that_it_misses() -> None:
         check=False,
     )
     assert done.returncode == 2, done.stderr
-    assert 'pip install "pdcore[testing]"' in done.stderr
+    assert "pip install 'pdcore[testing]'" in done.stderr
 
 
 WITHOUT_PYTEST = "from pdcore.cli import main; sys.exit(main(['conform', 'local']))"

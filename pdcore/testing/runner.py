@@ -18,6 +18,9 @@ from pdcore.testing.told import Begun, Collected, Ended, Errand, Over, Told
 
 __all__ = ["Limits", "run_suite"]
 
+BETWEEN = 60.0
+"""Seconds that a process may be silent while no test runs, as when it starts."""
+
 STATUS_USAGE = 4
 """What pytest returns for an expression that it cannot read."""
 
@@ -70,7 +73,8 @@ class _Run:
     def _watch_process(self, process: SuiteProcess) -> bool:
         """Follow a process to its end; return whether it is to be replaced whatever its end was."""
         while True:
-            told = process.next(self._limits.test)
+            limit = self._limits.test if self._running else max(self._limits.test, BETWEEN)
+            told = process.next(limit)
             if self._wakeup.signal:
                 self._interrupt()
                 return False
@@ -85,7 +89,7 @@ class _Run:
         if process.ended:
             return False
         if not self._running:
-            self._stop(f"the process of the tests was silent for {self._limits.test:g} s, and was killed")
+            self._stop(f"the process of the tests was silent for {limit:g} s, and was killed")
             return False
         self._end(Ending.HUNG, _hung(self._limits.test), process.seconds)
         return True
