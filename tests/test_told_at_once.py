@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import attrs
 import pytest
 from groups import Groups, Model, ended, groups, ranks
-from pair import Pair, config, finish, paired, pools, same_pages, soon
+from pair import MHA, Pair, config, finish, paired, pools, same_pages, soon
 
 from pdcore import (
     Config,
@@ -24,6 +24,7 @@ from pdcore import (
     KVReceiver,
     KVSender,
     KVTransferError,
+    PageOrder,
     RoomId,
     Topology,
     select,
@@ -452,3 +453,66 @@ def test_a_group_that_fails_to_pair_tells_those_who_paired() -> None:
         receivers[0].abort()
         assert failed(senders[0]).happened == "decode aborted room 7"
         assert senders[1].poll() is KVPoll.BOOTSTRAPPING
+
+
+# --- pairings that are refused --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefill_first", [True, False])
+def test_a_room_ends_on_both_sides_if_the_two_do_not_fit(
+    prefill_first: bool, pair: Pair, room: RoomId
+) -> None:
+    turned = attrs.evolve(MHA, order=PageOrder.HEAD_TOKEN)
+    with DecodeManager(select("local"), pools(turned), Topology(), CONFIG) as stranger:
+        for again in (room, RoomId(next(ROOMS))):  # each pairs anew, in vain
+            sender = offered(pair, again) if prefill_first else None
+            receiver = asked(pair, again, stranger)
+            failed(receiver)
+            if sender is None:
+                until(lambda: again in pair.prefill._reception._lives._given_up)  # noqa: B023 - used at once
+                sender = offered(pair, again)
+            for handle in (sender, receiver):
+                failure = failed(handle)
+                assert failure.code is FailureCode.INCOMPATIBLE
+                assert "prefill (token, head), decode (head, token)" in failure.there_is
+                until(handle.release_safe)
+    pair.move(next(ROOMS), [1], [1])
+
+
+@pytest.mark.parametrize("side", ["prefill", "decode"])
+def test_a_room_ends_on_both_sides_if_an_engine_does_not_take_its_peer(
+    side: str, room: RoomId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*given: object) -> None:
+        raise ZeroDivisionError("somebody's code")
+
+    with paired(CONFIG) as pair:
+        engine = pair.prefill.engine if side == "prefill" else pair.decode.engine
+        monkeypatch.setattr(engine, "connect" if side == "prefill" else "admit", broken)
+        sender, receiver = offered(pair, room), asked(pair, room)
+        for handle in (sender, receiver):
+            failure = failed(handle)
+            assert failure.code is FailureCode.ENGINE
+            assert "ZeroDivisionError" in failure.there_is
+
+
+def test_all_ranks_of_two_groups_that_cannot_be_paired_learn_it() -> None:
+    with groups(Model(), ranks(tp=4), ranks(tp=3), cfg=CONFIG) as both:
+        senders, receivers = both.open(7)
+        handles: list[KVSender | KVReceiver] = [*senders, *receivers]
+        for handle in handles:
+            failure = failed(handle)
+            assert failure.code is FailureCode.INCOMPATIBLE
+            assert "topology.tp_size: prefill 4, decode 3" in failure.there_is
+
+
+def test_who_was_refused_ends_no_room_that_another_has(pair: Pair, room: RoomId) -> None:
+    turned = attrs.evolve(MHA, order=PageOrder.HEAD_TOKEN)
+    receiver = asked(pair, room)
+    sender = pair.prefill.sender(room)
+    sender.init(1)
+    until(lambda: sender.poll() is not KVPoll.BOOTSTRAPPING)
+    with DecodeManager(select("local"), pools(turned), Topology(), CONFIG) as stranger:
+        failed(asked(pair, room, stranger))
+        sender.send([3])
+        finish(sender, receiver)

@@ -81,7 +81,7 @@ class Dialogue:
     def part(self, failure: KVTransferError, told: PrefillSource | None = None) -> None:
         """Tell the prefill ranks, none of which was asked, each as soon as it is paired; ``told`` knows it.
 
-        Those that cannot be found or paired are not told.
+        Those that cannot be found or reached are not told.
         """
         group = self.group or self._host.default_group(self._bootstrap, self._record.room)
         if group is not None:
@@ -135,7 +135,7 @@ class Dialogue:
 
 @attrs.frozen(eq=False)
 class _LastWord:
-    """Tells a prefill rank that a room was given up, once it is paired."""
+    """Tells a prefill rank that a room was given up, once it is paired or has refused to be."""
 
     _host: ReceiverHost
     _room: Room
@@ -143,11 +143,15 @@ class _LastWord:
     _member: PrefillSource
 
     def paired(self) -> None:
+        self._host.say(self._member, self._abort())
+
+    def fail(self, failure: KVTransferError) -> bool:
+        if self._member.refused:
+            self._host.abandon(self._member, self._abort())
+        return False
+
+    def _abort(self) -> Abort:
         now, room = time.monotonic(), self._room
         age, ended = now - room.opened_at, now - (room.ended_at or now)
         failure = Failure.of(self._failure)
-        abort = Abort(room.room, room.generation, failure, asked=False, age=age, ended=ended)
-        self._host.say(self._member, abort)
-
-    def fail(self, failure: KVTransferError) -> bool:
-        return False
+        return Abort(room.room, room.generation, failure, asked=False, age=age, ended=ended)

@@ -67,6 +67,14 @@ class PrefillSource:
         """Whether it is of no use any more; the next request makes a new one."""
         return self._state is SourceState.LOST
 
+    @property
+    def refused(self) -> bool:
+        """Whether it is lost because the two sides, or their engines, do not fit: prefill is there."""
+        return self._failure is not None and self._failure.code in (
+            FailureCode.INCOMPATIBLE,
+            FailureCode.ENGINE,
+        )
+
     def subscribe(self, waiting: Subscriber, *, first: bool = False) -> None:
         """Tell somebody when the pairing is there or has failed; at once if that is known.
 

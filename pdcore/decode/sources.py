@@ -130,7 +130,7 @@ class Sources:
             if self._sources.get(source.route) is source:
                 del self._sources[source.route]
         self._heartbeats.forget(source.route)
-        self._channel.hang_up(source.route)
+        self._channel.hang_up(source.route, last_words=source.refused)
         if source.description is not None:
             self._revoke(source, source.description, holds, drained)
 
@@ -201,9 +201,11 @@ class Sources:
         ours = self._description
         theirs, units = ranks[0].topology, ours.layout.units
         if topology_misfits(theirs, ours.topology, *units):
-            # Pairing refuses it on both sides, and names every other misfit as well.
-            some = ranks[min(ours.topology.unique_rank, len(ranks) - 1)]
-            group.found([self._source(some)], [], partial(coverage_misfits, decode=ours))
+            # Pairing refuses it on both sides, and names every other misfit as well. All ranks of the two
+            # groups shall hear of it.
+            first = ours.topology.unique_rank
+            some = ranks[first :: ours.topology.group_size] or ranks[-1:]
+            group.found([self._source(rank) for rank in some], [], partial(coverage_misfits, decode=ours))
             return
         sharded = any(component.sharded for component in ours.state)
         mapping = map_ranks(theirs, ours.topology, *units, sharded_state=sharded)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from functools import partial
@@ -34,7 +34,7 @@ MOST_PEERS = 4_096
 class Links:
     """The paired decode ranks by route, and those that were lost until their lanes have ended.
 
-    The lock guards ``_links``, which the control thread adds to, ``_leaving`` and ``_closed``.
+    The lock guards ``_links``, which the control thread adds to, ``_leaving``, ``_refused`` and ``_closed``.
     """
 
     def __init__(
@@ -59,12 +59,17 @@ class Links:
         self._lock = threading.Lock()
         self._links: dict[Route, PeerLink] = {}
         self._leaving: list[PeerLink] = []
+        self._refused: OrderedDict[Route, int] = OrderedDict()
         self._closed = False
         self._complaints = Complaints(_log, COMPLAINT_SECONDS)
 
     def get(self, route: Route) -> PeerLink | None:
         """Return the link of a route."""
         return self._links.get(route)
+
+    def refused(self, route: Route) -> int | None:
+        """Return the unique rank of a decode rank that was refused to pair when it last asked, or None."""
+        return self._refused.get(route)
 
     def serves(self, peer: PeerIdentity) -> bool:
         """Whether a decode process is paired."""
@@ -91,17 +96,17 @@ class Links:
             self._complaints.about(f"misfit {route!r}", str(error))
             peer = PeerIdentity(there.role, there.incarnation, there.address)
             self._report_failed(peer, FailureCode.INCOMPATIBLE, str(error))
-            self._post(route, PairReply(self._description, misfits))
+            self._refuse(route, there, PairReply(self._description, misfits))
             return False
         if there.incarnation in self._forsaken:
             self._complaints.about(f"forsaken {route!r}", f"{there.address} may not pair: it counts as dead")
-            self._post(route, PairReply(self._description, (), _forsaken()))
+            self._refuse(route, there, PairReply(self._description, (), _forsaken()))
             return False
         with self._lock:
             known = len(self._links) + len(self._leaving)
         if known >= MOST_PEERS:
             self._complaints.about("too many peers", f"{there.address} may not pair: {MOST_PEERS} peers are")
-            self._post(route, PairReply(self._description, (), _too_many()))
+            self._refuse(route, there, PairReply(self._description, (), _too_many()))
             return False
         link = PeerLink(route, self._description, there, self._engine, self._config.transfer.lanes_per_peer)
         if link.aux_transport is not self._description.aux_transports[0]:
@@ -117,6 +122,7 @@ class Links:
             closed = self._closed
             if not closed:
                 self._links[route] = link
+                self._refused.pop(route, None)
         if closed:  # while it was made; nobody else would end its lanes
             link.close()
             link.join(Deadline.after(1.0))
@@ -171,12 +177,20 @@ class Links:
         except Exception as error:
             self._complaints.about(f"pairing {link.route!r}", f"cannot pair with {link.identity}: {error}")
             failure = _failure(link, error, engine_remark(self._description, link.description))
-            self._post(link.route, PairReply(self._description, (), failure))
+            self._refuse(link.route, link.description, PairReply(self._description, (), failure))
             self.drop(link)
             self._report_failed(link.identity, failure.code, str(error))
         else:
             announce_pairing(self._events, link.identity, self._description, link.description)
             self._post(link.route, PairReply(self._description))
+
+    def _refuse(self, route: Route, there: PeerDescription, reply: PairReply) -> None:
+        """Answer that a decode rank cannot pair, and remember it: it will say which rooms end by that."""
+        with self._lock:
+            self._refused[route] = there.topology.unique_rank
+            if len(self._refused) > MOST_PEERS:
+                self._refused.popitem(last=False)
+        self._post(route, reply)
 
     def _report_failed(self, peer: PeerIdentity, code: FailureCode, why: str) -> None:
         if self._events.on:

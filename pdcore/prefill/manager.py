@@ -36,6 +36,7 @@ from pdcore.quarantine import Quarantine
 from pdcore.selection import Backend
 from pdcore.topology import Topology
 from pdcore.wire import (
+    Abort,
     Bye,
     Heartbeat,
     Message,
@@ -213,11 +214,13 @@ class PrefillManager(Manager):
 
     def _on_word(self, route: Route, word: OfARoom) -> None:
         link = self._links.get(route)
-        if link is None:
+        if link is not None:
+            self._reception.take(link, word)
+        elif isinstance(word, Abort) and (rank := self._links.refused(route)) is not None:
+            self._reception.given_up(route, rank, word)
+        else:
             # Another process may have been here, and nothing is known of what it writes.
             self._disown(route)
-        else:
-            self._reception.take(link, word)
 
     def _on_pair(self, route: Route, request: PairRequest) -> None:
         old = self._links.get(route)

@@ -21,7 +21,7 @@ from pdcore.prefill.parking import Parking
 from pdcore.prefill.sender import KVSender
 from pdcore.prefill.senders import Senders
 from pdcore.topology import Topology
-from pdcore.wire import Abort, Inquiry, Message, Opened, Released, RequestMetadata
+from pdcore.wire import Abort, Inquiry, Message, Opened, Released, RequestMetadata, Route
 
 __all__ = ["OfARoom", "Reception"]
 
@@ -134,13 +134,27 @@ class Reception:
         parked = self._parking.drop(lambda d: d.is_for(route, room, generation))
         self._expected.came(room, route)
         if parked or not abort.asked:
-            self._given_up(link, abort)
+            self.given_up(route, link.rank, abort)
         for sender in self._senders.of(room):
             if sender.life.is_promised_to(route, generation):
                 sender.give_up(abort.failure.error())
                 if not sender.drained:
                     return None
         return Released(room, generation)
+
+    def given_up(self, route: Route, rank: int, abort: Abort) -> None:
+        """Take the word that decode gave up what it has not asked for, or only of a room not opened yet."""
+        now, failure = time.monotonic(), abort.failure.error()
+        word = Word(abort.room, route, rank, abort.generation, now - abort.age, now - abort.ended)
+        with self._lock:
+            sender = self._senders.get(word.room)
+            what, life = self._meaning(word, sender, now)
+            if what in (Meaning.NEXT, Meaning.CONTESTED, Meaning.SUPERSEDED):
+                self._lives.given_up(word.room, word.rank, failure)
+            elif life is not None and what in (Meaning.OVER, Meaning.PRESENT):
+                self._lives.hear(word, life)
+        if sender is not None and what in (Meaning.PRESENT, Meaning.SUPERSEDED):
+            sender.give_up(failure)
 
     def guests(self, room: RoomId) -> list[PeerIdentity]:
         """Return the decode ranks that have a room open and did not ask for it."""
@@ -235,20 +249,6 @@ class Reception:
         finally:
             if not life.is_promised_to(word.route, word.generation):
                 self._refuse(link, word.room, word.generation, ended_before(life, word.rank, now))
-
-    def _given_up(self, link: PeerLink, abort: Abort) -> None:
-        """Take the word that decode gave up what it has not asked for, or only of a room not opened yet."""
-        now, failure = time.monotonic(), abort.failure.error()
-        word = Word(abort.room, link.route, link.rank, abort.generation, now - abort.age, now - abort.ended)
-        with self._lock:
-            sender = self._senders.get(word.room)
-            what, life = self._meaning(word, sender, now)
-            if what in (Meaning.NEXT, Meaning.CONTESTED, Meaning.SUPERSEDED):
-                self._lives.given_up(word.room, word.rank, failure)
-            elif life is not None and what in (Meaning.OVER, Meaning.PRESENT):
-                self._lives.hear(word, life)
-        if sender is not None and what in (Meaning.PRESENT, Meaning.SUPERSEDED):
-            sender.give_up(failure)
 
     def _meaning(self, word: Word, sender: KVSender | None, now: float) -> tuple[Meaning, Life | None]:
         present = sender.life if sender is not None else None

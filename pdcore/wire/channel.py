@@ -113,9 +113,10 @@ class Channel:
         self.call(partial(self._dial, route))
         return route
 
-    def hang_up(self, route: Route) -> None:
-        """Drop a dialled connection and what was not sent on it; from any thread."""
-        self.call(partial(self._hang_up, route))
+    def hang_up(self, route: Route, *, last_words: bool = False) -> None:
+        """Drop a dialled connection and what was not sent on it, unless a peer that is there shall have it
+        (``last_words``); from any thread."""
+        self.call(partial(self._hang_up, route, last_words))
 
     def post(self, route: Route, message: Message) -> None:
         """Send a message; returns at once, from any thread. Messages on one route keep their order."""
@@ -266,8 +267,8 @@ class Channel:
     def _dial(self, route: Route) -> None:
         self._sockets.dial(route)
 
-    def _hang_up(self, route: Route) -> None:
-        if self._sockets.hang_up(route):
+    def _hang_up(self, route: Route, last_words: bool = False) -> None:
+        if self._sockets.hang_up(route, last_words=last_words):
             self._stamps.forget(route)
             self._admission.forget(route)
 

@@ -126,12 +126,13 @@ class Sockets:
             ) from error
         self._dialled[route] = line
 
-    def hang_up(self, route: Route) -> bool:
-        """Drop a dialled connection and what was not sent on it; return whether there was one."""
+    def hang_up(self, route: Route, *, last_words: bool) -> bool:
+        """Drop a dialled connection; return whether there was one. What was not sent on it is dropped as
+        well, or still has a second (``last_words``)."""
         line = self._dialled.pop(route, None)
         if line is None:
             return False
-        self._drop(line)
+        self._drop(line, linger=None if last_words else 0)
         self.stop_asking(route)
         return True
 
