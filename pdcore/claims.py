@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -10,6 +11,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
+from pdcore.birthplace import Birthplace
 from pdcore.errors import PlanError, RoomError
 from pdcore.model import KVPoll, RoomId
 from pdcore.plan import IndexArray
@@ -46,7 +48,7 @@ class Claim:
 
 
 class Claims:
-    """The owners of a decode rank's pages, aux slots and state items.
+    """The owners of the pages, aux slots and state items of one rank's pools, whichever manager gave them.
 
     One number per item of every pool, 0 while nobody has it, so that a request is checked by a few numpy
     calls. A claim ends with ``free``, or when another room wants its items and its holder is safe by then.
@@ -63,6 +65,16 @@ class Claims:
         ]
         self._held: dict[int, Claim] = {}
         self._next = 1
+        self._birthplace = Birthplace()
+
+    @classmethod
+    def of(cls, pools: Pools) -> Claims:
+        """Return those of some pools: managers that share them share these. A forked child has its own."""
+        with _SHARING:
+            claims = _SHARED.get(pools)
+            if claims is None or claims._birthplace.left:
+                claims = _SHARED[pools] = cls(pools)
+            return claims
 
     def __len__(self) -> int:
         return len(self._held)
@@ -136,6 +148,11 @@ class Claims:
             f"room {other} is {why}{more}",
             f"give each request its own, and use them again once release_safe() of room {other} is true",
         )
+
+
+_SHARED: weakref.WeakKeyDictionary[Pools, Claims] = weakref.WeakKeyDictionary()
+_SHARING = threading.Lock()
+"""Guards ``_SHARED``."""
 
 
 def _twice(room: RoomId, name: str, indices: IndexArray, again: npt.NDArray[np.bool_]) -> PlanError:

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pair import MHA, Pair, finish, paired, pools, soon
+from pair import MHA, Pair, config, finish, paired, pools, soon
 
 from pdcore import (
     Deadline,
+    DecodeManager,
     KVPoll,
     KVReceiver,
     KVSender,
@@ -23,6 +24,8 @@ from pdcore import (
     RoomId,
     StateBuffer,
     StateComponent,
+    Topology,
+    select,
 )
 from pdcore.claims import Claims
 from pdcore.outcome import Quiescence
@@ -269,6 +272,27 @@ def test_pages_of_a_closed_manager_may_be_used_by_the_next_one_over_the_same_mem
             pair.move(1, [1], [1])
             _, receiver = pair.open(2)
             receiver.send_metadata([5])
+
+
+def test_managers_that_share_their_pools_share_the_owners() -> None:
+    target = pools()
+    with paired(target=target) as pair, DecodeManager(select("local"), target, Topology(), config()) as other:
+        pair.move(1, [1], [1])
+        _, first = pair.open(2)
+        first.send_metadata([5], 0)
+        second = other.receiver(pair.bootstrap.address, RoomId(3))
+        second.init()
+        with pytest.raises(RoomError, match="page 5 of room 3 belongs to room 2"):
+            second.send_metadata([4, 5], 1)
+        with pytest.raises(RoomError, match="aux slot 0 of room 3 belongs to room 2"):
+            second.send_metadata([4], 0)
+        first.abort()
+        until_safe(first)
+        second.send_metadata([4, 5], 0)
+        second.clear()
+        until_safe(second)
+        assert len(other.claims) == 0
+    assert Claims.of(pools()) is not pair.decode.claims
 
 
 # By themselves

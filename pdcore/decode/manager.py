@@ -66,7 +66,7 @@ class DecodeManager(Manager):
         subscribers: Sequence[Subscriber] = (),
     ) -> None:
         super().__init__(Role.DECODE, backend, pools, topology, config, subscribers)
-        self.claims = Claims(pools)
+        self.claims = Claims.of(pools)
         self._receivers = Receivers()
         self._remind_at = 0.0
         self._verifier = Verifier(self.config.transfer.verify, pools, self.channel.post)
