@@ -124,23 +124,34 @@ def test_what_is_remembered_is_bounded_in_number_and_time() -> None:
         record = Room(RoomId(number), Generation(1), Deadline.after(300))
         record.ended_at = NOW
         lives.cleared(Life(record))
-        lives.given_up(RoomId(number), 0, FAILURE)
+        lives.given_up(attrs.evolve(word(), room=RoomId(number)), FAILURE)
     assert (len(lives._cleared), len(lives._given_up)) == (MOST, MOST)
     for number in range(20):
         lives.cleared(life(5, 2, number=number))
     assert len(lives.earlier(ROOM)) == MOST_OF_ONE
     clock[0] += SECONDS + 1
-    assert lives.opened(RoomId(100)) is None
+    assert lives.opened(Life(Room(RoomId(100), Generation(1), Deadline.after(300)))) is None
     lives.sweep()
     assert (len(lives._cleared), len(lives._given_up)) == (0, 0)
 
 
 def test_a_room_that_was_given_up_is_told_when_it_is_opened_unless_the_rank_came_again() -> None:
     lives = Lives(lambda: NOW)
-    lives.given_up(ROOM, 0, FAILURE)
-    assert lives.opened(ROOM) is FAILURE
-    assert lives.opened(ROOM) is None
-    lives.given_up(ROOM, 0, FAILURE)
+    lives.given_up(word(), FAILURE)
+    assert lives.opened(life(1)) is FAILURE
+    assert lives.opened(life(1)) is None
+    lives.given_up(word(), FAILURE)
     lives.wanted_again(ROOM, 1)
     lives.wanted_again(ROOM, 0)
-    assert lives.opened(ROOM) is None
+    assert lives.opened(life(1)) is None
+
+
+def test_a_life_that_was_given_up_before_it_opened_does_not_wait_for_the_rank_again() -> None:
+    lives, first = Lives(lambda: NOW), life(2)
+    lives.given_up(word(1, opened=3, ended=3), FAILURE)
+    assert lives.opened(first) is FAILURE
+    first.record.status, first.record.ended_at = KVPoll.FAILED, NOW - 2
+    lives.cleared(first)
+    assert meaning(word(2, opened=0), None, lives.earlier(ROOM), NOW) == (Meaning.NEXT, None)
+    gives_up = word(2, opened=0, ended=0)
+    assert meaning(gives_up, None, lives.earlier(ROOM), NOW) == (Meaning.NEXT, None)

@@ -360,6 +360,21 @@ def test_a_life_that_prefill_gave_up_does_not_hurt_the_next(pair: Pair, room: Ro
     finish(offered(pair, room), receiver)
 
 
+def test_a_life_that_decode_gave_up_before_prefill_opened_it_does_not_hurt_those_after(
+    pair: Pair, room: RoomId
+) -> None:
+    for _ in range(3):
+        receiver = opened(pair, room)
+        receiver.clear()
+        until(lambda: pair.prefill._reception._lives._given_up)
+        sender = offered(pair, room)
+        failed(sender)
+        sender.clear()
+    receiver = asked(pair, room)
+    until(lambda: parked(pair, room))
+    finish(offered(pair, room), receiver)
+
+
 def test_decode_that_gave_up_may_ask_again_before_prefill_opens_the_room(pair: Pair, room: RoomId) -> None:
     opened(pair, room).clear()
     receiver = asked(pair, room)

@@ -57,10 +57,11 @@ class Expected:
         with self._lock:
             return list(self._rooms.pop(room, {}).values())
 
-    def lost(self, link: PeerLink) -> list[RoomId]:
-        """Expect a lost rank nowhere; return the rooms that it had open."""
+    def lost(self, link: PeerLink) -> dict[RoomId, Generation]:
+        """Expect a lost rank nowhere; return the rooms that it had open, with its life of each."""
         with self._lock:
-            rooms = [room for room, guests in self._rooms.items() if link.route in guests]
+            known = [(room, guests.get(link.route)) for room, guests in self._rooms.items()]
+        rooms = {room: guest.generation for room, guest in known if guest is not None}
         for room in rooms:
             self.came(room, link.route)
         return rooms

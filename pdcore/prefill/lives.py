@@ -146,7 +146,7 @@ class Lives:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._cleared: OrderedDict[RoomId, tuple[Life, ...]] = OrderedDict()
-        self._given_up: OrderedDict[RoomId, dict[int, tuple[float, KVTransferError]]] = OrderedDict()
+        self._given_up: OrderedDict[RoomId, dict[int, tuple[float, Word, KVTransferError]]] = OrderedDict()
 
     def cleared(self, life: Life) -> None:
         """Remember a life that prefill has cleared."""
@@ -166,10 +166,10 @@ class Lives:
                 one.heard.setdefault(word.route, word.generation)
         life.hear(word)
 
-    def given_up(self, room: RoomId, rank: int, failure: KVTransferError) -> None:
+    def given_up(self, word: Word, failure: KVTransferError) -> None:
         """Remember that a decode rank gave a room up that prefill has yet to open."""
-        ranks = self._given_up.pop(room, {})
-        self._given_up[room] = {**ranks, rank: (self._clock(), failure)}
+        ranks = self._given_up.pop(word.room, {})
+        self._given_up[word.room] = {**ranks, word.rank: (self._clock(), word, failure)}
         if len(self._given_up) > MOST:
             self._given_up.popitem(last=False)
 
@@ -181,16 +181,19 @@ class Lives:
             if not ranks:
                 del self._given_up[room]
 
-    def opened(self, room: RoomId) -> KVTransferError | None:
-        """Return why decode has given up a room that prefill opens now, or None; it is forgotten."""
+    def opened(self, life: Life) -> KVTransferError | None:
+        """Return why decode has given up a room that prefill opens now, or None; the life heard of it."""
         now = self._clock()
-        ranks = self._given_up.pop(room, {})
-        return next((failure for at, failure in ranks.values() if now - at <= SECONDS), None)
+        ranks = self._given_up.pop(life.record.room, {})
+        lately = [(word, failure) for at, word, failure in ranks.values() if now - at <= SECONDS]
+        for word, _ in lately:
+            self.hear(word, life)
+        return lately[0][1] if lately else None
 
     def sweep(self) -> None:
         """Forget what is too old."""
         too_old = self._clock() - SECONDS
         while self._cleared and (next(iter(self._cleared.values()))[-1].record.ended_at or 0.0) < too_old:
             self._cleared.popitem(last=False)
-        while self._given_up and max(at for at, _ in next(iter(self._given_up.values())).values()) < too_old:
+        while self._given_up and max(at for at, *_ in next(iter(self._given_up.values())).values()) < too_old:
             self._given_up.popitem(last=False)

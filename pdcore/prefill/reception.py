@@ -66,7 +66,7 @@ class Reception:
         room = sender.room
         with self._lock:
             self._senders.add(sender)
-            given_up = self._lives.opened(room)
+            given_up = self._lives.opened(sender.life)
         for parked in self._parking.take(room):
             try:
                 self._receive(parked)
@@ -150,7 +150,7 @@ class Reception:
             sender = self._senders.get(word.room)
             what, life = self._meaning(word, sender, now)
             if what in (Meaning.NEXT, Meaning.CONTESTED, Meaning.SUPERSEDED):
-                self._lives.given_up(word.room, word.rank, failure)
+                self._lives.given_up(word, failure)
             elif life is not None and what in (Meaning.OVER, Meaning.PRESENT):
                 self._lives.hear(word, life)
         if sender is not None and what in (Meaning.PRESENT, Meaning.SUPERSEDED):
@@ -184,14 +184,17 @@ class Reception:
     def lost(self, link: PeerLink, why: str) -> int:
         """Fail what was promised to a lost peer; return how many rooms that were."""
         affected = self._senders.using(link)
-        unmet = {d.wanted.room for d in self._parking.drop(lambda d: d.link is link)}
-        for room in unmet.union(self._expected.lost(link)):
+        parked, now = self._parking.drop(lambda d: d.link is link), time.monotonic()
+        unmet = {**self._expected.lost(link), **{d.wanted.room: d.wanted.generation for d in parked}}
+        for room, generation in unmet.items():
             failure = link.loss(room, f"{why}, before prefill and decode had met in the room")
             with self._lock:
                 sender = self._senders.get(room)
+                word = Word(room, link.route, link.rank, generation, now, now)
                 if sender is None or sender.life.over:
-                    self._lives.given_up(room, link.rank, failure)
+                    self._lives.given_up(word, failure)
                 elif link.rank not in sender.life.promised:
+                    self._lives.hear(word, sender.life)
                     affected.append(sender)
         for sender in affected:
             sender.give_up(link.loss(sender.room, why))
