@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pdcore.errors import LayoutError
-from pdcore.layout import KVLayout
+from pdcore.layout import KVLayout, PageOrder
 from pdcore.regions import Region
 
 __all__ = ["require_items_first", "require_order"]
@@ -37,17 +37,25 @@ def require_order(layout: KVLayout, regions: Sequence[Region]) -> None:
     """Check that the tokens of pages of K or V, or both, are where the order of the buffer has them.
 
     Raises:
-        LayoutError: the page size is found in another dimension. Where another is as long, nobody can tell.
+        LayoutError: the page size is found in another dimension, or the first one counts the tokens of all
+            pages. Where another is as long, nobody can tell.
     """
     for buffer, region in zip(layout.buffers, regions, strict=False):
-        page, order = region.shape[1:], layout.order_of(buffer)
-        explicit = len(page) >= EXPLICIT and region.shape[0] == layout.num_pages
-        if not explicit or buffer.part not in ("k", "v", "kv"):
-            continue
-        if page[order.dims.index("token")] != layout.page_size and layout.page_size in page:
+        if buffer.part in ("k", "v", "kv") and _elsewhere(layout, layout.order_of(buffer), region.shape):
+            order = layout.order_of(buffer)
             raise LayoutError(
                 f"region {region.name!r} does not look like pages of order {order}",
                 f"shape {region.shape}, {layout.num_pages} pages of {layout.page_size} tokens",
                 "name the order of the memory in the layout (KVLayout order=...); if it is that, hand the "
                 "memory in flat, as (pages, bytes)",
             )
+
+
+def _elsewhere(layout: KVLayout, order: PageOrder, shape: tuple[int, ...]) -> bool:
+    """Whether memory of some shape has its tokens elsewhere than pages of some order."""
+    if len(shape) > EXPLICIT and shape[0] == layout.num_pages:
+        page = shape[1:]
+        return page[order.dims.index("token")] != layout.page_size and layout.page_size in page
+    # (tokens of all pages, heads, values), as SGLang has it
+    rows = len(shape) >= EXPLICIT and shape[0] == layout.num_pages * layout.page_size != layout.num_pages
+    return rows and order.dims[0] != "token" and layout.page_size not in shape[1:-1]

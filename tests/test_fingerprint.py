@@ -41,7 +41,7 @@ def test_a_fingerprint_is_made_of_a_mapping_and_stands_in_the_layout() -> None:
         assert str(layout.fingerprint) == "model=llama-3-8b, quantisation=fp8, revision=8cde5ca"
         assert hash(layout) == hash(attrs.evolve(layout))
         assert layout.beside(
-            KVLayout.latent(layers=[1], latent_dim=8, page_size=1, num_pages=1)
+            KVLayout.latent(layers=[1], latent_dim=8, page_size=1, num_pages=1, fingerprint=LLAMA)
         ).fingerprint == Fingerprint(LLAMA)
 
 

@@ -176,7 +176,7 @@ def test_planes_are_no_fused_pages_though_there_are_as_many_bytes() -> None:
         Pools(fused, [Region.of("layer.3.kv", torch.zeros(2, 10, 8, 2, 4, dtype=torch.bfloat16))])
     assert caught.value.there_is == "shape (2, 10, 8, 2, 4), 10 items (pages or slots)"
     assert "hand in t[0] as k and t[1] as v" in caught.value.to_do
-    for shape in ((10, 2, 8, 2, 4), (10 * 8, 2, 2, 4), (10 * 2 * 8 * 2 * 4,)):
+    for shape in ((10, 2, 8, 2, 4), (10 * 2, 8, 2, 4), (10 * 2 * 8 * 2 * 4,)):
         assert Pools(fused, [Region.of("layer.3.kv", torch.zeros(shape, dtype=torch.bfloat16))]).kv
 
 
@@ -217,6 +217,24 @@ def test_memory_whose_shape_shows_another_order_is_refused(order: PageOrder, sha
             assert caught.value.there_is == f"shape {shape}, 10 pages of 8 tokens"
         flat = [Region.of(b.name, cache.view(10, -1)) for b in layout.buffers]
         assert Pools(layout, flat).kv
+
+
+@pytest.mark.parametrize("order", PageOrder)
+def test_memory_that_lists_the_tokens_of_all_pages_is_token_major(order: PageOrder) -> None:
+    layout = KVLayout.heads(layers=[3], kv_heads=2, head_dim=4, page_size=8, num_pages=10, order=order)
+    # (tokens, heads, values) is SGLang's
+    cache = torch.zeros((80, 2, 2, 4) if order.fused else (80, 2, 4), dtype=torch.bfloat16)
+    regions = [Region.of(b.name, cache) for b in layout.buffers]
+    if order.dims[0] == "token":
+        assert Pools(layout, regions).kv
+        return
+    with pytest.raises(LayoutError, match="does not look like pages of order") as caught:
+        Pools(layout, regions)
+    assert caught.value.there_is == f"shape {tuple(cache.shape)}, 10 pages of 8 tokens"
+    # Rows of heads may be as many.
+    rows = KVLayout.heads(layers=[3], kv_heads=8, head_dim=4, page_size=8, num_pages=10, order=order)
+    wide = torch.zeros((80, 8, 8 if order.fused else 4), dtype=torch.bfloat16)
+    assert Pools(rows, [Region.of(b.name, wide) for b in rows.buffers]).kv
 
 
 def test_a_stride_that_the_memory_does_not_have_is_refused() -> None:
