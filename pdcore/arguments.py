@@ -3,15 +3,17 @@ error that says what was handed in and what is due. What is no deadline or no ro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pdcore.errors import ArgumentError, RoomError
 from pdcore.model import Deadline, RoomId
 from pdcore.scalars import real, shown, whole
 
-__all__ = ["callables", "count", "due", "instance", "require_deadline", "room_id"]
+__all__ = ["callables", "count", "due", "instance", "named", "require_deadline", "room_id"]
 
 LAST_ROOM = 2**63 - 1
+MOST = 2**63 - 1
+"""What messages hold at most."""
 
 
 def room_id(room: object) -> RoomId:
@@ -28,16 +30,16 @@ def room_id(room: object) -> RoomId:
 
 
 def count(room: RoomId, what: str, value: object) -> int:
-    """Return a number of pages, tokens or the like, as a plain int of 0 or more.
+    """Return a number of pages, tokens or the like, as a plain int from 0 to 2**63 - 1.
 
     Raises:
         RoomError: it is none; names the room and ``what``.
     """
     number = whole(value)
-    if number is not None and number >= 0:
+    if number is not None and 0 <= number <= MOST:
         return number
     there_is = f"{what}={number}" if number is not None else f"{what} is {shown(value)}"
-    raise RoomError(f"{what} of room {room} is no count", there_is, "hand in an integer of 0 or more")
+    raise RoomError(f"{what} of room {room} is no count", there_is, "hand in an integer from 0 to 2**63 - 1")
 
 
 def require_deadline(what: str, value: object) -> Deadline:
@@ -76,6 +78,19 @@ def instance(what: str, value: object, wanted: type, to_do: str) -> None:
     """
     if not isinstance(value, wanted):
         raise ArgumentError(f"{what} is no {wanted.__name__}", shown(value), to_do)
+
+
+def named(what: str, values: object) -> None:
+    """Check that something is a mapping of names to values.
+
+    Raises:
+        ArgumentError: it is another thing, or one of its keys is no text.
+    """
+    to_do = "hand in a mapping of names to values"
+    instance(what, values, Mapping, to_do)
+    assert isinstance(values, Mapping)
+    for name in values:
+        instance(f"a name in {what}", name, str, to_do)
 
 
 def callables(what: str, values: object) -> Sequence[Callable[..., object]]:

@@ -5,12 +5,13 @@ The validators put the plain form into the field: a Python int of numpy's or a 0
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from enum import Enum
 from typing import Any, TypeVar
 
 import attrs
 
+from pdcore import scalars
 from pdcore.errors import LayoutError
 from pdcore.scalars import shown, whole
 
@@ -20,9 +21,11 @@ __all__ = [
     "as_layers",
     "as_member",
     "as_several",
+    "instance_of",
     "integer",
     "integers",
     "member",
+    "natural",
     "optional_integer",
     "plain",
     "several",
@@ -46,8 +49,8 @@ def as_integers(what: str, value: object) -> tuple[int, ...]:
     """Return some integers; a single one stands for a tuple of one, as in numpy's shapes."""
     if (number := whole(value)) is not None:
         return (number,)
-    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
-        return tuple(as_integer(what, one) for one in value)
+    if (items := scalars.several(value)) is not None:
+        return tuple(as_integer(what, one) for one in items)
     raise LayoutError(f"{what} is no sequence of integers", shown(value), "hand in a tuple of integers")
 
 
@@ -63,20 +66,20 @@ def as_member(what: str, kind: type[E], value: object) -> E:
     """Return a member of an enum; its value is welcome as well."""
     try:
         return kind(value)
-    except ValueError as error:
+    except Exception as error:  # a ValueError, or what the value raises where it is compared
         known = ", ".join(f"{kind.__name__}.{one.name}" for one in kind)
         raise LayoutError(f"{what} is no {kind.__name__}", shown(value), f"use one of {known}") from error
 
 
 def as_several(what: str, kind: type[T], value: object) -> tuple[T, ...]:
     """Return some instances of a class; a single one stands for a tuple of one."""
-    given = (value,) if isinstance(value, kind) else value
-    if isinstance(given, Iterable) and not isinstance(given, str | bytes):
-        items = tuple(given)
-        wrong = [item for item in items if not isinstance(item, kind)]
-        if not wrong:
-            return items
-        given = wrong[0]
+    items = (value,) if isinstance(value, kind) else scalars.several(value)
+    given = value
+    if items is not None:
+        right = tuple(item for item in items if isinstance(item, kind))
+        if len(right) == len(items):
+            return right
+        given = next(item for item in items if not isinstance(item, kind))
     to_do = f"hand in a tuple of {kind.__name__}"
     raise LayoutError(f"{what} is no sequence of {kind.__name__}", shown(given), to_do)
 
@@ -92,6 +95,13 @@ def plain(convert: Callable[[str, Any], object]) -> Validator:
     return validate
 
 
+def _natural(what: str, value: object) -> int:
+    number = as_integer(what, value)
+    if 0 <= number < 2**64:
+        return number
+    raise LayoutError(f"{what} is out of range", str(number), "hand in a whole number from 0 to 2**64 - 1")
+
+
 def _text(what: str, value: object) -> object:
     if not isinstance(value, str) or not value:
         raise LayoutError(f"{what} is no name", shown(value), "hand in text")
@@ -101,6 +111,11 @@ def _text(what: str, value: object) -> object:
 def integer(instance: object, field: attrs.Attribute[Any], value: object) -> None:
     """Validate a field that holds an integer."""
     plain(as_integer)(instance, field, value)
+
+
+def natural(instance: object, field: attrs.Attribute[Any], value: object) -> None:
+    """Validate a field that holds a number of bytes, or an address: 0 to 2**64 - 1."""
+    plain(_natural)(instance, field, value)
 
 
 def optional_integer(instance: object, field: attrs.Attribute[Any], value: object) -> None:
@@ -122,6 +137,17 @@ def text(instance: object, field: attrs.Attribute[Any], value: object) -> None:
 def member(kind: type[Enum]) -> Validator:
     """Return the validator of a field that holds a member of an enum."""
     return plain(lambda what, value: as_member(what, kind, value))
+
+
+def instance_of(kind: type) -> Validator:
+    """Return the validator of a field that holds an instance of a class."""
+
+    def check(what: str, value: object) -> object:
+        if isinstance(value, kind):
+            return value
+        raise LayoutError(f"{what} is no {kind.__name__}", shown(value), f"hand in a {kind.__name__}")
+
+    return plain(check)
 
 
 def several(kind: type) -> Validator:

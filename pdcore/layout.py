@@ -151,7 +151,7 @@ class KVLayout:
         buffers = tuple(
             KVBuffer(layer, part, heads_of_a_page * size) for part, size in heads.items() for layer in ids
         )
-        total = total_kv_heads or kv_heads
+        total = kv_heads if total_kv_heads is None else total_kv_heads
         return cls(
             page_size, num_pages, dtype, Attention.HEADS, total, buffers,
             order=order, element_bits=element_bits, fingerprint=fingerprint,

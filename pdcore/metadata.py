@@ -66,7 +66,7 @@ class MetadataBuffers:
         Raises:
             RoomError: the slot or a field does not exist, or a value does not fit its field.
         """
-        slot, room = self._check(slot), room_id(room)
+        slot, room = self.slot(slot), room_id(room)
         if not issubclass(type(values), Mapping):  # whatever the annotation says
             to_do = "hand in a mapping of field names to values"
             raise RoomError(f"the aux values of room {room} are no mapping", shown(values), to_do)
@@ -86,7 +86,7 @@ class MetadataBuffers:
         Raises:
             KVTransferError: code AUX, the slot holds another room's data.
         """
-        slot, room = self._check(slot), room_id(room)
+        slot, room = self.slot(slot), room_id(room)
         row = self.rows.read(slot)
         _check_room(slot, room, _room_of(row))
         return {
@@ -96,7 +96,7 @@ class MetadataBuffers:
 
     def empty(self, slot: int) -> None:
         """Mark a slot as holding nobody's data, before a row for it may arrive."""
-        self.rows.write(self._check(slot), _room_bytes(EMPTY))
+        self.rows.write(self.slot(slot), _room_bytes(EMPTY))
 
     def check_room(self, slot: int, room: RoomId) -> None:
         """Check that the slot holds this room's data.
@@ -104,7 +104,7 @@ class MetadataBuffers:
         Raises:
             KVTransferError: code AUX, it holds another room's, or nobody's.
         """
-        self._check(slot)
+        self.slot(slot)
         _check_room(slot, room, _room_of(self.rows.read(slot)))
 
     def _fitting(self, name: str, value: npt.ArrayLike) -> npt.NDArray[np.generic]:
@@ -129,12 +129,13 @@ class MetadataBuffers:
             )
         return np.ascontiguousarray(array, dtype)
 
-    def _check(self, slot: int) -> int:
+    def slot(self, slot: int) -> int:
+        """Return a slot as a plain int; RoomError where there is none of this number."""
         number = whole(slot)
         if number is None or not 0 <= number < self.slots:
-            named = slot if number is None else number
+            named = shown(slot) if number is None else number
             raise RoomError(
-                f"aux slot {named!r} does not exist", f"slots 0 to {self.slots - 1}", "use a slot in range"
+                f"aux slot {named} does not exist", f"slots 0 to {self.slots - 1}", "use a slot in range"
             )
         return number
 
@@ -172,14 +173,15 @@ class AuxDataCodec:
         self._buffers = buffers
 
     def encode(self, slot: int) -> bytes:
-        """Return the bytes of a slot's row, room included."""
-        return self._buffers.rows.read(slot).tobytes()
+        """Return the bytes of a slot's row, room included; RoomError where there is no such slot."""
+        return self._buffers.rows.read(self._buffers.slot(slot)).tobytes()
 
     def decode(self, slot: int, row: bytes) -> None:
         """Write a received row into a slot.
 
         Raises:
             WireError: the row is not of this schema's length; the slot is unchanged.
+            RoomError: there is no such slot.
         """
         expected = self._buffers.schema.row_len
         if len(row) != expected:
@@ -188,4 +190,4 @@ class AuxDataCodec:
                 f"{len(row)} bytes, the schema has {expected}",
                 "use the same AuxSchema on both sides",
             )
-        self._buffers.rows.write(slot, np.frombuffer(row, np.uint8).copy())
+        self._buffers.rows.write(self._buffers.slot(slot), np.frombuffer(row, np.uint8).copy())

@@ -82,7 +82,7 @@ class DeviceKind(Enum):
 def _device_kind(kind: DeviceKind) -> DeviceKind:
     try:
         return DeviceKind(kind)
-    except ValueError as error:
+    except Exception as error:  # a ValueError, or what the value raises where it is compared
         known = ", ".join(one.value for one in DeviceKind)
         raise ArgumentError("a device is of no known kind", shown(kind), f"use one of {known}") from error
 

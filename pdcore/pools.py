@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import zip_longest
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import attrs
 import numpy as np
@@ -19,7 +19,8 @@ from pdcore.metadata import AUX_REGION, MetadataBuffers
 from pdcore.model import RoomId
 from pdcore.plan import IndexArray, index_array
 from pdcore.regions import Region, RegionInfo
-from pdcore.scalars import shown, whole
+from pdcore.rows import host_memory
+from pdcore.scalars import several, shown, whole
 from pdcore.schema import AuxSchema
 from pdcore.shapes import require_items_first, require_order
 
@@ -190,7 +191,7 @@ class Pools:
         if number is not None and 0 <= number < slots:
             return number
         raise RoomError(
-            f"aux slot {slot if number is None else number} of room {room} does not exist",
+            f"aux slot {shown(slot) if number is None else number} of room {room} does not exist",
             f"slots 0 to {slots - 1}" if slots else "the pools have no aux buffers",
             "hand in a slot of the pools' MetadataBuffers, or none",
         )
@@ -221,11 +222,11 @@ class Pools:
         return tuple(r.owner for r in self.kv if isinstance(r.owner, np.ndarray))
 
 
-def _each_list(room: RoomId, lists: object) -> Iterable[npt.ArrayLike]:
-    if isinstance(lists, Iterable):
-        return lists
+def _each_list(room: RoomId, lists: object) -> Sequence[Any]:
     if lists is None:
         return ()
+    if (given := several(lists)) is not None:
+        return given
     to_do = "hand in a list of lists: one per state component"
     raise PlanError(f"the state indices of room {room} are no lists", shown(lists), to_do)
 
@@ -277,4 +278,4 @@ def _with_items(region: Region, expected: Expected | None) -> Region:
 
 
 def _allocated(name: str, buffer: KVBuffer | StateBuffer, items: int) -> Region:
-    return Region.of(name, np.zeros((items, buffer.stride), np.uint8)[:, : buffer.item_len])
+    return Region.of(name, host_memory(name, items, buffer.stride)[:, : buffer.item_len])

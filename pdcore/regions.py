@@ -12,7 +12,7 @@ from attrs.validators import ge
 
 from pdcore.errors import PlanError, RegistrationError
 from pdcore.extent import Extent, are_items
-from pdcore.fields import integer, text
+from pdcore.fields import instance_of, natural, text
 from pdcore.model import CPU, Device, DeviceKind
 
 __all__ = ["OffsetArray", "Region", "RegionInfo", "WriteBatch"]
@@ -76,12 +76,12 @@ class Region:
     """
 
     name: str = attrs.field(validator=text)
-    address: int = attrs.field(repr=hex, validator=integer)
-    length: int = attrs.field(validator=integer)
-    device: Device = CPU
+    address: int = attrs.field(repr=hex, validator=natural)
+    length: int = attrs.field(validator=natural)
+    device: Device = attrs.field(default=CPU, validator=instance_of(Device))
     owner: object = attrs.field(default=None, repr=False, eq=False)
-    item_len: int = attrs.field(default=0, validator=ge(0))
-    item_stride: int = attrs.field(default=0, validator=ge(0))
+    item_len: int = attrs.field(default=0, validator=natural)
+    item_stride: int = attrs.field(default=0, validator=natural)
     shape: tuple[int, ...] = attrs.field(default=(), repr=False, eq=False)
 
     @classmethod

@@ -14,7 +14,7 @@ from pdcore.regions import Region
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Bytes", "Rows", "rows_in", "rows_on"]
+__all__ = ["Bytes", "Rows", "host_memory", "rows_in", "rows_on"]
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -66,14 +66,27 @@ class _TensorRows:
         return Region.of(name, self._memory)
 
 
+def host_memory(what: str, items: int, item_len: int) -> Bytes:
+    """Return new bytes in host memory, shape ``(items, item_len)``, all zero.
+
+    Raises:
+        LayoutError: the machine has no such memory.
+    """
+    try:
+        return np.zeros((items, item_len), np.uint8)
+    except (MemoryError, ValueError) as error:
+        there_is = f"{items} items of {item_len} bytes: {error}"
+        raise LayoutError(f"there is no memory for {what}", there_is, "use fewer or smaller items") from error
+
+
 def rows_on(device: Device, slots: int, row_len: int) -> Rows:
     """Return new rows, all zero: of numpy in host memory, of torch on a device.
 
     Raises:
-        LayoutError: torch is missing, or has no such device.
+        LayoutError: torch is missing or has no such device, or there is no such memory.
     """
     if device == CPU:
-        return _HostRows(np.zeros((slots, row_len), np.uint8))
+        return _HostRows(host_memory("the aux buffers", slots, row_len))
     try:
         import torch
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import reprlib
+from collections.abc import Iterable
 from operator import index
 from typing import SupportsFloat, SupportsIndex
 
-__all__ = ["real", "shown", "whole"]
+__all__ = ["real", "several", "shown", "whole"]
 
 
 def whole(value: object) -> int | None:
@@ -35,6 +36,16 @@ def real(value: object) -> float | None:
         except Exception:
             return None
     return value if math.isfinite(value) else None
+
+
+def several(value: object) -> tuple[object, ...] | None:
+    """Return what can be gone through as a tuple; None if it is anything else, or text."""
+    if not isinstance(value, Iterable) or isinstance(value, str | bytes):
+        return None
+    try:
+        return tuple(value)
+    except Exception:  # 0-d arrays and tensors, and whatever a third party's class or generator raises
+        return None
 
 
 def shown(value: object) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from pdcore.errors import LayoutError
 from pdcore.fields import as_integer, integers, optional_integer, plain, several, text
 from pdcore.names import repeated
+from pdcore.scalars import shown
 
 __all__ = ["AUX_DTYPES", "AuxField", "AuxSchema"]
 
@@ -30,8 +31,8 @@ def _dtype_name(what: str, dtype: object) -> str:
         return dtype
     try:
         return "" if dtype is None else np.dtype(dtype).name  # type: ignore[call-overload]  # refused below
-    except TypeError:
-        return str(dtype)
+    except Exception:  # what is none, and what a tensor says of its own dtype
+        return shown(dtype)
 
 
 @attrs.frozen

@@ -18,7 +18,11 @@ class AuthKey:
     __slots__ = ("_secret",)
 
     def __init__(self, text: str) -> None:
-        self._secret = text.encode()
+        try:
+            self._secret = text.encode("utf-8", "surrogateescape")  # as the environment's bytes come
+        except UnicodeEncodeError as error:
+            reason = "must be text, and holds half of a surrogate pair"
+            raise ConfigError([ConfigProblem("auth_key", "code", reason)]) from error
         if len(self._secret) < MIN_BYTES:
             size = len(self._secret)
             reason = f"must have at least {MIN_BYTES} bytes, has {size}; `openssl rand -hex 32` makes one"

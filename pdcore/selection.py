@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import attrs
 
-from pdcore.arguments import instance
+from pdcore.arguments import instance, named
 from pdcore.assessment import Assessment, assess, problem_of
 from pdcore.backend import (
     AuxRequest,
@@ -152,9 +152,10 @@ def select(
         "the name of a backend", name, str, "hand in its name, such as 'local': pdcore backends lists them"
     )
     given = {} if options is None else options
-    instance("the options of a backend", given, Mapping, "hand in a mapping of names to values")
-    for option in given:
-        instance("the name of an option", option, str, "hand in a mapping of names to values")
+    named("the options of a backend", given)
+    for what, values in (("the environment of a backend", environ), ("the origins of options", origins)):
+        if values is not None:
+            named(what, values)
     environ = dict(os.environ if environ is None else environ)
     discovery = discover(environ)
     claimants = sorted((c for c in discovery.backends if c.name == name), key=lambda c: c.problem is not None)

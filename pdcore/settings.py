@@ -13,10 +13,10 @@ from pathlib import Path
 
 import attrs
 
-from pdcore.arguments import instance
+from pdcore.arguments import named
 from pdcore.config import Config
 from pdcore.errors import ArgumentError, ConfigError, ConfigProblem
-from pdcore.scalars import shown
+from pdcore.scalars import several, shown
 from pdcore.service_links import say_ignored, service_links
 from pdcore.structuring import Text, nearest, try_structure
 
@@ -97,9 +97,14 @@ def load_config(
     """
     for what, source in (("code", code), ("cli", cli), ("environ", environ)):
         if source is not None:
-            instance(f"{what} of a configuration", source, Mapping, "hand in a mapping of names to values")
+            named(f"{what} of a configuration", source)
     if toml_path is not None and not isinstance(toml_path, str | os.PathLike):
         raise ArgumentError("toml_path is no path", shown(toml_path), "hand in a path, or None")
+    prefixes = several(plugin_prefixes)
+    if prefixes is None or not all(isinstance(name, str) for name in prefixes):
+        raise ArgumentError(
+            "plugin_prefixes are no names", shown(plugin_prefixes), "hand in names of backends"
+        )
     environ = os.environ if environ is None else environ
     problems: list[ConfigProblem] = []
     given = {key: value for key, value in (cli or {}).items() if value is not None}
@@ -179,7 +184,7 @@ def _read_file(
         return {}
     try:
         values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:
         problems.append(ConfigProblem(str(path), source, f"cannot be read: {error}"))
         return {}
     return dict(_flatten(values, Origin(OriginKind.FILE, str(path))))

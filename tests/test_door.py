@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import attrs
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,7 @@ from pair import MHA, SCHEMA, paired, pools
 import pdcore
 from pdcore import (
     Attention,
+    AuxDataCodec,
     AuxField,
     AuxSchema,
     BootstrapServer,
@@ -45,8 +47,19 @@ from pdcore import (
     load_config,
     select,
 )
+from pdcore.bootstrap.limits import Limits
 
 SIZES = {"layers": range(2), "kv_heads": 2, "head_dim": 8, "page_size": 4, "num_pages": 8}
+
+
+def broken() -> Iterator[int]:
+    """A generator that fails while it is gone through."""
+    yield 1
+    raise KeyError("broken")
+
+
+ONE = np.array(1)
+"""Iterable by its type, and not by itself."""
 NO_COUNTS: list[Any] = ["2", 2.0, None, True, math.nan, [2], np.array([2]), b"2", 1j]
 
 
@@ -134,6 +147,24 @@ def test_integers_of_any_library_become_plain_ones() -> None:
         lambda: Region("a", 5.0, 10),  # type: ignore[arg-type]
         lambda: Region(5, 0, 10),  # type: ignore[arg-type]
         lambda: Region.of(5, np.zeros(3)),  # type: ignore[arg-type]
+        lambda: heads(layers=torch.tensor(1.5)),
+        lambda: heads(layers=broken()),
+        lambda: heads(total_kv_heads=np.array([1, 2])),
+        lambda: heads(order=np.zeros(1, [("a", "i4")])),
+        lambda: StateComponent("mamba", 8, ONE),  # type: ignore[arg-type]
+        lambda: StateBuffer("a", 64, broken()),  # type: ignore[arg-type]
+        lambda: AuxField("a", torch.tensor(1)),  # type: ignore[arg-type]
+        lambda: AuxField("a", "int64", torch.tensor(1.5)),  # type: ignore[arg-type]
+        lambda: AuxSchema(ONE),  # type: ignore[arg-type]
+        lambda: Region("a", -1, 10),
+        lambda: Region("a", 2**64, 10),
+        lambda: Region("a", 0, -10),
+        lambda: Region("a", 0, 10, "cpu"),  # type: ignore[arg-type]
+        *(lambda n=n: Region("a", 0, 10, item_len=n) for n in (None, "5", -1, 2.0, np.array([1, 2]))),
+        lambda: Region("a", 0, 10, item_len=5, item_stride=None),  # type: ignore[arg-type]
+        lambda: Pools.allocate(heads(num_pages=2**58)),
+        lambda: MetadataBuffers(SCHEMA, 2**70),
+        lambda: Device(np.zeros(1, [("a", "i4")])),  # type: ignore[arg-type]
         lambda: Device("tpu"),  # type: ignore[arg-type]
         lambda: Device(DeviceKind.CUDA, -1),
         lambda: Device(DeviceKind.CUDA, "0"),  # type: ignore[arg-type]
@@ -275,6 +306,15 @@ def test_an_aux_row_that_was_given_something_odd_stays_as_it_was(slot: Any, room
         refused(lambda: buffers.get(slot, room))
 
 
+@pytest.mark.parametrize("slot", [*NO_COUNTS, -1, 4, 2**64], ids=repr)
+def test_the_codec_of_aux_rows_knows_its_slots(slot: Any) -> None:
+    codec = AuxDataCodec(MetadataBuffers(SCHEMA, 4))
+    row = codec.encode(np.int32(3))
+    codec.decode(ONE, row)  # type: ignore[arg-type]
+    refused(lambda: codec.encode(slot))
+    refused(lambda: codec.decode(slot, row))
+
+
 # What everything starts from
 
 
@@ -326,6 +366,34 @@ def test_sources_of_a_configuration_are_mappings() -> None:
     load: Any = load_config
     for source in ("code", "cli", "environ", "toml_path"):
         refused(partial(load, **{source: 5}))
+    for source in ("code", "cli", "environ"):
+        refused(partial(load, **{source: {5: "1"}}))
+    refused(partial(load, toml_path="a\0b"))
+    for prefixes in (None, 5, [5], b"ab"):
+        refused(partial(load, plugin_prefixes=prefixes))
+
+
+def test_what_a_backend_is_selected_by_besides_its_name_are_mappings() -> None:
+    chosen: Any = select
+    for given in ("environ", "origins"):
+        for value in (5, "x", [1], np.array([1, 2]), {5: "1"}):
+            refused(partial(chosen, "local", **{given: value}))
+
+
+def test_a_key_is_what_can_be_written_as_bytes() -> None:
+    refused(lambda: Config(auth_key="\ud800" * 20))
+    assert Config(auth_key="\udcff" * 16).auth_key is not None  # of an environment in Latin-1
+
+
+@pytest.mark.parametrize("field", [field.name for field in attrs.fields(Limits)])
+def test_limits_of_the_bootstrap_service_are_numbers_above_zero(field: str) -> None:
+    make: Any = Limits
+    for value in ("5", None, True, math.nan, [2], np.array([1, 2]), 0, -1, 2**70, math.inf):
+        error = refused(partial(make, **{field: value}))
+        assert field in error.happened
+    taken = getattr(make(**{field: np.int64(5)}), field)
+    assert type(taken) in (int, float)
+    assert taken == 5
 
 
 @pytest.mark.parametrize(

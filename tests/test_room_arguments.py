@@ -142,12 +142,12 @@ def test_what_is_no_room_id_opens_nothing(both: Pair, value: Any) -> None:
     assert (both.prefill.rooms.busy(), both.decode.rooms.busy()) == before
 
 
-@pytest.mark.parametrize("value", [*NO_INTEGERS, -1], ids=repr)
+@pytest.mark.parametrize("value", [*NO_INTEGERS, -1, 2**63, 2**70], ids=repr)
 def test_what_is_no_count_is_refused_and_the_room_goes_on(both: Pair, room: int, value: Any) -> None:
     sender, receiver = both.open(room)
     error = refusal(lambda: sender.init(value), RoomError)
     assert error.happened == f"num_pages of room {room} is no count"
-    assert error.to_do == "hand in an integer of 0 or more"
+    assert error.to_do == "hand in an integer from 0 to 2**63 - 1"
     with pytest.raises(RoomError, match="decode_prefix_len="):
         receiver.send_metadata([1], None, [[1]], value)
     if value is not None:

@@ -6,12 +6,26 @@ import resource
 
 import attrs
 
+from pdcore.errors import ArgumentError
+from pdcore.scalars import real, shown, whole
+
 __all__ = ["Limits"]
 
 SHARE_OF_DESCRIPTORS = 2
+MOST = 2**31 - 1
 
 
-@attrs.frozen
+def _positive(limits: Limits, field: attrs.Attribute[float], value: object) -> None:
+    exact = isinstance(field.default, int)
+    number = whole(value) if exact else real(value)
+    if number is None or not 0 < number <= MOST:
+        kind = "a whole number" if exact else "a number"
+        happened = f"{field.name} of the bootstrap service is no limit"
+        raise ArgumentError(happened, shown(value), f"hand in {kind} above 0 and up to {MOST}")
+    object.__setattr__(limits, field.name, number)  # only while it is made: it is frozen
+
+
+@attrs.frozen(field_transformer=lambda _, fields: [f.evolve(validator=_positive) for f in fields])
 class Limits:
     """The figures, which hold for strangers as for everybody else.
 

@@ -11,7 +11,7 @@ from pdcore.arguments import count
 from pdcore.errors import RoomError
 from pdcore.plan import IndexArray, index_array
 from pdcore.pools import Pools
-from pdcore.scalars import whole
+from pdcore.scalars import shown, whole
 from pdcore.status import Room
 from pdcore.wire import RequestMetadata
 
@@ -68,11 +68,12 @@ def refused(
 ) -> RoomError | None:
     """Return why ``send_metadata`` may not be called now, or so; None if it may."""
     prefix = whole(decode_prefix_len)
+    given = shown(decode_prefix_len) if prefix is None else prefix
     if initialised and not placed and prefix is not None and prefix >= 0 and (prefix_reuse or not prefix):
         return None
     return RoomError(
         f"send_metadata() of room {room.room} was refused",
         f"init() called: {initialised}, metadata sent before: {placed}, "
-        f"decode_prefix_len={decode_prefix_len!r}, transfer.prefix_reuse={prefix_reuse}",
+        f"decode_prefix_len={given}, transfer.prefix_reuse={prefix_reuse}",
         "call init(), then send_metadata() once, with the tokens that decode holds (0: none)",
     )
