@@ -494,6 +494,17 @@ def test_a_room_ends_on_both_sides_if_the_two_do_not_fit(
     pair.move(next(ROOMS), [1], [1])
 
 
+def test_of_many_rooms_at_once_that_are_refused_none_is_left_out(pair: Pair) -> None:
+    turned = attrs.evolve(MHA, order=PageOrder.HEAD_TOKEN)
+    with DecodeManager(select("local"), pools(turned), Topology(), CONFIG) as stranger:
+        rooms = [RoomId(next(ROOMS)) for _ in range(30)]
+        senders = [offered(pair, room) for room in rooms]
+        failed(*(asked(pair, room, stranger, page) for page, room in enumerate(rooms)), *senders)
+        assert {sender.failure().code for sender in senders} == {FailureCode.INCOMPATIBLE}  # type: ignore[union-attr]  # they failed
+        source = next(iter(stranger.channel._sockets._dialled))
+        until(lambda: source not in stranger.channel._sockets._dialled)
+
+
 @pytest.mark.parametrize("side", ["prefill", "decode"])
 def test_a_room_ends_on_both_sides_if_an_engine_does_not_take_its_peer(
     side: str, room: RoomId, monkeypatch: pytest.MonkeyPatch

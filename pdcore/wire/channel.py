@@ -35,6 +35,9 @@ from pdcore.wire.stamp import STAMP_BYTES, Stamps
 __all__ = ["Channel", "Route"]
 
 _BATCH = 256
+LAST_WORDS = 1.0
+"""Seconds that a connection stays on which there are last words."""
+
 _log = logging.getLogger("pdcore.wire")
 
 
@@ -73,6 +76,7 @@ class Channel:
         self.counts: Counter[str] = Counter()
         self.sent = 0
         self._on_message, self._on_tick, self._tick = on_message, on_tick, tick
+        self._leaving: dict[Route, float] = {}
         self._max_bytes = max_message_bytes
         self._codec = Codec()
         self._stamps = Stamps[Route](incarnation)
@@ -114,9 +118,9 @@ class Channel:
         return route
 
     def hang_up(self, route: Route, *, last_words: bool = False) -> None:
-        """Drop a dialled connection and what was not sent on it, unless a peer that is there shall have it
-        (``last_words``); from any thread."""
-        self.call(partial(self._hang_up, route, last_words))
+        """Drop a dialled connection and what was not sent on it; from any thread. If there are ``last_words``
+        it stays for a second, and longer if it is dialled anew."""
+        self.call(partial(self._leave if last_words else self._hang_up, route))
 
     def post(self, route: Route, message: Message) -> None:
         """Send a message; returns at once, from any thread. Messages on one route keep their order."""
@@ -176,6 +180,7 @@ class Channel:
                 if time.monotonic() >= next_tick:
                     next_tick = time.monotonic() + self._tick
                     self._guarded("tick", self._on_tick)
+                    self._hang_up_late()
                 while self._orders:
                     self._guarded("order", self._orders.popleft())
                 if self._stopping:
@@ -265,10 +270,20 @@ class Channel:
         self._complaints.about(f"{what} {name}", f"{what} message, peer {name}: {error}")
 
     def _dial(self, route: Route) -> None:
+        self._leaving.pop(route, None)
         self._sockets.dial(route)
 
-    def _hang_up(self, route: Route, last_words: bool = False) -> None:
-        if self._sockets.hang_up(route, last_words=last_words):
+    def _leave(self, route: Route) -> None:
+        self._leaving[route] = time.monotonic() + LAST_WORDS
+
+    def _hang_up_late(self) -> None:
+        now = time.monotonic()
+        for route in [route for route, at in self._leaving.items() if at <= now]:
+            self._hang_up(route)
+
+    def _hang_up(self, route: Route) -> None:
+        self._leaving.pop(route, None)
+        if self._sockets.hang_up(route):
             self._stamps.forget(route)
             self._admission.forget(route)
 

@@ -126,13 +126,12 @@ class Sockets:
             ) from error
         self._dialled[route] = line
 
-    def hang_up(self, route: Route, *, last_words: bool) -> bool:
-        """Drop a dialled connection; return whether there was one. What was not sent on it is dropped as
-        well, or still has a second (``last_words``)."""
+    def hang_up(self, route: Route) -> bool:
+        """Drop a dialled connection and what was not sent on it; return whether there was one."""
         line = self._dialled.pop(route, None)
         if line is None:
             return False
-        self._drop(line, linger=None if last_words else 0)
+        self._drop(line)
         self.stop_asking(route)
         return True
 
