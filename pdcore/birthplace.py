@@ -7,10 +7,11 @@ from __future__ import annotations
 import ctypes
 import os
 import weakref
+from typing import TypeVar
 
 from pdcore.errors import ForkedError
 
-__all__ = ["Birthplace"]
+__all__ = ["Birthplace", "kept"]
 
 
 class _Forks:
@@ -20,6 +21,14 @@ class _Forks:
 
 
 _kept: weakref.WeakSet[object] = weakref.WeakSet()
+
+
+K = TypeVar("K")
+
+
+def kept(kind: type[K]) -> list[K]:
+    """Return the owners of a birthplace that are of this kind; in a child, its parent's as well."""
+    return [owner for owner in list(_kept) if isinstance(owner, kind)]
 
 
 def _keep_all() -> None:

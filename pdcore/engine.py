@@ -15,9 +15,9 @@ from typing import Protocol
 
 import numpy as np
 
-from pdcore.birthplace import Birthplace
+from pdcore.birthplace import Birthplace, kept
 from pdcore.capabilities import Certainty, EffectiveTransport, EngineCapabilities
-from pdcore.errors import EngineClosedError, EngineError, RegistrationError
+from pdcore.errors import EngineClosedError, EngineError, ForkedError, RegistrationError
 from pdcore.export import open_export, seal_export
 from pdcore.extent import are_items
 from pdcore.model import Deadline
@@ -53,6 +53,22 @@ class TransferEngine(ABC):
         self._closed = False
         self.regions: tuple[Region, ...] = ()
         self.region_lengths: OffsetArray = np.zeros(0, np.uint64)
+
+    @classmethod
+    def refuse_inherited(cls, library: str) -> None:
+        """Refuse to start where a fork left an engine of this class: for adapters whose library has threads
+        and sockets of its own, which the child lacks, and state that it has.
+
+        Raises:
+            ForkedError: the parent had one open when it forked; names ``library``.
+        """
+        parents = {engine._pid for engine in kept(cls) if engine._birthplace.left and not engine._closed}
+        if parents:
+            raise ForkedError(
+                f"{library} cannot start an engine in a forked child",
+                f"process {min(parents)} had one open when it forked this one, {os.getpid()}",
+                "start workers with the 'spawn' method, or before the first engine",
+            )
 
     # --- what adapters implement -----------------------------------------------------------
 

@@ -92,6 +92,52 @@ def test_a_place_is_left_in_the_child_alone() -> None:
     os.close(writer)
 
 
+OWN_PAIR = """
+import sys
+from pair import paired
+from pdcore import PDCoreError
+backend = sys.argv[1]
+with paired(backend=backend) as pair:
+    pair.move(1, [1], [1])
+    if (child := os.fork()) == 0:
+        try:
+            with paired(backend=backend) as own:
+                own.move(2, [1], [1])
+                print("moved", flush=True)
+        except PDCoreError as error:
+            print(type(error).__name__, error.happened, error.there_is, sep="|", flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+    pair.move(3, [2], [2])
+if (child := os.fork()) == 0:  # all are closed: the library is as good as new
+    with paired(backend=backend) as own:
+        own.move(2, [1], [1])
+        print("moved", flush=True)
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.mark.parametrize("backend", ["local", "mooncake_tcp", "nixl_tcp"])
+def test_a_child_has_engines_of_its_own_or_is_told_why_not(backend: str) -> None:
+    code = f"import os\n{OWN_PAIR}"
+    here = {**os.environ, "PYTHONPATH": str(SCRIPT.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, backend],
+        capture_output=True, text=True, timeout=120, check=False, env=here,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first, then, status = [line for line in done.stdout.splitlines() if line][-3:]
+    assert (then, status) == ("moved", "0"), done.stderr
+    if backend == "local":
+        assert first == "moved"
+    else:
+        kind, happened, there_is = first.split("|")
+        assert kind == "ForkedError"
+        assert happened.endswith("cannot start an engine in a forked child")
+        assert "had one open when it forked this one" in there_is
+
+
 def test_the_error_names_both_processes_and_what_to_do() -> None:
     here = Birthplace()
     here._forks -= 1  # as a child sees it

@@ -90,6 +90,7 @@ def pd_choose_protocol(request: ProtocolRequest) -> ProtocolChoice:
 def pd_init_engine(request: InitEngineRequest) -> TransferEngine:
     """Load the library and start an engine; it must tell its peers the protocol that was chosen."""
     options, protocol = _options(request.options, os.environ), Protocol(request.protocol)
+    MooncakeEngine.refuse_inherited("the Mooncake library")
     library = load(options.load_variables, request.host)
     settings = NativeSettings(
         request.host,

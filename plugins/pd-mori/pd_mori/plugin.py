@@ -49,6 +49,7 @@ def facts() -> Mapping[str, str]:
     }
     if found.error:
         return told
+    MoriEngine.refuse_inherited("MORI")
     machine = try_engine(MoriOptions(), os.environ, xgmi=False)
     return {**told, "an RDMA engine": machine.refusal or "can be created", "GPUs": str(machine.gpus)}
 
@@ -90,6 +91,7 @@ def pd_init_engine(request: InitEngineRequest) -> TransferEngine:
     options, protocol = _options(request.options), Protocol(request.protocol)
     xgmi = protocol is Protocol.XGMI
     check_host(request.host)
+    MoriEngine.refuse_inherited("MORI")
     machine = try_engine(options, os.environ, xgmi=xgmi)
     if machine.refusal:
         raise EngineError("MORI cannot start an engine here", machine.refusal, DEVICES_FIX)
@@ -114,6 +116,7 @@ def _objection(protocol: Protocol, options: MoriOptions, environ: Mapping[str, s
         return NO_TCP, "select mori, or another backend for TCP: mooncake_tcp, nixl_tcp"
     if told := contradictions(options, environ):
         return "; ".join(told.values()), f"unset {' '.join(told)}, or take it out of the options"
+    MoriEngine.refuse_inherited("MORI")
     machine = try_engine(options, environ, xgmi=protocol is Protocol.XGMI)
     if protocol is Protocol.XGMI and not machine.refusal and not machine.gpus:
         return NO_GPU, "select mori, or run where rocm-smi shows a GPU"

@@ -99,6 +99,7 @@ def pd_init_engine(request: InitEngineRequest) -> TransferEngine:
     """Load the library and start an engine, with what NIXL and UCX read just then in the environment."""
     options, protocol = _options(request.options), Protocol(request.protocol)
     transport = EffectiveTransport(protocol.value, Certainty.INFERRED, HOW[protocol])
+    NixlEngine.refuse_inherited("NIXL")
     with environment_set(native_environment(options, os.environ)):
         library = load(options)
         return NixlEngine(library, protocol.plugin, backend_params(options, protocol), transport)
