@@ -130,7 +130,7 @@ def test_what_is_remembered_is_bounded_in_number_and_time() -> None:
         lives.cleared(life(5, 2, number=number))
     assert len(lives.earlier(ROOM)) == MOST_OF_ONE
     clock[0] += SECONDS + 1
-    assert lives.opened(Life(Room(RoomId(100), Generation(1), Deadline.after(300)))) is None
+    assert not lives.opened(Life(Room(RoomId(100), Generation(1), Deadline.after(300))))
     lives.sweep()
     assert (len(lives._cleared), len(lives._given_up)) == (0, 0)
 
@@ -138,20 +138,52 @@ def test_what_is_remembered_is_bounded_in_number_and_time() -> None:
 def test_a_room_that_was_given_up_is_told_when_it_is_opened_unless_the_rank_came_again() -> None:
     lives = Lives(lambda: NOW)
     lives.given_up(word(), FAILURE)
-    assert lives.opened(life(1)) is FAILURE
-    assert lives.opened(life(1)) is None
+    one = life(1)
+    assert lives.opened(one)
+    assert one.believe() is FAILURE
+    assert not lives.opened(life(1))
     lives.given_up(word(), FAILURE)
-    lives.wanted_again(ROOM, 1)
-    lives.wanted_again(ROOM, 0)
-    assert lives.opened(life(1)) is None
+    lives.wanted_again(word(rank=1))
+    lives.wanted_again(word())
+    assert not lives.opened(life(1))
 
 
 def test_a_life_that_was_given_up_before_it_opened_does_not_wait_for_the_rank_again() -> None:
     lives, first = Lives(lambda: NOW), life(2)
     lives.given_up(word(1, opened=3, ended=3), FAILURE)
-    assert lives.opened(first) is FAILURE
+    assert lives.opened(first)
+    assert first.believe() is FAILURE
     first.record.status, first.record.ended_at = KVPoll.FAILED, NOW - 2
     lives.cleared(first)
     assert meaning(word(2, opened=0), None, lives.earlier(ROOM), NOW) == (Meaning.NEXT, None)
     gives_up = word(2, opened=0, ended=0)
     assert meaning(gives_up, None, lives.earlier(ROOM), NOW) == (Meaning.NEXT, None)
+
+
+def test_who_was_open_as_a_life_ended_in_doubt_belongs_to_it_and_who_came_later_does_not() -> None:
+    lives, one = Lives(lambda: NOW), life(5)
+    lives.given_up(word(1, opened=6, ended=6), FAILURE)
+    assert lives.opened(one)
+    assert one.believe() is FAILURE
+    one.record.status, one.record.ended_at = KVPoll.FAILED, NOW - 2
+    assert meaning(word(2, opened=3), one, [], NOW) == (Meaning.OVER, one)
+    lives.cleared(one)
+    assert meaning(word(2, opened=3), None, lives.earlier(ROOM), NOW) == (Meaning.OVER, one)
+    assert meaning(word(2, opened=1), None, lives.earlier(ROOM), NOW) == (Meaning.NEXT, None)
+
+
+@pytest.mark.parametrize(
+    ("said", "one", "doubtful"),
+    [
+        (word(opened=1), life(5, 2), True),
+        (word(opened=3), life(5, 2), False),
+        (word(opened=1), life(5, 2, heard={OTHER: 1}), False),
+    ],
+    ids=["opened after it ended", "opened before", "others of the group came"],
+)
+def test_a_word_may_be_of_the_next_life_only_if_nobody_came_to_one_that_had_ended(
+    said: Word, one: Life, doubtful: bool
+) -> None:
+    assert not one.in_doubt(said)  # not cleared: no next one can be
+    Lives(lambda: NOW).cleared(one)
+    assert one.in_doubt(said) is doubtful

@@ -366,13 +366,48 @@ def test_a_life_that_decode_gave_up_before_prefill_opened_it_does_not_hurt_those
     for _ in range(3):
         receiver = opened(pair, room)
         receiver.clear()
-        until(lambda: pair.prefill._reception._lives._given_up)
+        until(lambda: room in pair.prefill._reception._lives._given_up)
         sender = offered(pair, room)
         failed(sender)
         sender.clear()
     receiver = asked(pair, room)
     until(lambda: parked(pair, room))
     finish(offered(pair, room), receiver)
+
+
+def test_a_life_that_only_prefill_had_does_not_hurt_one_in_which_decode_comes_first(
+    pair: Pair, room: RoomId
+) -> None:
+    for _ in range(2):
+        offered(pair, room).clear()
+    receiver = asked(pair, room)
+    until(lambda: parked(pair, room))
+    finish(offered(pair, room), receiver)
+
+
+def test_a_life_that_only_decode_had_does_not_hurt_one_in_which_prefill_comes_first(
+    pair: Pair, room: RoomId
+) -> None:
+    asked(pair, room).clear()
+    until(lambda: room in pair.prefill._reception._lives._given_up)
+    finish(offered(pair, room), asked(pair, room))
+
+
+@pytest.mark.parametrize("by_decode", [True, False])
+def test_a_life_that_one_side_had_does_not_keep_what_the_next_one_ends_of(
+    by_decode: bool, pair: Pair, room: RoomId
+) -> None:
+    if by_decode:
+        offered(pair, room).clear()
+        opened(pair, room).clear()
+        waits: KVSender | KVReceiver = offered(pair, room)
+    else:
+        asked(pair, room).clear()
+        until(lambda: room in pair.prefill._reception._lives._given_up)
+        offered(pair, room).clear()
+        waits = asked(pair, room)
+    failed(waits)
+    waits.clear()
 
 
 def test_decode_that_gave_up_may_ask_again_before_prefill_opens_the_room(pair: Pair, room: RoomId) -> None:

@@ -20,13 +20,16 @@ from pdcore.model import Clock, Generation, KVPoll, RoomId
 from pdcore.status import Room
 from pdcore.wire import Route
 
-__all__ = ["SECONDS", "SKEW", "Life", "Lives", "Meaning", "Word", "meaning"]
+__all__ = ["DOUBT", "SECONDS", "SKEW", "Life", "Lives", "Meaning", "Word", "meaning"]
 
 SECONDS = 60.0
 """How long a room that has ended on one side is remembered for the other."""
 
 SKEW = 2.0
 """Seconds by which the ranks of one decode group may come apart, or a message be under way."""
+
+DOUBT = 0.5
+"""Seconds that the end of a life is kept back from who may be of the next one: it may open meanwhile."""
 
 MOST = 16_384
 MOST_OF_ONE = 8
@@ -49,7 +52,8 @@ class Life:
     """One life of a room on prefill's side. Written by the reception and the sender, read by both.
 
     ``heard`` holds the newest generation of each decode rank that said a word of it, ``met_at`` when the
-    last of them had opened it; ``promised`` who has it, by unique rank.
+    last of them had opened it; ``promised`` who has it, by unique rank. ``doubts`` are what decode ranks gave
+    up before it was opened, maybe a life that prefill never had; ``doubted`` whether it ended for that.
     """
 
     record: Room
@@ -57,6 +61,9 @@ class Life:
     met_at: float = 0.0
     promised: dict[int, tuple[Route, Generation, PeerIdentity]] = attrs.field(factory=dict)
     complete: bool = False
+    doubts: dict[int, tuple[Word, KVTransferError]] = attrs.field(factory=dict)
+    doubted: bool = False
+    cleared: bool = False
 
     @property
     def over(self) -> bool:
@@ -66,11 +73,27 @@ class Life:
     def hear(self, word: Word) -> None:
         """Note that a rank's word of this life has come."""
         self.heard[word.route] = word.generation
+        self.doubts.pop(word.rank, None)
         self.met_at = max(self.met_at, word.opened_at)
 
     def is_promised_to(self, route: Route, generation: Generation) -> bool:
         """Whether it is promised to a decode rank's request."""
         return any(promise[:2] == (route, generation) for promise in self.promised.values())
+
+    def in_doubt(self, word: Word) -> bool:
+        """Whether a word that it awaits may as well be of the next life: nobody of decode was heard of it."""
+        return self.cleared and not self.heard and word.opened_at > (self.record.ended_at or 0.0)
+
+    def believe(self) -> KVTransferError | None:
+        """Take what was given up before it opened as its own; return why. None: all came, or it ended."""
+        if self.over:
+            return None
+        failure = next((failure for _, failure in self.doubts.values()), None)
+        for word, _ in self.doubts.values():
+            self.heard.setdefault(word.route, word.generation)
+        self.doubted = self.doubted or bool(self.doubts)
+        self.doubts = {}
+        return failure
 
     def taken_from(self, word: Word) -> bool:
         """Whether another decode worker has the place of who speaks."""
@@ -80,8 +103,10 @@ class Life:
     def awaits(self, word: Word, now: float) -> bool:
         """Whether it has ended without a word of this rank, and this may be it."""
         ended = self.record.ended_at
-        if ended is None or word.route in self.heard or now - ended > SECONDS:
+        if ended is None or now - ended > SECONDS:
             return False
+        if (said := self.heard.get(word.route)) is not None:
+            return self.doubted and word.generation > said and word.opened_at < ended
         if word.opened_at < ended:
             return True
         if self.record.status is KVPoll.SUCCESS or self.taken_from(word):
@@ -116,6 +141,8 @@ def meaning(
         return Meaning.NEXT, None
     said = present.heard.get(word.route)
     if said is not None and word.generation > said:
+        if present.awaits(word, now):
+            return Meaning.OVER, present
         return (Meaning.NEXT if present.over else Meaning.SUPERSEDED), present
     if said is not None:
         again = present.over and word.generation == said
@@ -150,6 +177,7 @@ class Lives:
 
     def cleared(self, life: Life) -> None:
         """Remember a life that prefill has cleared."""
+        life.cleared = True
         room = life.record.room
         self._cleared[room] = (*self._cleared.pop(room, ()), life)[-MOST_OF_ONE:]
         if len(self._cleared) > MOST:
@@ -166,29 +194,30 @@ class Lives:
                 one.heard.setdefault(word.route, word.generation)
         life.hear(word)
 
-    def given_up(self, word: Word, failure: KVTransferError) -> None:
-        """Remember that a decode rank gave a room up that prefill has yet to open."""
+    def given_up(self, word: Word, failure: KVTransferError, seconds: float | None = None) -> None:
+        """Remember for ``SECONDS`` that a decode rank gave a room up that prefill has yet to open."""
+        at = self._clock() - (0.0 if seconds is None else SECONDS - seconds)
         ranks = self._given_up.pop(word.room, {})
-        self._given_up[word.room] = {**ranks, word.rank: (self._clock(), word, failure)}
+        self._given_up[word.room] = {**ranks, word.rank: (at, word, failure)}
         if len(self._given_up) > MOST:
             self._given_up.popitem(last=False)
 
-    def wanted_again(self, room: RoomId, rank: int) -> None:
-        """Forget that a rank gave a room up: it, or another at its place, has asked since."""
-        ranks = self._given_up.get(room, {})
-        if rank in ranks:
-            del ranks[rank]
+    def wanted_again(self, word: Word, life: Life | None = None) -> None:
+        """Forget that a rank gave up a room, or this life of it: it, or another at its place, came since."""
+        ranks = self._given_up.get(word.room, {})
+        if word.rank in ranks:
+            del ranks[word.rank]
             if not ranks:
-                del self._given_up[room]
+                del self._given_up[word.room]
+        if life is not None:
+            life.doubts.pop(word.rank, None)
 
-    def opened(self, life: Life) -> KVTransferError | None:
-        """Return why decode has given up a room that prefill opens now, or None; the life heard of it."""
+    def opened(self, life: Life) -> bool:
+        """Hand what decode has given up of a room to a life that prefill opens now; whether there is any."""
         now = self._clock()
         ranks = self._given_up.pop(life.record.room, {})
-        lately = [(word, failure) for at, word, failure in ranks.values() if now - at <= SECONDS]
-        for word, _ in lately:
-            self.hear(word, life)
-        return lately[0][1] if lately else None
+        life.doubts = {r: (word, why) for r, (at, word, why) in ranks.items() if now - at <= SECONDS}
+        return bool(life.doubts)
 
     def sweep(self) -> None:
         """Forget what is too old."""

@@ -14,9 +14,10 @@ from pdcore.config import MAX_SECONDS
 from pdcore.errors import KVTransferError
 from pdcore.model import Deadline, Generation, KVPoll, RoomId
 from pdcore.prefill.answers import Answers, ended_before, superseded, taken, unheard_of
+from pdcore.prefill.doubts import Doubts
 from pdcore.prefill.expected import Expected, Guest
 from pdcore.prefill.link import Destination, PeerLink
-from pdcore.prefill.lives import Life, Lives, Meaning, Word, meaning
+from pdcore.prefill.lives import DOUBT, Life, Lives, Meaning, Word, meaning
 from pdcore.prefill.parking import Parking
 from pdcore.prefill.sender import KVSender
 from pdcore.prefill.senders import Senders
@@ -55,9 +56,8 @@ class Reception:
     ) -> None:
         self._lock = threading.Lock()
         self._senders, self._parking, self._expected = senders, parking, Expected()
-        self._lives = Lives(time.monotonic)
+        self._lives, self._doubts, self._answers = Lives(time.monotonic), Doubts(), answers
         self._post, self._counts, self._topology = post, counts, topology
-        self._answers = answers
 
     # --- rooms -----------------------------------------------------------------------------
 
@@ -66,14 +66,14 @@ class Reception:
         room = sender.room
         with self._lock:
             self._senders.add(sender)
-            given_up = self._lives.opened(sender.life)
+            in_doubt = self._lives.opened(sender.life)
         for parked in self._parking.take(room):
             try:
                 self._receive(parked)
             except Exception:  # the room has failed, and whoever opens it shall have it
                 _log.exception("room %s could not take a request", room)
-        if given_up is not None:
-            sender.give_up(given_up)
+        if in_doubt:
+            self._doubts.put_off(partial(self._believe, sender))
 
     def ended(self, sender: KVSender) -> None:
         """A room has ended: tell those who have it open and did not ask."""
@@ -109,17 +109,20 @@ class Reception:
         elif (answer := self.aborted(link, word)) is not None:
             self._post(link, answer)
 
-    def expected(self, link: PeerLink, opened: Opened) -> None:
-        """Take the word that a decode rank has a room open."""
+    def expected(self, link: PeerLink, opened: Opened, arrived: float = 0.0) -> None:
+        """Take the word that a decode rank has a room open; ``arrived`` is when it came, if not now."""
         now = time.monotonic()
-        word = Word(opened.room, link.route, link.rank, opened.generation, now - opened.age)
+        word = Word(opened.room, link.route, link.rank, opened.generation, (arrived or now) - opened.age)
         with self._lock:
             sender = self._senders.get(word.room)
             what, life = self._meaning(word, sender, now)
+            if what is Meaning.OVER and life is not None and self._doubts.about(word, life, arrived or now):
+                self._doubts.put_off(partial(self.expected, link, opened, arrived or now))
+                return
             if what is Meaning.OVER and life is not None:
                 self._lives.hear(word, life)
             elif what not in (Meaning.OLD, Meaning.TAKEN):
-                self._lives.wanted_again(word.room, word.rank)
+                self._lives.wanted_again(word, life)
         if life is not None and what in (Meaning.OVER, Meaning.TAKEN):
             self._refuse(link, word.room, word.generation, ended_before(life, word.rank, now))
         elif what is not Meaning.OLD:  # it has asked since
@@ -152,6 +155,8 @@ class Reception:
             if what in (Meaning.NEXT, Meaning.CONTESTED, Meaning.SUPERSEDED):
                 self._lives.given_up(word, failure)
             elif life is not None and what in (Meaning.OVER, Meaning.PRESENT):
+                if life.in_doubt(word):
+                    self._doubt(word, failure, sender)
                 self._lives.hear(word, life)
         if sender is not None and what in (Meaning.PRESENT, Meaning.SUPERSEDED):
             sender.give_up(failure)
@@ -205,6 +210,7 @@ class Reception:
     def sweep(self) -> None:
         """Forget what is too old; refuse those who wait for a room that another worker got."""
         self._parking.drop(lambda d: d.deadline.expired)
+        self._doubts.settle()
         late = time.monotonic() - PATIENCE
         for destination in self._parking.drop(lambda d: d.arrived_at < late and self._is_contested(d)):
             sender = self._senders.get(destination.wanted.room)
@@ -234,10 +240,13 @@ class Reception:
         with self._lock:
             sender = self._senders.get(word.room)
             what, life = self._meaning(word, sender, now)
+            if what is Meaning.OVER and life is not None and self._doubts.about(word, life, arrived):
+                what = Meaning.NEXT
+                self._doubts.put_off(partial(self._ask_again, destination))
             if life is not None and what in (Meaning.OVER, Meaning.PRESENT):
                 self._lives.hear(word, life)
             elif what in (Meaning.NEXT, Meaning.CONTESTED, Meaning.SUPERSEDED):
-                self._lives.wanted_again(word.room, word.rank)
+                self._lives.wanted_again(word)
                 evicted = self._parking.put(destination)
         for other, failure in evicted:
             self._refuse(other.link, other.wanted.room, other.wanted.generation, failure)
@@ -256,6 +265,23 @@ class Reception:
     def _meaning(self, word: Word, sender: KVSender | None, now: float) -> tuple[Meaning, Life | None]:
         present = sender.life if sender is not None else None
         return meaning(word, present, self._lives.earlier(word.room), now)
+
+    def _ask_again(self, destination: Destination) -> None:
+        for parked in self._parking.drop(lambda d: d is destination):
+            self._receive(parked)
+
+    def _doubt(self, word: Word, failure: KVTransferError, sender: KVSender | None) -> None:
+        if sender is None:
+            self._lives.given_up(word, failure, DOUBT)
+        elif word.opened_at > sender.record.opened_at:
+            sender.life.doubts[word.rank] = (word, failure)
+            self._doubts.put_off(partial(self._believe, sender))
+
+    def _believe(self, sender: KVSender) -> None:
+        with self._lock:
+            failure = sender.life.believe()
+        if failure is not None:
+            sender.give_up(failure)
 
     def _supersede(self, what: Meaning, sender: KVSender | None) -> None:
         if what is Meaning.SUPERSEDED and sender is not None:
