@@ -258,7 +258,8 @@ class Manager(Duties):
 
     def _on_tick(self) -> None:
         self._ticked_at = now = time.monotonic()
-        self._pulse.beat(now, Heartbeat(self.incarnation))
+        if not self._closed:  # nobody shall take it for a stranger's after our last word
+            self._pulse.beat(now, Heartbeat(self.incarnation))
         self._expire()
 
     def _on_connection(self, route: Route | None, event: ConnectionEvent) -> None:

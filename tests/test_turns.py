@@ -125,6 +125,7 @@ def test_pieces_grow_and_shrink_with_what_they_take() -> None:
     assert slow == (64, 2**18)
     assert first == (1024, 2**22)
     assert fast == (2**18, 2**30)
+    assert [Pace(cost).entries for cost in (0.4e-6, 10e-6, 45e-6, 1.0)] == [1024, 1024, 256, 64]
     for _ in range(10):
         pace.took(0.01)
     steady = pace.entries

@@ -20,6 +20,7 @@ from pdcore.pools import Pools, RegionTable
 from pdcore.prefill.delivery import TransferKVChunk
 from pdcore.prefill.lane import Lane
 from pdcore.prefill.outbox import Outbox
+from pdcore.prefill.pace import Pace
 from pdcore.process import ProcessIdentity
 from pdcore.regions import WriteBatch
 from pdcore.topology import Topology, map_ranks, served_ranks
@@ -66,7 +67,8 @@ class PeerLink:
         self._state: list[Callable[[IndexArray, IndexArray], WriteBatch]] = []
         name = description.incarnation[:8]
         page_bytes = description.layout.page_bytes
-        self._outboxes = [Outbox(Lane(f"{name}-{n}"), page_bytes) for n in range(lanes)]
+        cost = engine.capabilities.entry_cost
+        self._outboxes = [Outbox(Lane(f"{name}-{n}"), page_bytes, Pace(cost)) for n in range(lanes)]
 
     @property
     def peer(self) -> Peer:

@@ -62,13 +62,13 @@ Load = Callable[[list[Delivery], int, Pace], Turn]
 class Outbox:
     """The deliveries that wait for one lane. All but ``_posted`` belongs to the lane's thread."""
 
-    def __init__(self, lane: Lane, page_bytes: int) -> None:
+    def __init__(self, lane: Lane, page_bytes: int, pace: Pace) -> None:
         self.lane = lane
         self._page_bytes = page_bytes
         self._posted: deque[tuple[Delivery, Load]] = deque()
         self._waiting: list[tuple[Delivery, Load]] = []
         self._under_way: list[tuple[Turn, set[RoomId]]] = []
-        self._pace = Pace()
+        self._pace = pace
         self._oldest_next = False
 
     def post(self, delivery: Delivery, load: Load) -> None:

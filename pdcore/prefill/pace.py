@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import attrs
 
 __all__ = ["ENTRY_BYTES", "Pace"]
 
 FIRST_ENTRIES, FIRST_BYTES = 1024, 4 * 2**20
-"""What is tried first; what it takes tells what is tried next."""
+"""What is tried first, or less where the engine says that entries are dear; then what it takes tells."""
 TARGET = 0.01
 """Seconds that one piece shall take, within a factor of two: long enough that cutting costs nothing, short
 enough to wait for."""
@@ -20,11 +22,18 @@ ENTRY_BYTES = 8 * 2**20
 class Pace:
     """The size of the pieces that a large transfer goes out in; belongs to one lane.
 
-    Pieces are doubled or halved, from 64 entries and 256 KiB to 262,144 entries and 1 GiB.
+    Pieces are doubled or halved, from 64 entries and 256 KiB to 262,144 entries and 1 GiB. ``entry_cost`` is
+    the engine's, in seconds.
     """
 
-    _doublings: int = attrs.field(default=0, init=False)
+    entry_cost: float = 0.0
+    _doublings: int = attrs.field(init=False)
     _usual: float = attrs.field(default=TARGET, init=False)
+
+    @_doublings.default
+    def _first(self) -> int:
+        affordable = TARGET / self.entry_cost if self.entry_cost > 0 else FIRST_ENTRIES
+        return max(LOWEST, min(0, math.ceil(math.log2(affordable / FIRST_ENTRIES))))
 
     @property
     def entries(self) -> int:
