@@ -55,7 +55,7 @@ NO_INTEGERS: list[Any] = [
     torch.tensor(True),
     [1],
     math.nan,
-    object(),
+    Ellipsis,
     datetime.timedelta(seconds=1),
 ]
 NO_DEADLINES: list[Any] = [
