@@ -283,7 +283,7 @@ def test_index_lists_of_any_integer_kind_are_welcome(both: Pair, room: int, page
         np.array([2**64 - 1], np.uint64),
         [-1],
         [2**62],
-        iter([1, 2]),
+        pytest.param(iter([1, 2]), id="an iterator"),
         torch.empty(2, dtype=torch.int64, device="meta"),
     ],
     ids=repr,
