@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pdcore.bootstrap import BootstrapServer
-    from pdcore.config import Config, ControlConfig, LivenessConfig, Timeouts, TransferConfig, TransferModel
+    from pdcore.config import (
+        Config,
+        ControlConfig,
+        LivenessConfig,
+        QuarantineConfig,
+        Timeouts,
+        TransferConfig,
+        TransferModel,
+    )
     from pdcore.decode import DecodeManager, KVReceiver
     from pdcore.errors import (
         AddressError,
@@ -50,7 +58,15 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "bootstrap": ("BootstrapServer",),
-    "config": ("Config", "ControlConfig", "LivenessConfig", "Timeouts", "TransferConfig", "TransferModel"),
+    "config": (
+        "Config",
+        "ControlConfig",
+        "LivenessConfig",
+        "QuarantineConfig",
+        "Timeouts",
+        "TransferConfig",
+        "TransferModel",
+    ),
     "decode": ("DecodeManager", "KVReceiver"),
     "errors": (
         "ArgumentError",
@@ -126,6 +142,7 @@ __all__ = [
     "PlanError",
     "Pools",
     "PrefillManager",
+    "QuarantineConfig",
     "Region",
     "RequestMetrics",
     "Role",
