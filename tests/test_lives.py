@@ -66,6 +66,8 @@ CASES: dict[str, tuple[Word, Life | None, list[Life], Meaning]] = {
     "cleared, unheard": (word(), None, [life(5, 2)], Meaning.OVER),
     "cleared, unheard, too long ago": (word(), None, [life(99, SECONDS + 1)], Meaning.NEXT),
     "cleared, heard": (word(2), None, [life(5, 2, heard={US: 1})], Meaning.NEXT),
+    "cleared, refused, again": (word(opened=3), None, [life(5, 2, heard={US: 1})], Meaning.OVER),
+    "cleared, promised, again": (word(opened=3), None, [life(5, 2, heard={US: 1}, holder=US)], Meaning.NEXT),
     "cleared, heard of others of the group": (
         word(opened=4, rank=1), None, [life(5, 2, heard={OTHER: 1})], Meaning.OVER
     ),

@@ -106,6 +106,9 @@ class Life:
         if ended is None or now - ended > SECONDS:
             return False
         if (said := self.heard.get(word.route)) is not None:
+            if word.generation == said:  # it was told, and that may be lost
+                failed = self.record.status is KVPoll.FAILED and word.opened_at < ended
+                return failed and not self.is_promised_to(word.route, said)
             return self.doubted and word.generation > said and word.opened_at < ended
         if word.opened_at < ended:
             return True
