@@ -8,6 +8,7 @@ import pytest
 import pdcore.errors as errors_module
 from pdcore.errors import (
     AddressError,
+    ArgumentError,
     AuthenticationError,
     BootstrapError,
     ConfigError,
@@ -16,6 +17,7 @@ from pdcore.errors import (
     EngineClosedError,
     EngineError,
     FailureCode,
+    ForkedError,
     IncompatiblePeerError,
     KVTransferError,
     LayoutError,
@@ -28,6 +30,7 @@ from pdcore.errors import (
     RoomError,
     SelectionError,
     SelectionRow,
+    TelemetryError,
     TransportMismatchError,
     VariantConflictError,
     WireError,
@@ -49,6 +52,9 @@ PLAIN = (
     AuthenticationError,
     BootstrapError,
     AddressError,
+    ArgumentError,
+    ForkedError,
+    TelemetryError,
     RoomError,
 )
 ROWS = (

@@ -251,11 +251,15 @@ class Connections:
     def _sweep(self) -> None:
         limits, now = self.limits, self.clock()
         for connection in list(self._by_inner.values()):
+            if connection.transport is None or connection.transport.is_closing():
+                continue
             if connection.stuck_since is not None and connection.stuck_since < now - limits.request_seconds:
                 self.counts["slow"] += 1
                 self._complain(connection, "it does not read its answer")
                 connection.abort()
         for connection in self._older(Stage.ARRIVING, now - limits.request_seconds):
+            if connection.transport is None or connection.transport.is_closing():
+                continue  # it is counted, and as good as gone
             limit = f"it is not there {limits.request_seconds:g} s after it began"
             self.refuse(connection, 408, "a request takes too long", limit)
         for stage, seconds in (

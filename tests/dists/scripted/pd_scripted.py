@@ -21,7 +21,9 @@ from pdcore.outcome import Quiescence, Transfer, TransferState
 from pdcore.plan import plan_state
 from pdcore.regions import WriteBatch
 
-LIMITS = EngineCapabilities(max_outstanding_entries=10, max_entry_bytes=300, asynchronous=True)
+LIMITS = EngineCapabilities(
+    max_outstanding_entries=10, max_entry_bytes=300, asynchronous=True, revocable=True
+)
 
 
 @attrs.define
