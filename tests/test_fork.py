@@ -23,7 +23,8 @@ def forked(backend: str) -> dict[str, str]:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr, done.stderr
-    told = [line[2:].rpartition(" ") for line in done.stdout.splitlines() if line.startswith("> ")]
+    # An engine may have left a line of its own unfinished.
+    told = [line.rpartition("> ")[2].rpartition(" ") for line in done.stdout.splitlines() if "> " in line]
     return {name: how for name, _, how in told}
 
 
