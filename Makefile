@@ -1,4 +1,4 @@
-# make demo: two processes move KV cache, every byte checked.   make test: sets up and runs all tests.
+# make demo: two processes move KV cache, every byte checked.   make test: sets up what tests need, and runs them.
 # ARGS goes to the program:  make demo ARGS="--model llama-3-8b --requests 8"
 
 PYTHON ?= python3
@@ -14,7 +14,7 @@ PY310    ?= $(shell for python in python3.10 $$HOME/.pyenv/versions/3.10*/bin/py
 NO_PY310 := no Python 3.10 was found. Install one (apt-get install python3.10-venv, or pyenv install 3.10), or name it with PY310=
 NO_MORI  = $(if $(filter-out x86_64,$(shell uname -m)),amd_mori is built for x86_64 only,$(if $(PY310),,$(NO_PY310)))
 
-.PHONY: demo groups test test-mori chaos check bench wheels clean
+.PHONY: demo groups test test-engines test-mori chaos check bench wheels clean
 
 demo: $(VENV)/.installed
 	$(BIN)/pdcore demo $(ARGS)
@@ -33,12 +33,18 @@ groups: $(VENV)/.developed
 	  echo "$$out" | grep ^verified; \
 	done <tests/group_cases.txt; done
 
-# With ARGS, the tests that they pick; without, all of them, MORI-IO's first.
+# What takes long on the real engines: conformance in full, and processes that are killed or stopped.
+ENGINE_TESTS := $(patsubst %,tests/test_%.py,mooncake_conformance nixl_conformance conform_local \
+  engines_kill dead_prefill descriptors)
+
+# With ARGS, the tests that they pick; without, all but those of test-engines.
 test: $(VENV)/.developed
-ifndef ARGS
+	$(BIN)/python -m pytest $(WORKERS) $(or $(ARGS),$(ENGINE_TESTS:%=--ignore=%))
+
+# MORI-IO's first, where its wheel can be had.
+test-engines: $(VENV)/.developed
 	@if [ '$(NO_MORI)' ]; then echo 'make test-mori not run: $(NO_MORI)'; else $(MAKE) --no-print-directory test-mori; fi
-endif
-	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) $(ENGINE_TESTS) $(ARGS)
 
 test-mori: $(MORI)/.emulated
 	$(MORI)/run -m pytest $(MORI_TESTS) $(ARGS)

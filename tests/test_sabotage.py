@@ -10,6 +10,7 @@ import importlib
 import inspect
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -185,6 +186,9 @@ def run(suite: Suite, sabotage: Sabotage, how: str) -> None:
     finally:
         importlib.import_module("broken_engines.hangs").LET_GO.set()
         stage.end()
+        for thread in threading.enumerate():
+            if thread.name == "pdcore-testing-bounded":
+                thread.join(30)
 
 
 @pytest.mark.usefixtures("let_go")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -88,18 +89,23 @@ class Deadlines:
         with pytest.raises(EngineError):
             connect(link.near, dead.endpoint, dead.export)
         batch = WriteBatch.of(0, 0, [0], [0], [4096])
+        begun, moment = threading.Event(), threading.Event()
         with ThreadPoolExecutor(1) as pool:
             stopped.process.stop()
             try:
-                trying = pool.submit(self._try, link, stopped)
-                bounded(lambda: link.deliver(batch), link.near.patience / 2, "a write to another peer")
+                trying = pool.submit(self._try, link, stopped, begun)
+                begun.wait(link.near.patience)
+                for _ in range(3):  # the first may come before the engine is in its connect
+                    bounded(lambda: link.deliver(batch), link.near.patience / 2, "a write to another peer")
+                    moment.wait(0.05)
             finally:
                 stopped.process.resume()
             trying.result()
         link.require_arrived(batch)
 
-    def _try(self, link: Link, far: Far) -> None:
+    def _try(self, link: Link, far: Far, begun: threading.Event) -> None:
         """Connect to a peer that may not answer before it goes on."""
+        begun.set()
         with contextlib.suppress(EngineError):
             link.near.engine.connect(far.endpoint, far.export, link.deadline())
 
