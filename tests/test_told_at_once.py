@@ -29,6 +29,7 @@ from pdcore import (
     Topology,
     select,
 )
+from pdcore.prefill.lives import DOUBT
 from pdcore.wire import Route
 
 CONFIG = config(request=300.0)
@@ -575,5 +576,22 @@ def test_who_was_refused_ends_no_room_that_another_has(pair: Pair, room: RoomId)
     until(lambda: sender.poll() is not KVPoll.BOOTSTRAPPING)
     with DecodeManager(select("local"), pools(turned), Topology(), CONFIG) as stranger:
         failed(asked(pair, room, stranger))
+        sender.send([3])
+        finish(sender, receiver)
+
+
+def test_a_worker_that_gives_up_takes_the_room_from_no_other_that_has_asked(pair: Pair, room: RoomId) -> None:
+    with another_decode() as decode:
+        guest = decode.receiver(pair.bootstrap.address, room)
+        guest.init()
+        until(lambda: guest.poll() is KVPoll.WAITING_FOR_INPUT)
+        receiver = asked(pair, room)
+        until(lambda: parked(pair, room))
+        guest.abort()
+        asked(pair, RoomId(room + 1), decode)  # behind the word on the same connection
+        until(lambda: parked(pair, RoomId(room + 1)))
+        sender = pair.prefill.sender(room)
+        assert sender.wait(Deadline.after(2 * DOUBT)) is KVPoll.WAITING_FOR_INPUT, sender.failure()
+        sender.init(1)
         sender.send([3])
         finish(sender, receiver)
