@@ -34,7 +34,7 @@ class EngineCapabilities:
 
     ``max_outstanding_entries`` is per peer over all threads and ``max_entry_bytes`` per entry
     (None: no limit). ``entry_cost`` is the engine's own cost of one more entry, in
-    seconds: a large transfer begins in pieces of what it affords in 10 ms.
+    seconds: a large transfer begins in pieces of what it affords in 30 ms.
     ``asynchronous``: ``write`` returns before the bytes moved, so that inline submission works.
     ``drained_on_failure``: a transfer that FAILED is DRAINED as soon as it FAILED, unless ``close`` ended
     it; without it one may be UNKNOWN at first, and become DRAINED or not (see

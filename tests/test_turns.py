@@ -122,12 +122,12 @@ def test_pieces_grow_and_shrink_with_what_they_take() -> None:
     for _ in range(50):
         pace.took(0.0001)
     fast = pace.entries, pace.nbytes
-    assert slow == (64, 2**18)
-    assert first == (1024, 2**22)
-    assert fast == (2**18, 2**30)
-    assert [Pace(cost).entries for cost in (0.4e-6, 10e-6, 45e-6, 1.0)] == [1024, 1024, 256, 64]
+    assert slow == (64, 2**22)
+    assert first == (1024, 2**26)
+    assert fast == (2**18, 2**34)
+    assert [Pace(cost).entries for cost in (0.4e-6, 45e-6, 100e-6, 1.0)] == [1024, 1024, 512, 64]
     for _ in range(10):
-        pace.took(0.01)
+        pace.took(0.03)
     steady = pace.entries
-    pace.took(0.012)
+    pace.took(0.036)
     assert pace.entries == steady
