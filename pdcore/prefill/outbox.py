@@ -7,6 +7,7 @@ the other. The deliveries of one room keep their order.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,6 +25,8 @@ SHARED_BYTES = 2**20
 """Deliveries share an engine call until they reach this many bytes: past it, sharing gains nothing."""
 MOMENT, WHILE = 0.002, 0.1
 """Seconds to wait for the engine before looking at who waits: with several under way, and with one."""
+
+_log = logging.getLogger("pdcore.transfer")
 
 
 class Progress(Enum):
@@ -88,7 +91,7 @@ class Outbox:
                 return
             turns = [turn for turn, _ in self._under_way]
             if len(turns) == 1:
-                if turns[0].step(alone=True) is not Progress.MADE:
+                if self._step(turns[0], alone=True) is not Progress.MADE:
                     turns[0].wait(WHILE)
             else:
                 self._take_turns(turns)
@@ -97,15 +100,25 @@ class Outbox:
     def _take_turns(self, turns: list[Turn]) -> None:
         least = min(turns, key=lambda turn: turn.left)
         first, second = (turns[0], least) if self._oldest_next else (least, turns[0])
-        progress = first.step(alone=False)
+        progress = self._step(first)
         # What lacks budget is passed by nobody, or larger ones would take whatever comes free.
         self._oldest_next = progress is Progress.MADE and first is least
         if progress is Progress.ENGINE_BUSY and second is not first:
-            progress = second.step(alone=False)
+            progress = self._step(second)
         # The others only take note of what landed, which may be the budget that is lacked.
         landed = [turn.look() for turn in turns] if progress is not Progress.MADE else [True]
         if not any(landed):
             least.wait(MOMENT)
+
+    def _step(self, turn: Turn, *, alone: bool = False) -> Progress:
+        """Have a shipment go on; a defect in one must not stop those beside it."""
+        try:
+            return turn.step(alone=alone)
+        # It reports its own failures; what escapes is a defect, and its rooms meet their deadlines.
+        except Exception:
+            _log.exception("a shipment on a lane failed")
+            self._under_way = [pair for pair in self._under_way if pair[0] is not turn]
+            return Progress.MADE
 
     def _load(self) -> None:
         """Make shipments of what waits, but not of a room that is under way already."""
