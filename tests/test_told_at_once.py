@@ -84,6 +84,14 @@ def asked(pair: Pair, room: RoomId, decode: DecodeManager | None = None, page: i
     return receiver
 
 
+def let_go(pair: Pair, room: RoomId) -> None:
+    """A life that decode alone had: asked for, given up, and its page free again."""
+    receiver = asked(pair, room)
+    receiver.clear()
+    until(lambda: room in pair.prefill._reception._lives._given_up)
+    until(receiver.release_safe)
+
+
 def offered(pair: Pair, room: RoomId) -> KVSender:
     sender = pair.prefill.sender(room)
     sender.init(1)
@@ -389,8 +397,7 @@ def test_a_life_that_only_prefill_had_does_not_hurt_one_in_which_decode_comes_fi
 def test_a_life_that_only_decode_had_does_not_hurt_one_in_which_prefill_comes_first(
     pair: Pair, room: RoomId
 ) -> None:
-    asked(pair, room).clear()
-    until(lambda: room in pair.prefill._reception._lives._given_up)
+    let_go(pair, room)
     finish(offered(pair, room), asked(pair, room))
 
 
@@ -403,8 +410,7 @@ def test_a_life_that_one_side_had_does_not_keep_what_the_next_one_ends_of(
         opened(pair, room).clear()
         waits: KVSender | KVReceiver = offered(pair, room)
     else:
-        asked(pair, room).clear()
-        until(lambda: room in pair.prefill._reception._lives._given_up)
+        let_go(pair, room)
         offered(pair, room).clear()
         waits = asked(pair, room)
     failed(waits)
