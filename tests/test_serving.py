@@ -1,0 +1,249 @@
+"""What the tests of the real engines stand on: prompts, comparison, processes, router and client."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from serving import sessions
+from serving.client import Answer, Prompt, ask, ask_all, hang_up, in_waves, metric
+from serving.compare import compare, table
+from serving.engines import Command, Engine, Role, sglang_pdcore, vllm_pdcore
+from serving.ports import free_port
+from serving.prompts import make_prompts
+from serving.router import Prefill, Router, Running
+from serving.servers import Server, ServerError
+
+
+def test_prompts_are_the_same_for_a_seed_and_spread_like_the_trace() -> None:
+    prompts = make_prompts(400, 7, longest=1500, most_tokens=32, shared=64)
+    assert prompts == make_prompts(400, 7, longest=1500, most_tokens=32, shared=64)
+    assert prompts != make_prompts(400, 8, longest=1500, most_tokens=32, shared=64)
+    lengths = sorted(len(p.tokens) for p in prompts[::2])
+    assert 1 <= lengths[0] < 20 < lengths[100] < 150 < lengths[-1] <= 1500
+    assert {p.tokens[:64] for p in prompts[1::2]} == {prompts[1].tokens[:64]}
+    assert all(2 <= p.max_tokens <= 32 and set(p.tokens) <= set(range(3, 256)) for p in prompts)
+
+
+def test_a_comparison_counts_equal_different_and_failed_apart() -> None:
+    prompts = [Prompt((5,) * n) for n in (1, 2, 3, 4)]
+    wanted = [Answer((1, 2, 3))] * 4
+    got = [
+        Answer((1, 2, 3)),
+        Answer((1, 9, 3)),
+        Answer((1, 2)),
+        Answer(error="room 0x12ab34cd: page 77 lost"),
+    ]
+    found = compare(prompts, wanted, got)
+    assert (found.count, found.equal) == (4, 1)
+    assert [(d.index, d.at) for d in found.different] == [(1, 1), (2, 2)]
+    assert found.reasons == {"room #: page # lost": 1}
+    assert "differs from token 1 on: wanted [1, 2, 3], got [1, 9, 3]" in str(found)
+    with pytest.raises(ValueError, match="nothing to compare prompt 0 with: no"):
+        compare(prompts[:1], [Answer(error="no")], got[:1])
+
+
+def test_a_table_has_plain_columns() -> None:
+    assert table([["a", 1.25], ["long", 10]], ["name", "n"]).splitlines() == [
+        "name    n",
+        "a     1.2",
+        "long   10",
+    ]
+
+
+def test_a_metric_is_summed_over_its_labels() -> None:
+    page = '# HELP x\nx{a="1"} 2.0\nx{a="2"} 3\nx_total 9\nx 1\n'
+    assert (metric(page, "x"), metric(page, "y")) == (6.0, 0.0)
+
+
+def test_commands_name_model_role_and_backend() -> None:
+    prefill = vllm_pdcore(Role.PREFILL, "nixl_tcp", "--block-size", "64", options={"verify": "all"}, X="1")
+    config = json.loads(prefill.arguments[prefill.arguments.index("--kv-transfer-config") + 1])
+    assert config["kv_role"] == "kv_producer"
+    assert config["kv_connector_extra_config"] == {
+        "backend": "nixl_tcp",
+        "bootstrap": f"127.0.0.1:{prefill.bootstrap}",
+        "verify": "all",
+    }
+    assert prefill.arguments.count("--block-size") == 1
+    assert prefill.environment["X"] == "1"
+    decode = sglang_pdcore(Role.DECODE, "local")
+    assert decode.bootstrap is None
+    assert "pdcore_local" in decode.arguments
+
+
+def test_a_session_is_killed_with_its_grandchildren() -> None:
+    code = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'input()']); print(1, flush=True)"
+    code += "; input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    ) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        held = sessions.usage(child.pid)
+        assert held.processes == 2
+        assert held.rss > 1 << 20
+        assert held.threads >= 2
+        sessions.kill(child.pid)
+        child.wait()
+        assert sessions.gone(child.pid, 10)
+
+
+def test_a_server_that_ends_shows_the_end_of_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "python").symlink_to(sys.executable)
+    monkeypatch.setenv("PDCORE_VENV_VLLM", str(tmp_path))
+    command = Command(
+        Engine.VLLM, Role.SINGLE, ("-c", "print('no such model'); raise SystemExit(3)"), {}, free_port()
+    )
+    with Server("single", command, tmp_path) as server, pytest.raises(ServerError, match="no such model"):
+        server.ready()
+
+
+class Doubles:
+    """HTTP servers in one thread: they answer as the engines do, and tell what they were asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, dict[str, object]]] = []
+        self.left = threading.Event()
+        self.prefill, self.decode, self.broken = (f"http://127.0.0.1:{free_port()}" for _ in range(3))
+        self._up = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="doubles")
+
+    async def _serve(self) -> None:
+        self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
+        runners = []
+        for url, handler in (
+            (self.prefill, self._first),
+            (self.decode, self._rest),
+            (self.broken, self._never),
+        ):
+            application = web.Application()
+            application.router.add_post("/v1/completions", handler)
+            runner = web.AppRunner(application, handler_cancellation=True, shutdown_timeout=0.1)
+            runners.append(runner)
+            await runner.setup()
+            await web.TCPSite(runner, "127.0.0.1", int(url.rpartition(":")[2])).start()
+        self._up.set()
+        await self._over.wait()
+        for runner in runners:
+            await runner.cleanup()
+
+    def __enter__(self) -> Doubles:
+        self._thread.start()
+        self._up.wait()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._over.set)
+        self._thread.join()
+
+    async def _first(self, request: web.Request) -> web.Response:
+        self.asked.append(("prefill", await request.json()))
+        return web.json_response({"choices": [{"token_ids": [4]}], "kv_transfer_params": {"room": 5}})
+
+    async def _rest(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        self.asked.append(("decode", body))
+        choice = {"token_ids": [4, 5], "text": "ab"}
+        if not body["stream"]:
+            return web.json_response({"choices": [choice]})
+        out = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await out.prepare(request)
+        for document in (
+            {"choices": [{"token_ids": [4], "text": "a"}]},
+            {"choices": [{"token_ids": [5], "text": "b"}]},
+        ):
+            await out.write(b"data: " + json.dumps(document).encode() + b"\n\n")
+        if body["prompt"] == [666]:
+            try:
+                await asyncio.sleep(60)
+            finally:
+                self.left.set()
+        if body["prompt"] == [13]:
+            await out.write(b'data: {"error": {"message": "the room failed"}}\n\n')
+        await out.write(b"data: [DONE]\n\n")
+        return out
+
+    async def _never(self, request: web.Request) -> web.Response:
+        await request.read()
+        return web.json_response({"object": "error", "message": "out of pages"}, status=500)
+
+
+@pytest.fixture(scope="module")
+def doubles() -> Iterator[Doubles]:
+    with Doubles() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def vllm_router(doubles: Doubles) -> Iterator[str]:
+    with Running(Router(Engine.VLLM, [Prefill(doubles.prefill)], [doubles.decode])) as url:
+        yield url
+
+
+def test_vllm_is_asked_one_after_the_other(doubles: Doubles, vllm_router: str) -> None:
+    doubles.asked.clear()
+    answer = ask(vllm_router, Prompt((9, 9), 2))
+    assert (answer.tokens, answer.text, answer.error) == ((4, 5), "ab", None)
+    assert answer.first is not None
+    (first, prefilled), (second, decoded) = doubles.asked
+    assert (first, second) == ("prefill", "decode")
+    assert (prefilled["max_tokens"], prefilled["stream"]) == (1, False)
+    assert prefilled["kv_transfer_params"] == {"do_remote_decode": True, "do_remote_prefill": False}
+    assert (decoded["max_tokens"], decoded["kv_transfer_params"]) == (2, {"room": 5})
+
+
+def test_sglang_is_asked_on_both_sides_with_one_room(doubles: Doubles) -> None:
+    doubles.asked.clear()
+    with Running(Router(Engine.SGLANG, [Prefill(doubles.prefill, 8998)], [doubles.decode])) as url:
+        answer = ask(url, Prompt((9,), 2), stream=False)
+    assert (answer.tokens, answer.first) == ((4, 5), None)
+    sides = dict(doubles.asked)
+    assert sides["decode"]["bootstrap_port"] == 8998
+    assert sides["decode"]["bootstrap_room"] == sides.get("prefill", sides["decode"])["bootstrap_room"]
+
+
+def test_an_error_says_which_side_refused(doubles: Doubles) -> None:
+    with Running(
+        Router(Engine.VLLM, [Prefill(doubles.broken), Prefill(doubles.prefill)], [doubles.broken])
+    ) as url:
+        first, second = ask(url, Prompt((9,), 2)), ask(url, Prompt((9,), 2))
+    assert first.status == second.status == 500
+    assert "prefill at" in str(first.error)
+    assert "decode at" in str(second.error)
+    assert "out of pages" in str(second.error)
+
+
+def test_an_error_within_a_stream_is_an_error(vllm_router: str) -> None:
+    assert "the room failed" in str(ask(vllm_router, Prompt((13,), 2)).error)
+
+
+def test_too_few_tokens_are_an_error(vllm_router: str) -> None:
+    assert ask(vllm_router, Prompt((9,), 3)).error == "2 of 3 tokens came"
+
+
+def test_nobody_there_is_an_error_and_so_is_silence(vllm_router: str) -> None:
+    assert "connection failed" in str(ask(f"http://127.0.0.1:{free_port()}", Prompt((9,), 2)).error)
+    silent = ask(vllm_router, Prompt((666,), 2), timeout=0.5)
+    assert silent.timed_out
+
+
+def test_a_client_that_hangs_up_is_gone_for_the_server_too(doubles: Doubles, vllm_router: str) -> None:
+    doubles.left.clear()
+    assert b'"token_ids": [4]' in hang_up(vllm_router, Prompt((666,), 2), 0.5)
+    assert doubles.left.wait(10)
+
+
+def test_many_are_asked_at_once_and_answered_in_order(vllm_router: str) -> None:
+    prompts = [Prompt((n,), 2) for n in range(20, 44)]
+    for ask_them in (ask_all, in_waves):
+        assert [a.tokens for a in ask_them(prompts, lambda p: ask(vllm_router, p))] == [(4, 5)] * 24
