@@ -42,12 +42,13 @@ if TYPE_CHECKING:
         VariantConflictError,
     )
     from pdcore.fingerprint import Fingerprint
+    from pdcore.health import Health
     from pdcore.layout import Attention, KVBuffer, KVLayout, PageOrder, StateBuffer, StateComponent
     from pdcore.metadata import AuxDataCodec, MetadataBuffers
     from pdcore.metrics import RequestMetrics
     from pdcore.model import CPU, Deadline, Device, DeviceKind, KVPoll, Role, RoomId
     from pdcore.pools import Pools, StatePool
-    from pdcore.prefill import KVSender, PrefillManager, TransferKVChunk
+    from pdcore.prefill import Announce, KVSender, PrefillManager, TransferKVChunk
     from pdcore.regions import Region
     from pdcore.schema import AuxField, AuxSchema
     from pdcore.selection import Backend, select
@@ -88,12 +89,13 @@ _HOMES = {
         "VariantConflictError",
     ),
     "fingerprint": ("Fingerprint",),
+    "health": ("Health",),
     "layout": ("Attention", "KVBuffer", "KVLayout", "PageOrder", "StateBuffer", "StateComponent"),
     "metadata": ("AuxDataCodec", "MetadataBuffers"),
     "metrics": ("RequestMetrics",),
     "model": ("CPU", "Deadline", "Device", "DeviceKind", "KVPoll", "Role", "RoomId"),
     "pools": ("Pools", "StatePool"),
-    "prefill": ("KVSender", "PrefillManager", "TransferKVChunk"),
+    "prefill": ("Announce", "KVSender", "PrefillManager", "TransferKVChunk"),
     "regions": ("Region",),
     "schema": ("AuxField", "AuxSchema"),
     "selection": ("Backend", "select"),
@@ -105,6 +107,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "CPU",
     "AddressError",
+    "Announce",
     "ArgumentError",
     "Attention",
     "AuthenticationError",
@@ -127,6 +130,7 @@ __all__ = [
     "FailureCode",
     "Fingerprint",
     "ForkedError",
+    "Health",
     "IncompatiblePeerError",
     "KVBuffer",
     "KVLayout",

@@ -34,6 +34,10 @@ class Duties(ABC):
     def _figures(self, gauges: Gauges) -> Gauges:
         """Return them with those of this role."""
 
+    def _problems(self) -> Sequence[str]:
+        """Return what keeps this role from its work; from any thread, never waits."""
+        return ()
+
     @abstractmethod
     def _peers(self) -> Mapping[Route, PeerIdentity]:
         """Return all peers by route."""

@@ -20,6 +20,7 @@ from pdcore.duties import Duties
 from pdcore.errors import AuthenticationError, KVTransferError
 from pdcore.events import Events, Gauges, Node, Stage, Subscriber, stage
 from pdcore.handle import RoomHandle
+from pdcore.health import Health, examined
 from pdcore.liveness import Heartbeats
 from pdcore.model import Deadline, Role, RoomId, new_incarnation
 from pdcore.overdue import end_overdue
@@ -150,12 +151,23 @@ class Manager(Duties):
             Gauges(
                 self.events.node,
                 serving=not self._closed and self.channel.alive,
-                quiet=max(0.0, time.monotonic() - self._ticked_at),
+                quiet=self._quiet(),
                 rooms=self.rooms.by_state(),
                 unsafe_rooms=len(unsafe.rooms),
                 unsafe_pages=unsafe.pages,
                 forsaken=unsafe.forsaken,
             )
+        )
+
+    def health(self) -> Health:
+        """Return what keeps this manager from its work; never blocks, from any thread, at any time."""
+        self._require_here()
+        return examined(
+            self.role,
+            closed=self._closed,
+            alive=self.channel.alive,
+            quiet=self._quiet(),
+            others=self._problems(),
         )
 
     def describe(self, address: str) -> PeerDescription:
@@ -233,6 +245,9 @@ class Manager(Duties):
         """Undo a construction that failed before anything ran."""
         self.engine.close()
         self.channel.close(Deadline.after(self.config.timeouts.shutdown))
+
+    def _quiet(self) -> float:
+        return max(0.0, time.monotonic() - self._ticked_at)
 
     def _require_here(self) -> None:
         self._birthplace.require(f"the {self.role.value} manager")

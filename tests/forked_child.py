@@ -95,7 +95,7 @@ def in_child(pair: Pair, sender: Any, receiver: Any, lane: Lane) -> None:
         "bootstrap.start": pair.bootstrap.start,
         "channel.call": lambda: decode.channel.call(print),
         "lane.put": lambda: lane.put(print),
-        "client.resolve": lambda: prefill._http.register_rooms("127.0.0.1:1", None, 1.0),  # type: ignore[arg-type]
+        "client.resolve": lambda: prefill._registration._client.register_rooms("127.0.0.1:1", None, 1.0),  # type: ignore[arg-type]
         "engine.register": lambda: prefill.engine.register(prefill.pools.regions),
     }
     for name, call in refused.items():
@@ -109,9 +109,9 @@ def in_child(pair: Pair, sender: Any, receiver: Any, lane: Lane) -> None:
         "close engine 2": decode.engine.close,
         "deregister": decode.engine.deregister,
         "close channel": lambda: prefill.channel.close(soon_over),
-        "close client": lambda: prefill._http.close(soon_over),
+        "close client": lambda: prefill._registration._client.close(soon_over),
         "close lane": lane.close,
-        "close loop": lambda: prefill._http._loop.close(soon_over),
+        "close loop": lambda: prefill._registration._client._loop.close(soon_over),
     }.items():
         tell(name, outcome(call))
     with BootstrapServer() as own:  # what a child makes itself is its own

@@ -246,7 +246,7 @@ def test_a_renewed_lease_wakes_who_waits_for_the_rank(
     client.register(server.address, RECORD, soon())
     clock.now += 2 * LEASE
     group = client.resolve(server.address, replica(0), soon())
-    client.renew(server.address, RECORD)
+    client.renew(server.address, RECORD, lambda _: None)
     assert group.result(60).ranks == (RECORD,)
     assert health(server) == (200, {"healthy": True, "ranks": 1, "stale": []})
 
@@ -490,23 +490,32 @@ def test_something_else_that_answers_is_not_taken_for_the_service(
         assert error.to_do == "check that the address is a pdcore bootstrap service"
 
 
-def test_a_renewal_that_fails_is_logged(
-    client: BootstrapClient, nobody: str, logged: queue.SimpleQueue[logging.LogRecord]
-) -> None:
-    client.renew(nobody, RECORD)
-    assert (
-        f"could not renew the lease at the bootstrap service {nobody}" in logged.get(timeout=30).getMessage()
-    )
+def renewed(client: BootstrapClient, address: str, record: RankRecord) -> Exception | None:
+    """Return what came of a renewal: the one before may be about to end."""
+    heard: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+    while heard.empty():
+        client.renew(address, record, heard.put)
+        threading.Event().wait(0.01)
+    return heard.get()
 
 
-def test_one_renewal_is_under_way_at_a_time(
-    client: BootstrapClient, mute: str, logged: queue.SimpleQueue[logging.LogRecord]
+def test_a_renewal_tells_what_came_of_it(
+    client: BootstrapClient, server: BootstrapServer, nobody: str
 ) -> None:
+    assert isinstance(renewed(client, nobody, RECORD), aiohttp.ClientConnectorError)
+    assert renewed(client, server.address, RECORD) is None
+    refused = renewed(client, server.address, attrs.evolve(RECORD, lease=0.0))
+    assert isinstance(refused, BootstrapError)
+    assert "a lease is out of range" in refused.happened
+
+
+def test_one_renewal_is_under_way_at_a_time(client: BootstrapClient, mute: str) -> None:
+    heard: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
     short = attrs.evolve(RECORD, lease=0.2)
     for _ in range(20):
-        client.renew(mute, short)
-    assert "could not renew" in logged.get(timeout=30).getMessage()
-    assert logged.empty()
+        client.renew(mute, short, heard.put)
+    assert isinstance(heard.get(timeout=30), asyncio.TimeoutError)
+    assert heard.empty()
 
 
 def test_a_withdrawal_that_fails_is_logged(

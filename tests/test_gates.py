@@ -88,6 +88,7 @@ digest
 pairing
 remarks
 closing
+health
 handle
 overdue
 unsafe

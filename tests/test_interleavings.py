@@ -615,13 +615,13 @@ def test_a_manager_whose_engine_takes_all_the_time_to_close_still_says_goodbye(
 
 def test_a_rank_that_left_is_not_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
     with paired(config(interval=0.05)) as pair:
-        real = pair.prefill._http.withdraw
+        real = pair.prefill._registration._client.withdraw
 
         def slow(*given: object) -> None:
             real(*given)  # type: ignore[arg-type]  # passed through
             time.sleep(0.4)  # the control thread ticks meanwhile
 
-        monkeypatch.setattr(pair.prefill._http, "withdraw", slow)
+        monkeypatch.setattr(pair.prefill._registration._client, "withdraw", slow)
         pair.prefill.close()
         receiver = pair.decode.receiver(pair.bootstrap.address, RoomId(1), Deadline.after(0.5))
         receiver.init()

@@ -355,7 +355,7 @@ def test_what_raises_on_the_control_thread_keeps_no_room_from_its_deadline(
         with monkeypatch.context() as patch:
             patch.setattr(pair.decode.engine, "expect", raises)
             patch.setattr(pair.prefill.quarantine, "sweep", raises)
-            patch.setattr(pair.prefill._http, "renew", raises)
+            patch.setattr(pair.prefill._registration._client, "renew", raises)
             patch.setattr(pair.decode._receivers, "sweep", raises)
             patch.setattr(pair.prefill._reception, "sweep", raises)
             for handle in (*odd, *good):

@@ -14,7 +14,7 @@ import attrs
 
 from pdcore.model import Clock
 
-__all__ = ["Attempts"]
+__all__ = ["A_WHILE", "Attempts", "reason_of"]
 
 MAX_ADDRESSES = 1024
 """The addresses of which failures are remembered; the one that failed first is forgotten."""
@@ -30,13 +30,13 @@ class _Row:
 
 
 class Attempts:
-    """Failed attempts by address: those in a row, since the last that succeeded or ``A_WHILE`` without any.
+    """Failed attempts by address: those in a row, since the last that succeeded or ``pause`` seconds without.
 
     The lock guards ``_failed``.
     """
 
-    def __init__(self, clock: Clock = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self, clock: Clock = time.monotonic, pause: float = A_WHILE) -> None:
+        self._clock, self._pause = clock, pause
         self._lock = threading.Lock()
         self._failed: dict[str, _Row] = {}
 
@@ -45,7 +45,7 @@ class Attempts:
         now = self._clock()
         with self._lock:
             row = self._failed.get(address)
-            if row is None or now - took > row.last + A_WHILE:
+            if row is None or now - took > row.last + self._pause:
                 if row is None and len(self._failed) >= MAX_ADDRESSES:
                     del self._failed[next(iter(self._failed))]
                 row = self._failed[address] = _Row(now - took, now)

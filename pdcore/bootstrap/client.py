@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import logging
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from urllib.parse import urlencode
 
@@ -13,7 +14,7 @@ import aiohttp
 import attrs
 import msgspec
 
-from pdcore.bootstrap.attempts import NO_ANSWER, Attempts
+from pdcore.bootstrap.attempts import A_WHILE, NO_ANSWER, Attempts
 from pdcore.bootstrap.courier import Courier, refused
 from pdcore.bootstrap.loop import LoopThread
 from pdcore.bootstrap.names import dialable
@@ -41,12 +42,15 @@ _log = logging.getLogger("pdcore.bootstrap")
 
 
 class BootstrapClient:
-    """Registers prefill ranks and resolves them. Owns the thread ``pdcore-<name>-http``."""
+    """Registers prefill ranks and resolves them. Owns the thread ``pdcore-<name>-http``.
 
-    def __init__(self, name: str, auth_key: AuthKey | None = None) -> None:
+    Attempts that fail count as one row as long as no more than ``pause`` seconds lie between two.
+    """
+
+    def __init__(self, name: str, auth_key: AuthKey | None = None, pause: float = A_WHILE) -> None:
         self._loop = LoopThread(f"{name}-http")
         self._courier = Courier(auth_key)  # the loop's own
-        self._attempts = Attempts()
+        self._attempts = Attempts(pause=pause)
         self._closed = False
         self._leaving = False
         self._renewal: concurrent.futures.Future[None] | None = None
@@ -61,7 +65,8 @@ class BootstrapClient:
         try:
             # The coroutine keeps the deadline itself; waiting longer only guards against a stuck loop.
             self._loop.call(
-                self._register(address, record, deadline), Deadline.after(deadline.remaining() + 1)
+                self._keep_putting(address, "ranks", record, deadline),
+                Deadline.after(deadline.remaining() + 1),
             )
         except TimeoutError as error:
             raise self._unreachable(address) from error
@@ -70,13 +75,19 @@ class BootstrapClient:
         """Return how often in a row a service was not reached and why; "" if the last request reached it."""
         return self._attempts.told(address)
 
-    def renew(self, address: str, record: RankRecord) -> None:
-        """Start renewing a lease unless a renewal is under way; never waits, failures are logged."""
+    def renew(self, address: str, record: RankRecord, heard: Callable[[Exception | None], None]) -> None:
+        """Start renewing a lease, unless a renewal is under way; never waits.
+
+        ``heard`` is called on the client's thread with what kept it from that, or with None.
+        """
         if not self._leaving and (self._renewal is None or self._renewal.done()):
-            self._renewal = self._loop.submit(self._renew(address, record))
+            self._renewal = self._loop.submit(self._renew(address, record, heard))
 
     def register_rooms(self, address: str, record: RoomsRecord, seconds: float) -> None:
-        """Start telling which DP rank took some rooms; never waits, failures are logged."""
+        """Start telling which DP rank took some rooms; never waits.
+
+        It is tried again for so many seconds while the service is not up. Failures are logged.
+        """
         self._loop.submit(self._register_rooms(address, record, seconds))
 
     def resolve(
@@ -105,27 +116,34 @@ class BootstrapClient:
                 self._loop.call(self._courier.close(), deadline)
         self._loop.close(deadline)
 
-    async def _register(self, address: str, record: RankRecord, deadline: Deadline) -> None:
+    async def _keep_putting(
+        self, address: str, what: str, record: RankRecord | RoomsRecord, deadline: Deadline
+    ) -> None:
         while True:
             try:
-                return await self._put(address, "ranks", record, deadline.remaining())
+                return await self._put(address, what, record, deadline.remaining())
             except _UNREACHED as error:
                 if deadline.remaining() <= _RETRY:
                     raise self._unreachable(address) from error
                 await asyncio.sleep(_RETRY)
 
-    async def _renew(self, address: str, record: RankRecord) -> None:
+    async def _renew(
+        self, address: str, record: RankRecord, heard: Callable[[Exception | None], None]
+    ) -> None:
         try:
             await self._put(address, "ranks", record, record.lease)
         except (PDCoreError, *_UNREACHED) as error:
-            _log.warning("could not renew the lease at the bootstrap service %s: %s", address, error)
+            heard(error)
+        else:
+            heard(None)
 
     async def _register_rooms(self, address: str, record: RoomsRecord, seconds: float) -> None:
+        deadline = Deadline.after(seconds)
         try:
             for first in range(0, len(record.rooms), ROOMS_AT_ONCE):
                 some = record.rooms[first : first + ROOMS_AT_ONCE]
-                await self._put(address, "rooms", attrs.evolve(record, rooms=some), seconds)
-        except (PDCoreError, *_UNREACHED) as error:
+                await self._keep_putting(address, "rooms", attrs.evolve(record, rooms=some), deadline)
+        except PDCoreError as error:
             _log.warning("could not register rooms at the bootstrap service %s: %s", address, error)
 
     async def _put(self, address: str, what: str, record: RankRecord | RoomsRecord, seconds: float) -> None:

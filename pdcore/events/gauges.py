@@ -34,6 +34,8 @@ class Gauges:
         unsafe_rooms: rooms that have ended, cleared ones as well, but whose memory may not be reused yet.
         unsafe_pages: the KV pages of this side that those hold.
         forsaken: lost peers that were taken for silent, unproven, after ``quarantine.grace``.
+        registered: whether the bootstrap service knows it and its lease holds; None: decode, which registers
+            nowhere.
         peers: peers by how it stands with them.
         parked: requests of decode that came before prefill opened their room.
         quarantined: transfers that have failed, and whose bytes may still land.
@@ -48,6 +50,7 @@ class Gauges:
     unsafe_rooms: int
     unsafe_pages: int
     forsaken: int
+    registered: bool | None = None
     peers: Mapping[PeerState, int] = attrs.field(factory=dict)
     parked: int = 0
     quarantined: int = 0

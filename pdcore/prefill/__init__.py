@@ -3,10 +3,12 @@
 ``manager`` listens and pairs, ``sender`` is one request and ``senders`` are all, ``supply`` is what a
 request was given, ``link`` one decode rank with its lanes, ``delivery`` and ``transfer`` are one chunk on
 its way. ``reception`` brings requests of decode and rooms together, ``parking`` keeps those that came early.
+``registration`` keeps the rank known to the bootstrap service.
 """
 
 from pdcore.prefill.delivery import TransferKVChunk
 from pdcore.prefill.manager import PrefillManager
+from pdcore.prefill.registration import Announce
 from pdcore.prefill.sender import KVSender
 
-__all__ = ["KVSender", "PrefillManager", "TransferKVChunk"]
+__all__ = ["Announce", "KVSender", "PrefillManager", "TransferKVChunk"]

@@ -8,6 +8,7 @@ from pdcore.address import parse_address
 from pdcore.events import Gauges
 from pdcore.prefill.links import Links
 from pdcore.prefill.parking import Parking
+from pdcore.prefill.registration import Registration
 from pdcore.quarantine import Quarantine
 
 __all__ = ["with_prefill"]
@@ -19,14 +20,15 @@ def with_prefill(
     parking: Parking,
     quarantine: Quarantine,
     address: str,
-    bootstrap: str,
+    registration: Registration,
 ) -> Gauges:
     """Return the figures with those of the decode ranks, of what is parked and of what is in quarantine."""
     return attrs.evolve(
         gauges,
+        registered=registration.registered,
         peers=links.by_state(),
         parked=len(parking),
         quarantined=len(quarantine),
         control_ports=frozenset({parse_address(address).port}),
-        bootstrap_ports=frozenset({parse_address(bootstrap).port}),
+        bootstrap_ports=frozenset({parse_address(registration.bootstrap).port}),
     )

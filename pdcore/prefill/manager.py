@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from functools import partial
 
 from pdcore.address import parse_address
-from pdcore.arguments import due, room_id
+from pdcore.arguments import due, instance, room_id
 from pdcore.backend import PeerIdentity
-from pdcore.bootstrap import BootstrapClient, RankRecord, RoomsRecord
+from pdcore.bootstrap import RankRecord, RoomsRecord
 from pdcore.config import Config
 from pdcore.errors import KVTransferError
-from pdcore.events import Gauges, Stage, Subscriber, stage
+from pdcore.events import Gauges, Subscriber
 from pdcore.handle import RoomHandle
 from pdcore.manager import Manager
 from pdcore.metadata import AuxDataCodec
@@ -28,6 +28,7 @@ from pdcore.prefill.link import Destination, PeerLink
 from pdcore.prefill.links import Links
 from pdcore.prefill.parking import Parking
 from pdcore.prefill.reception import OfARoom, Reception
+from pdcore.prefill.registration import Announce, Registration
 from pdcore.prefill.sender import KVSender
 from pdcore.prefill.senders import Senders
 from pdcore.prefill.transfer import Shipment
@@ -53,12 +54,13 @@ class PrefillManager(Manager):
     """The prefill side of one rank.
 
     Starts the engine, registers the pools, and registers itself with the bootstrap service at
-    ``bootstrap`` ("host:port").
+    ``bootstrap`` ("host:port"): before it returns, for ``timeouts.bootstrap`` at most, or with
+    ``Announce.BACKGROUND`` as soon as the service is there. Until then :meth:`health` says why not.
 
     Raises:
         AddressError: ``bootstrap`` cannot be an address; nothing was started.
-        BootstrapError: the control port cannot be bound, or the service cannot be reached.
-        AuthenticationError: the service requires a key, or has another or none.
+        BootstrapError: the control port cannot be bound, or the service waited for cannot be reached.
+        AuthenticationError: the service waited for requires a key, or has another or none.
         And what :class:`~pdcore.manager.Manager` raises.
     """
 
@@ -70,8 +72,11 @@ class PrefillManager(Manager):
         bootstrap: str,
         config: Config | None = None,
         subscribers: Sequence[Subscriber] = (),
+        *,
+        announce: Announce = Announce.WAIT,
     ) -> None:
         bootstrap = str(parse_address(bootstrap, "the address of the bootstrap service"))
+        instance("announce", announce, Announce, "hand in Announce.WAIT or Announce.BACKGROUND")
         super().__init__(Role.PREFILL, backend, pools, topology, config, subscribers)
         self.quarantine = Quarantine(
             self.config.quarantine.grace, lambda peer: self._links.serves(peer), self.survivors.ended
@@ -82,7 +87,6 @@ class PrefillManager(Manager):
         self._reception = Reception(
             self._senders, self._parking, topology, self.answers, self._post, self.channel.counts
         )
-        self._renew_at = 0.0
         try:
             bound = self.channel.bind(self.place.listens, self.config.control.port)
         except BaseException:
@@ -103,13 +107,12 @@ class PrefillManager(Manager):
             self.quarantine.forsaken,
         )
         lease = self.config.liveness.interval * self.config.liveness.max_failures
-        self._rank = RankRecord(self.incarnation, self.address, topology, lease)
-        self._http = BootstrapClient("prefill", self.config.auth_key)
+        rank = RankRecord(self.incarnation, self.address, topology, lease)
+        self._registration = Registration(bootstrap, rank, self.config, self.events)
         self.channel.start()
         self.events.show(self.snapshot)
         try:
-            with stage(self.events, Stage.ANNOUNCE):
-                self._http.register(bootstrap, self._rank, Deadline.after(self.config.timeouts.bootstrap))
+            self._registration.announce(announce, Deadline.after(self.config.timeouts.bootstrap))
         except BaseException:
             self.close()
             raise
@@ -138,7 +141,7 @@ class PrefillManager(Manager):
         """
         self._check_open()
         record = RoomsRecord(tuple(map(room_id, rooms)), self.topology.dp_rank)
-        self._http.register_rooms(self.bootstrap, record, self.config.timeouts.bootstrap)
+        self._registration.took(record, self.config.timeouts.bootstrap)
 
     # --- what senders ask ------------------------------------------------------------------
 
@@ -244,11 +247,9 @@ class PrefillManager(Manager):
         self._links.lose(link, why, self._reception.lost(link, why), level)
 
     def _expire(self) -> None:
-        now = time.monotonic()
         self._chores.do("looking at quarantined transfers", self.quarantine.sweep)
-        if now >= self._renew_at and not self._closed:
-            self._renew_at = now + self.config.liveness.interval
-            self._chores.do("renewing the lease", lambda: self._http.renew(self.bootstrap, self._rank))
+        if not self._closed:
+            self._chores.do("renewing the lease", partial(self._registration.tick, time.monotonic()))
         end_overdue(self._chores, self.rooms.expired())
         self._chores.do("sweeping rooms", self._reception.sweep)
 
@@ -262,7 +263,12 @@ class PrefillManager(Manager):
         return {link.route: link.identity for link in self._links.all()}
 
     def _figures(self, gauges: Gauges) -> Gauges:
-        return with_prefill(gauges, self._links, self._parking, self.quarantine, self.address, self.bootstrap)
+        return with_prefill(
+            gauges, self._links, self._parking, self.quarantine, self.address, self._registration
+        )
+
+    def _problems(self) -> Sequence[str]:
+        return self._registration.problems()
 
     def _process_of(self, route: Route) -> ProcessIdentity | None:
         link = self._links.get(route)
@@ -287,5 +293,4 @@ class PrefillManager(Manager):
         return len(self.quarantine.forsaken)
 
     def _leave(self, deadline: Deadline) -> None:
-        self._http.withdraw(self.bootstrap, self.incarnation, deadline)
-        self._http.close(deadline)
+        self._registration.leave(deadline)

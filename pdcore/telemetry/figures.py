@@ -143,6 +143,18 @@ FIGURES = (
         _quiet,
     ),
     Figure(
+        "registered",
+        "Managers of prefill, by whether the bootstrap service knows them and their lease holds.",
+        (*SIDE, "state"),
+        _split(
+            lambda g: (
+                [("registered", int(g.registered)), ("not_registered", int(not g.registered))]
+                if g.registered is not None
+                else []
+            )
+        ),
+    ),
+    Figure(
         "open_rooms",
         "Rooms that are not cleared, by state; success and failed ones wait for clear().",
         (*SIDE, "state"),
