@@ -192,6 +192,7 @@ class Manager(Duties):
             process=ProcessIdentity.here(),
             engine_version=self.backend.engine_version(),
             max_message_bytes=self.config.control.max_message_bytes,
+            aux_form=aux.form if aux else None,
         )
 
     def close(self) -> None:

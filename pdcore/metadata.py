@@ -1,7 +1,7 @@
-"""Auxiliary data: one row per request, typed by an :class:`~pdcore.layout.AuxSchema`.
+"""Auxiliary data: some values per request, typed by an :class:`~pdcore.layout.AuxSchema`.
 
-Every row begins with the room that it belongs to, so that a slot which was reused meanwhile is
-noticed by the reader, and the value of one request can never pass for another's.
+Every slot says the room that it belongs to, so that one which was reused meanwhile is noticed by the
+reader, and the value of one request can never pass for another's.
 """
 
 from __future__ import annotations
@@ -13,30 +13,32 @@ import numpy as np
 import numpy.typing as npt
 
 from pdcore.arguments import instance, room_id
+from pdcore.aux_form import AUX_REGION, AuxForm
+from pdcore.aux_memory import field_regions, fields_of
+from pdcore.cells import EMPTY, Cells, room_bytes, room_of
 from pdcore.errors import FailureCode, KVTransferError, LayoutError, RoomError, WireError
 from pdcore.fields import as_integer
 from pdcore.model import CPU, Device, RoomId
 from pdcore.regions import Region
-from pdcore.rows import Bytes, rows_in, rows_on
+from pdcore.rows import Rows, rows_in, rows_of, rows_on
 from pdcore.scalars import shown, whole
-from pdcore.schema import AuxSchema
+from pdcore.schema import AUX_ALIGNMENT, AuxSchema
 
-__all__ = ["AUX_REGION", "AuxDataCodec", "MetadataBuffers"]
-
-AUX_REGION = "aux"
-EMPTY = -1
-"""The room of a slot that holds nobody's data."""
+__all__ = ["AuxDataCodec", "MetadataBuffers"]
 
 
 class MetadataBuffers:
-    """``slots`` aux rows of ``schema.row_len`` bytes: new ones on ``device``, or those in ``memory``.
+    """``slots`` slots of aux data: in new rows on ``device``, or in ``memory`` of the caller's.
 
-    ``memory`` is a numpy array or torch tensor of the caller's, shape ``(slots, schema.row_len)``, uint8.
-    Callers hand out slots; a slot belongs to one request at a time. Rows of different slots may
-    be read and written from different threads. A row on a device is copied to and fro.
+    ``memory`` is a numpy array or torch tensor of rows, shape ``(slots, schema.row_len)``, uint8; or a
+    mapping with one per field, shape ``(slots, *field.shape)``, all on one device (:meth:`of_fields`).
+    Callers hand out slots; a slot belongs to one request at a time. Data of different slots may
+    be read and written from different threads. What lies on a device is copied to and fro.
+    ``regions`` are the engine's, as ``form`` says. Two sides pair if their schemas are equal, whatever
+    their forms.
 
     Raises:
-        LayoutError: no slots, or the rows cannot lie there.
+        LayoutError: no slots, or the data cannot lie there.
     """
 
     def __init__(
@@ -49,13 +51,53 @@ class MetadataBuffers:
         instance("the device of aux rows", device, Device, "hand in pdcore.CPU or Device(kind, index)")
         self.schema = schema
         self.slots = slots
-        row_len = schema.row_len
-        self.rows = rows_on(device, slots, row_len) if memory is None else rows_in(memory, slots, row_len)
-        self.region: Region = self.rows.region(AUX_REGION)
+        self.form = AuxForm.rows(schema)
+        self.regions: tuple[Region, ...]
+        if isinstance(memory, Mapping):
+            fields = field_regions(schema, slots, memory)
+            strides = {f.name: r.item_stride for f, r in zip(schema.fields, fields, strict=True)}
+            self.form = AuxForm.apart(schema, strides)
+            rooms = rows_on(fields[0].device if fields else device, slots, AUX_ALIGNMENT)
+            parts: list[Rows] = [rooms, *(rows_of(region, slots) for region in fields)]
+            self.regions = (rooms.region(AUX_REGION), *fields)
+        else:
+            row_len = schema.row_len
+            rows = rows_on(device, slots, row_len) if memory is None else rows_in(memory, slots, row_len)
+            parts, self.regions = [rows], (rows.region(AUX_REGION),)
+        self.cells = Cells(schema, self.form, parts)
         offsets = schema.offsets()
         self._fields = {f.name: (offsets[f.name], np.dtype(f.dtype), f.shape) for f in schema.fields}
         for slot in range(slots):
             self.empty(slot)
+
+    @classmethod
+    def of_fields(cls, fields: Mapping[str, object]) -> MetadataBuffers:
+        """Return the buffers of memory that the caller has: an array or tensor of shape ``(slots, ...)``
+        per field, which is read and written where it is, on whatever device.
+
+        Their order, dtypes and shapes make the schema; a dtype that numpy lacks is described by its bits
+        (bfloat16: uint16). The caller may write its own memory, and then :meth:`give` the slot to a room.
+
+        Raises:
+            LayoutError: they have not as many slots each, lie on different devices, or cannot be fields.
+            RegistrationError: one is no array or tensor, read-only, or not contiguous from its second
+                dimension on.
+        """
+        schema, slots = fields_of(fields)
+        return cls(schema, slots, memory=fields)
+
+    @property
+    def device(self) -> Device:
+        """Where the data lies."""
+        return self.regions[0].device
+
+    def give(self, slot: int, room: RoomId) -> None:
+        """Say that a slot holds the data of a room, which the caller has written to its own memory.
+
+        Raises:
+            RoomError: the slot does not exist, or that can be no room.
+        """
+        self.cells.give(self.slot(slot), room_id(room))
 
     def set(self, slot: int, room: RoomId, values: Mapping[str, npt.ArrayLike]) -> None:
         """Write fields of a slot and give it to ``room``.
@@ -70,15 +112,15 @@ class MetadataBuffers:
         if not issubclass(type(values), Mapping):  # whatever the annotation says
             to_do = "hand in a mapping of field names to values"
             raise RoomError(f"the aux values of room {room} are no mapping", shown(values), to_do)
-        row = self.rows.read(slot)
-        if _room_of(row) != room:
+        row = self.cells.read(slot)
+        if room_of(row) != room:
             row[:] = 0
         for name, value in values.items():
             array = self._fitting(name, value)
             offset = self._fields[name][0]
             row[offset : offset + array.nbytes] = array.reshape(-1).view(np.uint8)
-        row[:8] = _room_bytes(room)
-        self.rows.write(slot, row)
+        row[:8] = room_bytes(room)
+        self.cells.write(slot, row)
 
     def get(self, slot: int, room: RoomId) -> dict[str, npt.NDArray[np.generic]]:
         """Return copies of all fields of a slot.
@@ -87,8 +129,8 @@ class MetadataBuffers:
             KVTransferError: code AUX, the slot holds another room's data.
         """
         slot, room = self.slot(slot), room_id(room)
-        row = self.rows.read(slot)
-        _check_room(slot, room, _room_of(row))
+        row = self.cells.read(slot)
+        _check_room(slot, room, room_of(row))
         return {
             name: row[offset : offset + dtype.itemsize * math.prod(shape)].view(dtype).reshape(shape)
             for name, (offset, dtype, shape) in self._fields.items()
@@ -96,7 +138,7 @@ class MetadataBuffers:
 
     def empty(self, slot: int) -> None:
         """Mark a slot as holding nobody's data, before a row for it may arrive."""
-        self.rows.write(self.slot(slot), _room_bytes(EMPTY))
+        self.cells.give(self.slot(slot), EMPTY)
 
     def check_room(self, slot: int, room: RoomId) -> None:
         """Check that the slot holds this room's data.
@@ -104,8 +146,7 @@ class MetadataBuffers:
         Raises:
             KVTransferError: code AUX, it holds another room's, or nobody's.
         """
-        self.slot(slot)
-        _check_room(slot, room, _room_of(self.rows.read(slot)))
+        _check_room(slot, room, self.cells.room(self.slot(slot)))
 
     def _fitting(self, name: str, value: npt.ArrayLike) -> npt.NDArray[np.generic]:
         if name not in self._fields:
@@ -147,14 +188,6 @@ def _fits(array: npt.NDArray[np.generic], field: np.dtype[np.generic]) -> bool:
     return np.can_cast(array.dtype, field, "same_kind")
 
 
-def _room_bytes(room: int) -> Bytes:
-    return np.array([room], np.int64).view(np.uint8)
-
-
-def _room_of(row: Bytes) -> int:
-    return int(row[:8].view(np.int64)[0])
-
-
 def _check_room(slot: int, room: RoomId, found: int) -> None:
     if found != room:
         holder = "nobody's data" if found == EMPTY else f"the data of room {found}"
@@ -162,7 +195,7 @@ def _check_room(slot: int, room: RoomId, found: int) -> None:
             FailureCode.AUX,
             f"aux slot {slot} does not hold the data of room {room}",
             f"it holds {holder}",
-            "set() the aux fields for this room before the last send(), and don't share slots",
+            "set() its aux fields, or give() it the slot, before the last send(), and don't share slots",
         )
 
 
@@ -174,7 +207,7 @@ class AuxDataCodec:
 
     def encode(self, slot: int) -> bytes:
         """Return the bytes of a slot's row, room included; RoomError where there is no such slot."""
-        return self._buffers.rows.read(self._buffers.slot(slot)).tobytes()
+        return self._buffers.cells.read(self._buffers.slot(slot)).tobytes()
 
     def decode(self, slot: int, row: bytes) -> None:
         """Write a received row into a slot.
@@ -190,4 +223,4 @@ class AuxDataCodec:
                 f"{len(row)} bytes, the schema has {expected}",
                 "use the same AuxSchema on both sides",
             )
-        self._buffers.rows.write(self._buffers.slot(slot), np.frombuffer(row, np.uint8).copy())
+        self._buffers.cells.write(self._buffers.slot(slot), np.frombuffer(row, np.uint8).copy())

@@ -46,7 +46,7 @@ def pairing_misfits(prefill: PeerDescription, decode: PeerDescription) -> tuple[
         *topology_misfits(prefill.topology, decode.topology, *prefill.layout.units),
         *_layout_misfits(prefill, decode),
         *_state_misfits(prefill.state, decode.state),
-        *_aux_misfits(prefill.aux, decode.aux),
+        *_aux_misfits(prefill, decode),
     )
 
 
@@ -191,10 +191,16 @@ def _aux_transport_misfits(
     return [Misfit("aux transport", ours, theirs, "set transfer.aux alike on both sides")]
 
 
-def _aux_misfits(prefill: AuxSchema | None, decode: AuxSchema | None) -> list[Misfit]:
-    if prefill == decode:
+def _aux_misfits(prefill: PeerDescription, decode: PeerDescription) -> list[Misfit]:
+    """Compare the fields; where they lie is each side's own affair, as long as there is room for them."""
+    if prefill.aux != decode.aux:
+        change = "use the same AuxSchema on both sides"
+        return [Misfit("aux schema", _fields(prefill.aux), _fields(decode.aux), change)]
+    ours, theirs = (p.aux_form.misfit(p.aux or AuxSchema()) if p.aux_form else "" for p in (prefill, decode))
+    if not ours and not theirs:
         return []
-    return [Misfit("aux schema", _fields(prefill), _fields(decode), "use the same AuxSchema on both sides")]
+    change = "report it: a form of aux data contradicts its schema"
+    return [Misfit("aux form", ours or "good", theirs or "good", change)]
 
 
 def aux_writer_misfits(schema: AuxSchema | None, aux_rank: int) -> tuple[Misfit, ...]:

@@ -1,4 +1,4 @@
-"""The memory of one rank: KV pages, state and aux rows, and the order they are registered in."""
+"""The memory of one rank: KV pages, state and aux data, and the order they are registered in."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 from pdcore.arguments import instance
+from pdcore.aux_form import AuxForm, AuxRegion
 from pdcore.errors import LayoutError, PlanError, RoomError
 from pdcore.fields import as_several
 from pdcore.layout import KVBuffer, KVLayout, StateBuffer, StateComponent
 from pdcore.memory import regions_of
-from pdcore.metadata import AUX_REGION, MetadataBuffers
+from pdcore.metadata import MetadataBuffers
 from pdcore.model import RoomId
 from pdcore.plan import IndexArray, index_array
 from pdcore.regions import Region, RegionInfo
 from pdcore.rows import host_memory
 from pdcore.scalars import several, shown, whole
-from pdcore.schema import AuxSchema
 from pdcore.shapes import require_items_first, require_order
 
 __all__ = ["Expected", "Pools", "RegionTable", "StatePool"]
@@ -45,7 +45,7 @@ class Expected:
     item_stride: int
 
     @classmethod
-    def of(cls, name: str, buffer: KVBuffer | StateBuffer, items: int) -> Expected:
+    def of(cls, name: str, buffer: KVBuffer | StateBuffer | AuxRegion, items: int) -> Expected:
         """Return the region of a buffer of so many items."""
         apart = buffer.item_stride if buffer.stride > buffer.item_len else 0
         return cls(name, buffer.stride * (items - 1) + buffer.item_len, buffer.item_len, apart)
@@ -65,14 +65,14 @@ class RegionTable:
 
     kv: tuple[int, ...]
     state: tuple[tuple[int, ...], ...]
-    aux: int | None
+    aux: tuple[int, ...]
     expected: tuple[Expected, ...]
 
     @classmethod
     def of(
-        cls, layout: KVLayout, state: Sequence[StateComponent], aux: AuxSchema | None, aux_slots: int
+        cls, layout: KVLayout, state: Sequence[StateComponent], aux: AuxForm | None, aux_slots: int
     ) -> RegionTable:
-        """Return the table of a rank with these layouts."""
+        """Return the table of a rank with these layouts, and aux data of this form."""
         expected = [Expected.of(b.name, b, layout.num_pages) for b in layout.buffers]
         kv = tuple(range(len(expected)))
         groups = []
@@ -82,10 +82,11 @@ class RegionTable:
                 Expected.of(f"state.{component.kind}.{b.name}", b, component.num_items)
                 for b in component.buffers
             ]
-        if aux is None:
-            return cls(kv, tuple(groups), None, tuple(expected))
-        expected.append(Expected(AUX_REGION, aux.row_len * aux_slots, aux.row_len, 0))
-        return cls(kv, tuple(groups), len(expected) - 1, tuple(expected))
+        first = len(expected)
+        expected += [
+            Expected.of(region.name, region, aux_slots) for region in (aux.regions if aux is not None else ())
+        ]
+        return cls(kv, tuple(groups), tuple(range(first, len(expected))), tuple(expected))
 
     def differing(self, regions: Sequence[Region | RegionInfo]) -> list[str]:
         """Return how regions differ from what is expected; empty: they don't."""
@@ -125,11 +126,11 @@ class Pools:
         self.layout = attrs.evolve(layout, buffers=_as_they_lie(layout.buffers, kv))
         self.aux = aux
         regions = [*kv, *(r for pool in state for r in pool.regions)]
-        regions = [*regions, aux.region] if aux else regions
+        regions = [*regions, *aux.regions] if aux else regions
         self.table = RegionTable.of(
             self.layout,
             [pool.component for pool in state],
-            aux.schema if aux else None,
+            aux.form if aux else None,
             aux.slots if aux else 0,
         )
         items = zip_longest(regions, self.table.expected)

@@ -95,12 +95,13 @@ def _aux_transports(
         raise ConfigError([problem])
     if wanted != "auto":
         route = AuxRoute(AuxTransport(wanted), CPU if wanted == "tcp" else route.device)
-    lies_on = pools.aux.region.device if pools.aux is not None else route.device
+    lies_on = pools.aux.device if pools.aux is not None else route.device
     if lies_on != route.device:
         raise LayoutError(
             "the aux buffers are not where they are needed",
             f"they lie on {lies_on}; aux over {route.transport.value} takes them on {route.device}",
-            f"make them with MetadataBuffers(device={route.device!r}), or set transfer.aux",
+            f"make them with MetadataBuffers(device={route.device!r}) or of fields that lie there, or set "
+            "transfer.aux",
         )
     fallback = wanted == "auto" and route.transport is AuxTransport.ENGINE and lies_on == CPU
     return (route.transport, AuxTransport.TCP) if fallback else (route.transport,)

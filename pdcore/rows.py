@@ -1,8 +1,9 @@
-"""Where aux rows lie: in host memory as numpy has it, or in a torch tensor on any device."""
+"""Where aux data lies: in host memory, or in a torch tensor on any device."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+import ctypes
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ from pdcore.regions import Region
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Bytes", "Rows", "host_memory", "rows_in", "rows_on"]
+__all__ = ["Bytes", "Rows", "host_memory", "rows_in", "rows_of", "rows_on"]
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -22,11 +23,11 @@ Bytes = npt.NDArray[np.uint8]
 class Rows(Protocol):
     """Rows of bytes by slot. Rows of different slots may be used from different threads."""
 
-    def read(self, slot: int) -> Bytes:
-        """Return a copy of a row."""
+    def read(self, slot: int, start: int = 0, length: int | None = None) -> Bytes:
+        """Return a copy of a row, or of ``length`` bytes of it from ``start`` on."""
 
-    def write(self, slot: int, head: Bytes) -> None:
-        """Replace the first bytes of a row."""
+    def write(self, slot: int, data: Bytes, start: int = 0) -> None:
+        """Replace bytes of a row, from ``start`` on."""
 
     def region(self, name: str) -> Region:
         """Return the engine region of all rows."""
@@ -36,12 +37,13 @@ class _HostRows:
     def __init__(self, memory: Bytes) -> None:
         self._memory = memory
 
-    def read(self, slot: int) -> Bytes:
-        row: Bytes = self._memory[slot].copy()
+    def read(self, slot: int, start: int = 0, length: int | None = None) -> Bytes:
+        end = None if length is None else start + length
+        row: Bytes = self._memory[slot, start:end].copy()
         return row
 
-    def write(self, slot: int, head: Bytes) -> None:
-        self._memory[slot, : len(head)] = head
+    def write(self, slot: int, data: Bytes, start: int = 0) -> None:
+        self._memory[slot, start : start + len(data)] = data
 
     def region(self, name: str) -> Region:
         return Region.of(name, self._memory)
@@ -53,14 +55,15 @@ class _TensorRows:
     def __init__(self, memory: torch.Tensor) -> None:
         self._memory = memory
 
-    def read(self, slot: int) -> Bytes:
-        row: Bytes = self._memory[slot].cpu().numpy().copy()
+    def read(self, slot: int, start: int = 0, length: int | None = None) -> Bytes:
+        end = None if length is None else start + length
+        row: Bytes = self._memory[slot, start:end].cpu().numpy().copy()
         return row
 
-    def write(self, slot: int, head: Bytes) -> None:
+    def write(self, slot: int, data: Bytes, start: int = 0) -> None:
         import torch
 
-        self._memory[slot, : len(head)].copy_(torch.from_numpy(head))
+        self._memory[slot, start : start + len(data)].copy_(torch.from_numpy(data))
 
     def region(self, name: str) -> Region:
         return Region.of(name, self._memory)
@@ -117,3 +120,21 @@ def rows_in(memory: object, slots: int, row_len: int) -> Rows:
         f"a {type(memory).__name__} of shape {shape}, {dtype or 'without a dtype'}",
         f"hand in a uint8 numpy array or torch tensor of shape {(slots, row_len)}",
     )
+
+
+def rows_of(region: Region, slots: int) -> Rows:
+    """Return the rows of a region that was made of an array or a tensor of ``slots`` items."""
+    item_len = region.item_len or region.length // slots
+    stride = region.item_stride or item_len
+    if region.device != CPU:
+        return _TensorRows(_tensor_of_bytes(region.owner, slots, item_len, stride))
+    memory = memoryview((ctypes.c_uint8 * region.length).from_address(region.address)).cast("B")
+    return _HostRows(np.ndarray((slots, item_len), np.uint8, memory, strides=(stride, 1)))
+
+
+def _tensor_of_bytes(tensor: Any, slots: int, item_len: int, stride: int) -> torch.Tensor:
+    import torch
+
+    size = tensor.element_size()
+    apart: torch.Tensor = tensor.detach().as_strided((slots, item_len // size), (stride // size, 1))
+    return apart.view(torch.uint8)

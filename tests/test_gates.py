@@ -49,6 +49,7 @@ order
 components
 layout
 schema
+aux_form
 topology
 sharding
 extent
@@ -79,6 +80,8 @@ liveness
 status
 quarantine
 rows
+cells
+aux_memory
 metadata
 memory
 shapes

@@ -217,7 +217,7 @@ def test_forged_metadata_cannot_widen_what_prefill_writes_to(what: str) -> None:
     with paired() as pair, mad_decode(pair) as mad:
         before = [array.copy() for array in mad.pools.arrays]
         assert mad.pools.aux is not None
-        rows = mad.pools.aux.region.owner
+        rows = mad.pools.aux.regions[0].owner
         assert isinstance(rows, np.ndarray)
         rows_before = rows.copy()
         sender = pair.prefill.sender(RoomId(2))

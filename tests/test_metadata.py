@@ -9,8 +9,9 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from pdcore.aux_form import AUX_REGION
 from pdcore.errors import FailureCode, KVTransferError, LayoutError, RegistrationError, RoomError, WireError
-from pdcore.metadata import AUX_REGION, AuxDataCodec, MetadataBuffers
+from pdcore.metadata import AuxDataCodec, MetadataBuffers
 from pdcore.model import CPU, Device, DeviceKind, RoomId
 from pdcore.schema import AUX_DTYPES, AuxField, AuxSchema
 
@@ -38,7 +39,13 @@ PLACES: dict[str, Callable[[], object]] = {
     "new rows": lambda: None,
     "numpy": lambda: np.full(SHAPE, 7, np.uint8),
     "torch": lambda: torch.full(SHAPE, 7, dtype=torch.uint8),
+    "fields of numpy": lambda: {f.name: np.ones((4, *f.shape), f.dtype) for f in SCHEMA.fields},
+    "fields of torch": lambda: {
+        f.name: torch.ones((4, *f.shape), dtype=getattr(torch, f.dtype)) for f in SCHEMA.fields
+    },
+    "fields with gaps": lambda: {f.name: np.ones((4, 2, *f.shape), f.dtype)[:, 1] for f in SCHEMA.fields},
 }
+ROWS = tuple(PLACES)[:3]
 
 
 @pytest.fixture(params=PLACES)
@@ -46,10 +53,18 @@ def buffers(request: pytest.FixtureRequest) -> MetadataBuffers:
     return MetadataBuffers(SCHEMA, 4, memory=PLACES[str(request.param)]())
 
 
+def bytes_of(buffers: MetadataBuffers) -> list[npt.NDArray[np.uint8]]:
+    """What lies in the regions, whoever holds it: a slot per row, without what lies between slots."""
+    out = []
+    for region, form in zip(buffers.regions, buffers.form.regions, strict=True):
+        raw = np.frombuffer(ctypes.string_at(region.address, region.length), np.uint8)
+        out.append(np.stack([raw[n * form.stride :][: form.item_len] for n in range(buffers.slots)]))
+    return out
+
+
 def all_rows(buffers: MetadataBuffers) -> npt.NDArray[np.uint8]:
-    """What lies in the region, whoever holds it."""
-    raw = ctypes.string_at(buffers.region.address, buffers.region.length)
-    return np.frombuffer(raw, np.uint8).reshape(SHAPE)
+    """What lies in the slots of all regions, side by side."""
+    return np.concatenate(bytes_of(buffers), axis=1)
 
 
 def same(got: dict[str, Any], expected: dict[str, Any]) -> bool:
@@ -70,7 +85,8 @@ def test_what_was_got_is_a_copy(buffers: MetadataBuffers) -> None:
     assert same(got, VALUES)
 
 
-def test_fields_lie_where_the_schema_says(buffers: MetadataBuffers) -> None:
+@pytest.mark.parametrize("buffers", ROWS, indirect=True)
+def test_fields_of_rows_lie_where_the_schema_says(buffers: MetadataBuffers) -> None:
     buffers.set(1, ROOM, VALUES)
     row, offsets = all_rows(buffers)[1].tobytes(), SCHEMA.offsets()
     assert len(row) == SCHEMA.row_len
@@ -80,10 +96,11 @@ def test_fields_lie_where_the_schema_says(buffers: MetadataBuffers) -> None:
         assert row[offsets[field.name] :][: field.nbytes] == raw
 
 
+@pytest.mark.parametrize("buffers", ROWS, indirect=True)
 def test_the_region_is_all_rows(buffers: MetadataBuffers) -> None:
-    region = buffers.region
+    (region,) = buffers.regions
     assert (region.name, region.length) == (AUX_REGION, 4 * SCHEMA.row_len)
-    assert region.device == CPU
+    assert region.device == buffers.device == CPU
 
 
 def test_a_slot_touches_no_other(buffers: MetadataBuffers) -> None:
@@ -240,7 +257,7 @@ def test_a_row_of_another_length_is_refused_and_changes_nothing(
 def test_the_callers_memory_holds_the_rows() -> None:
     memory = torch.zeros(SHAPE, dtype=torch.uint8)
     buffers = MetadataBuffers(SCHEMA, 4, memory=memory)
-    assert buffers.region.address == memory.data_ptr()
+    assert buffers.regions[0].address == memory.data_ptr()
     buffers.set(2, ROOM, VALUES)
     assert memory[2].numpy()[:8].view(np.int64)[0] == ROOM
     assert not np.any(memory[1].numpy()[8:])

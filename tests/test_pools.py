@@ -6,6 +6,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from pdcore.aux_form import AuxForm
 from pdcore.errors import LayoutError, PlanError, RoomError
 from pdcore.layout import KVLayout, PageOrder, StateBuffer, StateComponent
 from pdcore.metadata import MetadataBuffers
@@ -53,16 +54,16 @@ def test_regions_are_kv_then_state_then_aux(pools: Pools) -> None:
     )
     assert all(r.item_stride == 0 for r in pools.regions)
     assert [pool.regions for pool in pools.state] == [pools.regions[4:6], pools.regions[6:7]]
-    assert (pools.table.kv, pools.table.state, pools.table.aux) == ((0, 1, 2, 3), ((4, 5), (6,)), 7)
+    assert (pools.table.kv, pools.table.state, pools.table.aux) == ((0, 1, 2, 3), ((4, 5), (6,)), (7,))
 
 
 def test_a_peers_table_follows_from_its_descriptions(pools: Pools) -> None:
-    assert RegionTable.of(LAYOUT, [MAMBA, SWA], SCHEMA, 3) == pools.table
+    assert RegionTable.of(LAYOUT, [MAMBA, SWA], AuxForm.rows(SCHEMA), 3) == pools.table
 
 
 def test_without_aux_the_table_has_no_place_for_it() -> None:
     table = Pools.allocate(LAYOUT).table
-    assert (table.kv, table.state, table.aux) == ((0, 1, 2, 3), (), None)
+    assert (table.kv, table.state, table.aux) == ((0, 1, 2, 3), (), ())
 
 
 def test_allocated_memory_is_shaped_by_page(pools: Pools) -> None:

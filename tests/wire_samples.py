@@ -5,6 +5,7 @@ from __future__ import annotations
 import attrs
 import numpy as np
 
+from pdcore.aux_form import AuxForm
 from pdcore.backend import AuxTransport
 from pdcore.errors import FailureCode, Misfit
 from pdcore.layout import KVBuffer, KVLayout, PageOrder, StateBuffer, StateComponent
@@ -44,6 +45,8 @@ PROCESS = ProcessIdentity(
     "0f1e-boot", pids=4026531836, network=4026531840, clock=4026531834, pid=4711, started=99
 )
 
+AUX = AuxSchema((AuxField("first_token", "int64"), AuxField("logprobs", "float32", (8,), 0)))
+
 DESCRIPTION = PeerDescription(
     role=Role.DECODE,
     incarnation=LIFE,
@@ -61,7 +64,7 @@ DESCRIPTION = PeerDescription(
         fingerprint={"revision": "8cde5ca", "model": "llama-3-8b"},
     ),
     state=(StateComponent("mamba", 8, (StateBuffer("conv", 96), StateBuffer("ssm", 1024))),),
-    aux=AuxSchema((AuxField("first_token", "int64"), AuxField("logprobs", "float32", (8,), 0))),
+    aux=AUX,
     aux_slots=32,
     aux_transports=(AuxTransport.ENGINE, AuxTransport.TCP),
     endpoint=b"\x00endpoint\xff",
@@ -101,8 +104,10 @@ METADATA = RequestMetadata(
     age=0.25,
 )
 
+FORM = AuxForm.apart(AUX, {"logprobs": 64})
+
 _SAMPLES: tuple[Message, ...] = (
-    PairRequest(attrs.evolve(DESCRIPTION, layout=LAYOUT, state=(STATE,))),
+    PairRequest(attrs.evolve(DESCRIPTION, layout=LAYOUT, state=(STATE,), aux_form=FORM)),
     PairReply(
         attrs.evolve(DESCRIPTION, role=Role.PREFILL, aux=None, aux_slots=0, state=()),
         (Misfit("layout.page_size", "16", "64", "serve the same model"),),

@@ -1,10 +1,12 @@
 """Pure numpy: items of both sides in, a :class:`~pdcore.regions.WriteBatch` out.
 
-``kv`` plans the pages of a request and ``state`` what is beside them, both with ``items`` (whole items,
-neighbours merged by ``runs``) or with ``pieces`` (of items that the two sides cut differently); ``split``
-cuts a batch to what an engine takes. Nothing here does I/O or loops over pages, layers or entries.
+``kv`` plans the pages of a request, ``state`` what is beside them and ``aux`` its values; the first two
+with ``items`` (whole items, neighbours merged by ``runs``) or with ``pieces`` (of items that the two sides
+cut differently); ``split`` cuts a batch to what an engine takes. Nothing here does I/O or loops over pages,
+layers or entries.
 """
 
+from pdcore.plan.aux import AuxCopier
 from pdcore.plan.indices import IndexArray, check_lists, index_array
 from pdcore.plan.items import ItemCopier
 from pdcore.plan.kv import KVCopier
@@ -14,6 +16,7 @@ from pdcore.plan.split import Slicer, join, slices, split_entries
 from pdcore.plan.state import plan_state
 
 __all__ = [
+    "AuxCopier",
     "IndexArray",
     "ItemCopier",
     "KVCopier",

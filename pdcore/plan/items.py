@@ -1,4 +1,4 @@
-"""Copies of whole items: KV pages over all layers at once, state slots, aux rows."""
+"""Copies of whole items: KV pages over all layers at once, state slots."""
 
 from __future__ import annotations
 

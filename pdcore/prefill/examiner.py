@@ -116,7 +116,7 @@ class Examiner:
     def _evidence(self, sender: KVSender, destination: Destination) -> list[Digests]:
         """Return the digests of each chunk that copied anything to a destination."""
         there, wanted = destination.link.description, destination.wanted
-        table = RegionTable.of(there.layout, there.state, there.aux, there.aux_slots)
+        table = RegionTable.of(there.layout, there.state, there.aux_memory, there.aux_slots)
         strides = np.array([expected.stride for expected in table.expected])
         out = []
         for number, chunk in enumerate(sender.chunks_to(destination)):

@@ -15,7 +15,7 @@ from pdcore.errors import FailureCode, IncompatiblePeerError, KVTransferError, M
 from pdcore.events import Events, MetadataReceived
 from pdcore.model import Deadline, Generation, RoomId
 from pdcore.pairing import aux_writer_misfits, chosen_aux_transport
-from pdcore.plan import IndexArray, ItemCopier, KVCopier, plan_state
+from pdcore.plan import AuxCopier, IndexArray, KVCopier, plan_state
 from pdcore.pools import Pools, RegionTable
 from pdcore.prefill.delivery import TransferKVChunk
 from pdcore.prefill.lane import Lane
@@ -63,7 +63,7 @@ class PeerLink:
         self._engine = engine
         self._peer: Peer | None = None
         self._kv: KVCopier | None = None
-        self._aux: ItemCopier | None = None
+        self._aux: AuxCopier | None = None
         self._state: list[Callable[[IndexArray, IndexArray], WriteBatch]] = []
         name = description.incarnation[:8]
         page_bytes = description.layout.page_bytes
@@ -104,7 +104,7 @@ class PeerLink:
             IncompatiblePeerError: its regions or state are not what its description says.
         """
         there = self.description
-        table = RegionTable.of(there.layout, there.state, there.aux, there.aux_slots)
+        table = RegionTable.of(there.layout, there.state, there.aux_memory, there.aux_slots)
         self._state = self._plan_state(topology, pools, table, state_plan)
         misfits = aux_writer_misfits(there.aux, self._aux_rank)
         if misfits:
@@ -123,13 +123,10 @@ class PeerLink:
             pools.aux
             and self.aux_transport is AuxTransport.ENGINE
             and self.carries_aux
-            and here.aux is not None
-            and table.aux is not None
+            and there.aux_memory is not None
         ):
-            row = pools.aux.schema.row_len
-            self._aux = ItemCopier(
-                "aux slot", [row], [here.aux], [table.aux], pools.aux.slots, there.aux_slots
-            )
+            forms, slots = (pools.aux.form, there.aux_memory), (pools.aux.slots, there.aux_slots)
+            self._aux = AuxCopier(forms, here.aux, table.aux, *slots)
         self._peer = peer
 
     def _plan_state(

@@ -3,6 +3,7 @@
 from pdcore.wire.channel import Channel
 from pdcore.wire.codec import SCHEMA_VERSION, Codec, Frame
 from pdcore.wire.curve import require_curve
+from pdcore.wire.description import PeerDescription
 from pdcore.wire.exposure import say_if_open
 from pdcore.wire.fit import FRAME_BYTES, limit_of, overweight, too_large
 from pdcore.wire.messages import (
@@ -18,7 +19,6 @@ from pdcore.wire.messages import (
     Opened,
     PairReply,
     PairRequest,
-    PeerDescription,
     Released,
     RequestMetadata,
     RoomStatus,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pdcore.errors import FailureCode, KVTransferError
 from pdcore.model import RoomId
 from pdcore.wire.codec import Codec
-from pdcore.wire.messages import Message, PeerDescription, RequestMetadata
+from pdcore.wire.description import PeerDescription
+from pdcore.wire.messages import Message, RequestMetadata
 
 __all__ = ["FRAME_BYTES", "limit_of", "overweight", "too_large"]
 

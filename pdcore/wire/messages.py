@@ -9,14 +9,10 @@ from __future__ import annotations
 
 import attrs
 
-from pdcore.backend import AuxTransport
 from pdcore.errors import FailureCode, KVTransferError, Misfit
-from pdcore.layout import KVLayout, StateComponent
-from pdcore.model import Generation, Incarnation, KVPoll, Role, RoomId
+from pdcore.model import Generation, Incarnation, KVPoll, RoomId
 from pdcore.plan import IndexArray
-from pdcore.process import ProcessIdentity
-from pdcore.schema import AuxSchema
-from pdcore.topology import Topology
+from pdcore.wire.description import PeerDescription
 from pdcore.wire.obituary import LifeAnswer, LifeQuestion
 
 __all__ = [
@@ -32,7 +28,6 @@ __all__ = [
     "Opened",
     "PairReply",
     "PairRequest",
-    "PeerDescription",
     "Released",
     "RequestMetadata",
     "RoomStatus",
@@ -61,36 +56,6 @@ class Failure:
     def error(self) -> KVTransferError:
         """Return the error of this data."""
         return KVTransferError(self.code, self.happened, self.there_is, self.to_do)
-
-
-@attrs.frozen
-class PeerDescription:
-    """All that a peer must know before the first transfer.
-
-    ``endpoint`` and ``regions`` are the engine's; ``protocol`` is the one it was started with.
-    ``aux_transports`` are the ways that aux rows may travel, the preferred one first; ``verify`` says
-    which pages are compared. ``process`` is the one that runs the engine, and ``engine_version`` names the
-    engine's library and its version. It takes messages of ``max_message_bytes``; 0: not told.
-    """
-
-    role: Role
-    incarnation: Incarnation
-    address: str
-    version: str
-    backend: str
-    protocol: str
-    topology: Topology
-    layout: KVLayout
-    state: tuple[StateComponent, ...]
-    aux: AuxSchema | None
-    aux_slots: int
-    aux_transports: tuple[AuxTransport, ...]
-    endpoint: bytes
-    regions: bytes
-    verify: str = "off"
-    process: ProcessIdentity | None = None
-    engine_version: str = ""
-    max_message_bytes: int = 0
 
 
 @attrs.frozen
