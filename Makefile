@@ -5,8 +5,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
-ALL    := pdcore plugins tests
-DISTS  := plugins/pd-mooncake plugins/pd-nixl plugins/pd-mori
+ALL    := pdcore plugins $(wildcard adapters) tests
+ADAPTERS := $(wildcard adapters/pdcore-*)
+DISTS  := plugins/pd-mooncake plugins/pd-nixl plugins/pd-mori $(ADAPTERS)
 
 MORI     := .venv-mori
 PY310    ?= $(shell for python in python3.10 $$HOME/.pyenv/versions/3.10*/bin/python; do \
@@ -14,7 +15,13 @@ PY310    ?= $(shell for python in python3.10 $$HOME/.pyenv/versions/3.10*/bin/py
 NO_PY310 := no Python 3.10 was found. Install one (apt-get install python3.10-venv, or pyenv install 3.10), or name it with PY310=
 NO_MORI  = $(if $(filter-out x86_64,$(shell uname -m)),amd_mori is built for x86_64 only,$(if $(PY310),,$(NO_PY310)))
 
-.PHONY: demo groups test test-engines test-mori chaos check bench wheels clean
+# The inference engines; their versions are pinned for the Python that they ran with.
+SERVERS  := vllm sglang
+PY311    ?= $(shell for python in python3.11 $$HOME/.pyenv/versions/3.11*/bin/python; do \
+  $$python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo $$python && break; done)
+NO_PY311 := no Python 3.11 was found. Install one (apt-get install python3.11-venv, or pyenv install 3.11), or name it with PY311=
+
+.PHONY: demo groups test test-engines test-mori test-vllm test-sglang serve-demo chaos check bench wheels clean
 
 demo: $(VENV)/.installed
 	$(BIN)/pdcore demo $(ARGS)
@@ -49,6 +56,14 @@ test-engines: $(VENV)/.developed
 test-mori: $(MORI)/.emulated
 	$(MORI)/run -m pytest $(MORI_TESTS) $(ARGS)
 
+# Real servers, asked over HTTP; their logs stay in .serving, PDCORE_SERVING_LOGS names another folder.
+$(SERVERS:%=test-%): test-%: .venv-%/.ready
+	.venv-$*/bin/python -m pytest -o pythonpath= -o timeout=600 tests/real_$* $(ARGS)
+
+# A prefill server, a decode server, a router and a single server:  make serve-demo ARGS="--engine sglang --requests 50"
+serve-demo: .venv-$(if $(findstring sglang,$(ARGS)),sglang,vllm)/.ready
+	$(<D)/bin/python -m tests.serving.demo $(ARGS)
+
 check: $(VENV)/.developed
 	$(BIN)/ruff check $(ALL)
 	$(BIN)/ruff format --check $(ALL)
@@ -66,7 +81,7 @@ wheels: $(VENV)/.installed
 	$(PIP) wheel --no-deps --wheel-dir dist . $(DISTS)
 
 clean:
-	rm -rf $(VENV) $(MORI) dist
+	rm -rf $(VENV) $(MORI) $(SERVERS:%=.venv-%) .serving dist
 
 # A Python without ensurepip (Debian without python3-venv) still has pip: that one fills the venv.
 venv = $(1) -m venv $(2) 2>/dev/null || { \
@@ -88,7 +103,8 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 
 $(VENV)/.developed: $(VENV)/.installed $(VENV)/.libraries $(DISTS:%=%/pyproject.toml)
 	$(PIP) install --group dev
-	$(PIP) install --editable 'plugins/pd-mooncake[cpu]' --editable plugins/pd-nixl --editable plugins/pd-mori
+	$(PIP) install --editable 'plugins/pd-mooncake[cpu]' --editable plugins/pd-nixl --editable plugins/pd-mori \
+	  $(ADAPTERS:%=--editable %)
 	$(PIP) install --no-deps 'nixl-cu12>=1.5,<2'
 	touch $@
 
@@ -119,4 +135,28 @@ $(MORI)/.installed: pyproject.toml plugins/pd-mori/pyproject.toml | $(MORI)/.lib
 
 $(MORI)/.emulated: $(MORI)/.installed $(wildcard tests/mori_on_cpu/*.[ch] tests/mori_on_cpu/*.py)
 	$(MORI)/bin/python tests/mori_on_cpu/build.py
+	touch $@
+
+# The real vLLM and SGLang on a CPU, see tests/vllm_on_cpu and tests/sglang_on_cpu. Each environment takes 3.5 GB.
+TORCH := torch==2.13.0
+
+$(SERVERS:%=.venv-%/bin/python): .venv-%/bin/python:
+	$(call venv,$(or $(PY311),$(error $(NO_PY311))),.venv-$*)
+
+$(SERVERS:%=.venv-%/.libraries): .venv-%/.libraries: | .venv-%/bin/python
+	$(call need,$(call loads,.venv-$*/bin/python,libibverbs.so.1 libnuma.so.1 libcurl.so.4),$(LIBRARIES))
+	touch $@
+
+# torch comes first and alone: the requirements of what comes later would bring CUDA's.
+$(SERVERS:%=.venv-%/.installed): .venv-%/.installed: tests/%_on_cpu/requirements.txt | .venv-%/.libraries
+	.venv-$*/bin/python -m pip --quiet --disable-pip-version-check install --upgrade 'pip>=25.1'
+	.venv-$*/bin/python -m pip --quiet --disable-pip-version-check install $(TORCH)
+	.venv-$*/bin/python -m pip --quiet --disable-pip-version-check install --no-deps --requirement $<
+	touch $@
+
+SERVED = . plugins/pd-mooncake plugins/pd-nixl adapters/pdcore-$*
+
+$(SERVERS:%=.venv-%/.ready): .venv-%/.ready: .venv-%/.installed pyproject.toml $(DISTS:%=%/pyproject.toml) tests/serving/tiny_model.py
+	.venv-$*/bin/python -m pip --quiet --disable-pip-version-check install --no-deps --no-build-isolation $(SERVED:%=--editable %)
+	.venv-$*/bin/python tests/serving/tiny_model.py .venv-$*/model
 	touch $@
