@@ -215,18 +215,29 @@ class IncompatiblePeerError(PDCoreError):
 
 
 class FailureCode(Enum):
-    """Why a room failed. The value is what travels on the wire."""
+    """Why a room failed. The value is what travels on the wire.
+
+    ``DECLINED``: decode has no use for the room, so that nothing went wrong. ``REFUSED``: a call of the
+    scheduler was refused, and may not raise.
+    """
 
     ABORTED = "aborted"
     AUX = "aux"
     DEADLINE = "deadline"
+    DECLINED = "declined"
     ENGINE = "engine"
     INCOMPATIBLE = "incompatible"
     INTEGRITY = "integrity"
     PEER_LOST = "peer_lost"
     PLAN = "plan"
+    REFUSED = "refused"
     SHUTDOWN = "shutdown"
     UNAUTHENTICATED = "unauthenticated"
+
+    @property
+    def is_error(self) -> bool:
+        """Whether something went wrong."""
+        return self is not FailureCode.DECLINED
 
 
 class KVTransferError(PDCoreError):
@@ -236,5 +247,24 @@ class KVTransferError(PDCoreError):
         super().__init__(happened, there_is, to_do)
         self.code = code
 
+    @classmethod
+    def of(cls, error: PDCoreError) -> KVTransferError:
+        """Return an error as the failure of a room, with the code of its kind; ``ENGINE`` is what is left."""
+        if isinstance(error, KVTransferError):
+            return error
+        code = next((code for kind, code in _CODES if isinstance(error, kind)), FailureCode.ENGINE)
+        return cls(code, error.happened, error.there_is, error.to_do)
+
     def __reduce__(self) -> tuple[type[KVTransferError], tuple[FailureCode, str, str, str]]:
         return KVTransferError, (self.code, self.happened, self.there_is, self.to_do)
+
+
+_CODES = (
+    (PlanError, FailureCode.PLAN),
+    (IncompatiblePeerError, FailureCode.INCOMPATIBLE),
+    (AuthenticationError, FailureCode.UNAUTHENTICATED),
+    (ArgumentError, FailureCode.REFUSED),
+    (AddressError, FailureCode.REFUSED),
+    (RoomError, FailureCode.REFUSED),
+    (ForkedError, FailureCode.REFUSED),
+)

@@ -5,32 +5,62 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial, wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 from pdcore.arguments import require_deadline
-from pdcore.errors import FailureCode, KVTransferError, PDCoreError
+from pdcore.errors import ArgumentError, FailureCode, ForkedError, KVTransferError, PDCoreError
 from pdcore.events import Events, RoomEnded, RoomOpened
 from pdcore.metrics import RequestMetrics
 from pdcore.model import Deadline, KVPoll, RoomId
+from pdcore.scalars import shown
 from pdcore.status import Awaited, Room, RoomTable
 
-__all__ = ["NOT_ENDED", "RoomHandle"]
+__all__ = ["NOT_ENDED", "RoomHandle", "raises_or_fails"]
 
 NOT_ENDED = "the room has not ended"
 
 _log = logging.getLogger("pdcore.manager")
 
+P = ParamSpec("P")
+H = TypeVar("H", bound="RoomHandle")
+
+
+def raises_or_fails(call: Callable[Concatenate[H, P], None]) -> Callable[Concatenate[H, P], None]:
+    """Have a call of the scheduler end the room with what it would raise, where ``may_raise`` is False.
+
+    In a room that was FAILED from birth it does nothing. What is no error of pdcore is raised anyway.
+    """
+
+    @wraps(call)
+    def guarded(self: H, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        if self.may_raise:
+            call(self, *args, **kwargs)
+        elif not self.stillborn:
+            self.attempt(partial(call, self, *args, **kwargs))
+
+    return guarded
+
 
 class RoomHandle(ABC):
-    """One request on one side; made by a manager and called by one scheduler thread."""
+    """One request on one side; made by a manager and called by one scheduler thread.
+
+    Where ``may_raise`` is False, the calls with which a request is handed in, and ``fail``, raise no
+    :class:`~pdcore.errors.PDCoreError`: the room is FAILED, and ``failure`` says why. ``stillborn``: it was
+    so from birth, since it could not be opened. The manager knows nothing of such a handle: no ``finished``
+    returns it, and clearing it leaves another room of that id alone.
+    """
 
     side: str
 
-    def __init__(self, rooms: RoomTable, record: Room, events: Events) -> None:
+    def __init__(self, rooms: RoomTable, record: Room, events: Events, *, may_raise: bool = True) -> None:
         self.record = record
         self.events = events
+        self.may_raise = may_raise
+        self.stillborn = record.status.terminal
         self._rooms = rooms
         record.miss = self.miss
-        if events.on:
+        if events.on and not self.stillborn:
             events.emit(RoomOpened(events.node, record.room, record.generation))
 
     @property
@@ -77,6 +107,24 @@ class RoomHandle(ABC):
             )
         )
 
+    @raises_or_fails
+    def fail(self, error: PDCoreError) -> None:
+        """End the room as FAILED with the caller's error, unless it has ended; the other side is told it.
+
+        What is no :class:`~pdcore.errors.KVTransferError` gets the code of its kind.
+
+        Raises:
+            ArgumentError: what is handed in is no error of pdcore.
+        """
+        self._require_here()
+        if not isinstance(error, PDCoreError):
+            raise ArgumentError(
+                f"fail() of room {self.room} was refused",
+                f"{shown(error)}, where an error of pdcore is due",
+                "hand in a KVTransferError, which says what happened, what there is and what to do",
+            )
+        self.give_up(KVTransferError.of(error))
+
     def clear(self) -> None:
         """Forget the room, so that its id can be used again; aborts it if it has not ended."""
         self._require_here()
@@ -96,10 +144,10 @@ class RoomHandle(ABC):
         """
         try:
             action()
-        except KVTransferError as error:
-            self.give_up(error)
+        except ForkedError as error:  # what the other threads held here stays so: nobody can be told
+            self.record.fail_alone(KVTransferError.of(error))
         except PDCoreError as error:
-            self.give_up(KVTransferError(FailureCode.ENGINE, error.happened, error.there_is, error.to_do))
+            self.give_up(KVTransferError.of(error))
         except Exception as error:
             self.give_up(
                 KVTransferError(
@@ -128,6 +176,7 @@ class RoomHandle(ABC):
         except Exception:  # who waits for this room, or for others, is not to hear of it
             _log.exception("room %s could not be given up in order", record.room)
         self._rooms.move(record, KVPoll.FAILED, failure)
+        self._look_for_silence()
 
     @abstractmethod
     def awaited(self) -> Awaited:
@@ -167,10 +216,27 @@ class RoomHandle(ABC):
                 RoomEnded(self.events.node, record.room, record.generation, failure, self.metric())
             )
 
-        return self._rooms.move(self.record, status, failure, tell=tell_both if self.events.on else tell)
+        record, telling = self.record, tell_both if self.events.on else tell
+        if not self._rooms.move(record, status, failure, tell=telling, silent=self._silent):
+            return False
+        if not self._silent:  # meanwhile
+            self._rooms.moves_yet(record)
+        self._look_for_silence()
+        return True
+
+    def _look_for_silence(self) -> None:
+        """Have ``finished`` tell again of a room that has ended, if nothing of it can move any more."""
+        if self.record.status.terminal and self._silent:
+            self._rooms.fell_silent(self.record)
+
+    @property
+    @abstractmethod
+    def _silent(self) -> bool:
+        """Whether no byte of the room can move now; if so once it has ended, then for good."""
 
     def _require_here(self) -> None:
-        self._rooms.birthplace.require("a room's handle")
+        if not self.stillborn:
+            self._rooms.birthplace.require("a room's handle")
 
     @abstractmethod
     def _forget(self) -> None:

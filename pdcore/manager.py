@@ -17,7 +17,7 @@ from pdcore.chores import Chores
 from pdcore.closing import closed, shut_down
 from pdcore.config import Config
 from pdcore.duties import Duties
-from pdcore.errors import AuthenticationError, KVTransferError
+from pdcore.errors import AuthenticationError, KVTransferError, PDCoreError
 from pdcore.events import Events, Gauges, Node, Stage, Subscriber, stage
 from pdcore.handle import RoomHandle
 from pdcore.health import Health, examined
@@ -30,7 +30,7 @@ from pdcore.process import ProcessIdentity
 from pdcore.pulse import Pulse
 from pdcore.ready import find_footing, ready_engine
 from pdcore.selection import Backend
-from pdcore.status import RoomTable
+from pdcore.status import Room, RoomTable
 from pdcore.survivors import Survivors
 from pdcore.topology import Topology
 from pdcore.unsafe import Unsafe
@@ -128,6 +128,9 @@ class Manager(Duties):
         The scheduler's completion queue: it wakes when a room ends, so nothing needs to poll. Only
         with the inline model a sender's ``poll`` or ``wait`` must still be called, since those
         advance it.
+
+        A room that ended before it was ``release_safe`` is returned once more when it became so, unless it
+        was cleared.
 
         Raises:
             ArgumentError: what is handed in is no deadline.
@@ -257,6 +260,10 @@ class Manager(Duties):
         self._require_here()
         if self._closed:
             raise closed(self.role)
+
+    def _stillborn(self, room: object, error: PDCoreError) -> Room:
+        """Return the record of a room that could not be opened, for a caller who may not get an error."""
+        return Room.stillborn(room, self._shutdown_error() if self._closed else KVTransferError.of(error))
 
     def _end_if_closed(self, handle: RoomHandle) -> None:
         """End a room that was opened while the manager closed, which may not have seen it."""

@@ -14,6 +14,7 @@ from pdcore.arguments import room_id
 from pdcore.birthplace import Birthplace
 from pdcore.errors import FailureCode, KVTransferError, RoomError
 from pdcore.model import Deadline, Generation, KVPoll, RoomId
+from pdcore.scalars import whole
 
 __all__ = ["Awaited", "Room", "RoomTable", "may_follow"]
 
@@ -37,10 +38,13 @@ NOT_KNOWN = Awaited("the other side", "raise the request's deadline, or look why
 class Room:
     """One request's record. Reading a field needs no lock; :class:`RoomTable` alone writes.
 
-    ``miss`` ends it once its deadline has passed; whoever made the record sets it.
+    ``miss`` ends it once its deadline has passed; whoever made the record sets it. ``silent``: it has ended,
+    nothing of it can move any more, and who waits for it knows that, or will.
     """
 
-    __slots__ = ("deadline", "ended_at", "failure", "generation", "miss", "opened_at", "room", "status")
+    __slots__ = (
+        "deadline", "ended_at", "failure", "generation", "miss", "opened_at", "room", "silent", "status"
+    )  # fmt: skip
 
     def __init__(self, room: RoomId, generation: Generation, deadline: Deadline) -> None:
         self.room = room
@@ -51,6 +55,22 @@ class Room:
         self.opened_at = time.monotonic()
         self.ended_at: float | None = None
         self.miss: Callable[[], object] | None = None
+        self.silent = False
+
+    @classmethod
+    def stillborn(cls, room: object, failure: KVTransferError) -> Room:
+        """Return the record of a room that could not be opened: FAILED, and in no table.
+
+        Its generation is 0, which no table gives; what can be no room's id is -1.
+        """
+        number = whole(room)
+        record = cls(RoomId(-1 if number is None else number), Generation(0), Deadline(0.0))
+        record.fail_alone(failure)
+        return record
+
+    def fail_alone(self, failure: KVTransferError) -> None:
+        """End as FAILED where no other thread has the record: before it is known, or in a forked child."""
+        self.failure, self.status, self.ended_at = failure, KVPoll.FAILED, self.opened_at
 
     @property
     def overdue(self) -> bool:
@@ -116,11 +136,12 @@ class RoomTable:
         failure: KVTransferError | None = None,
         *,
         tell: Callable[[], None] | None = None,
+        silent: bool = False,
     ) -> bool:
         """Move a room if the rules allow it; return whether they did.
 
         ``tell`` is called once it has moved, without the lock, and before those who wait for the room
-        are woken: a peer that waits as well is told first.
+        are woken: a peer that waits as well is told first. ``silent``: nothing of it moves as it ends.
         """
         with self._changed:
             if not may_follow(record.status, status):
@@ -130,6 +151,7 @@ class RoomTable:
             record.status = status
             if status.terminal:
                 record.ended_at = time.monotonic()
+                record.silent = silent
                 if self._rooms.get(record.room) is record:
                     self._ended[record.room] = None
         try:
@@ -140,6 +162,22 @@ class RoomTable:
                 with self._changed:
                     self._changed.notify_all()
         return True
+
+    def moves_yet(self, record: Room) -> None:
+        """Note that something of a room that has ended can move yet."""
+        with self._changed:
+            record.silent = False
+
+    def fell_silent(self, record: Room) -> None:
+        """Have :meth:`finished` return a room that has ended again: nothing of it can move any more."""
+        with self._changed:
+            if record.silent:
+                return
+            record.silent = True
+            if self._rooms.get(record.room) is record:
+                self._ended[record.room] = None
+            if self._waiting:
+                self._changed.notify_all()
 
     def tighten(self, record: Room, deadline: Deadline) -> None:
         """Bring a room's deadline forward to one that its peer set."""
@@ -185,7 +223,7 @@ class RoomTable:
             return record.status
 
     def finished(self, deadline: Deadline, end: Callable[[list[Room]], None]) -> list[RoomId]:
-        """Wait for rooms that ended and were neither returned before nor cleared.
+        """Wait for rooms that ended, or fell silent after that, and were neither returned since nor cleared.
 
         [] at the deadline, or once the table was shut and nothing is left. ``end`` is called, without the
         lock, with rooms that miss their deadline meanwhile.

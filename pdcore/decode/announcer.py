@@ -27,7 +27,7 @@ class Announcer:
         assert there is not None  # it is paired
         announce_pairing(self._events, self._source.identity, there, self._ours)
 
-    def fail(self, failure: KVTransferError) -> bool:
+    def unpaired(self, failure: KVTransferError) -> bool:
         """It failed."""
         if self._events.on:
             peer = self._source.identity

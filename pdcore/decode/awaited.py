@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from pdcore.backend import PeerIdentity
 from pdcore.decode.source import PrefillSource
+from pdcore.errors import FailureCode, KVTransferError
 from pdcore.status import Awaited
 
-__all__ = ["NO_INIT", "NO_METADATA", "of_bootstrap", "of_pairing", "of_prefill"]
+__all__ = ["NO_INIT", "NO_METADATA", "not_paired_in_time", "of_bootstrap", "of_pairing", "of_prefill"]
 
 NO_INIT = Awaited("decode's init(), which was not called", "call init() when a request arrives")
 NO_METADATA = Awaited(
@@ -49,6 +50,16 @@ def of_prefill(
         "; ".join(rows) + (f"; and {len(missing) - 4} more" if len(missing) > 4 else ""),
         "look whether the request reached prefill with this room id, and why it is slow there; or raise the "
         "deadline",
+    )
+
+
+def not_paired_in_time(group: object, seconds: float) -> KVTransferError:
+    """Return the failure of all who waited for a group; ``seconds`` is ``timeouts.pairing``."""
+    return KVTransferError(
+        FailureCode.DEADLINE,
+        f"{group} did not pair in time",
+        f"timeouts.pairing is {seconds:g} s",
+        "look whether that prefill worker is stuck; raise timeouts.pairing if its engine is slow",
     )
 
 

@@ -145,7 +145,7 @@ class _LastWord:
     def paired(self) -> None:
         self._host.say(self._member, self._abort())
 
-    def fail(self, failure: KVTransferError) -> bool:
+    def unpaired(self, failure: KVTransferError) -> bool:
         if self._member.refused:
             self._host.abandon(self._member, self._abort())
         return False

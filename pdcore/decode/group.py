@@ -67,7 +67,7 @@ class PrefillGroup:
             if not ready and failure is None:
                 self._waiting.append(room)
         if failure is not None:
-            room.fail(failure)
+            room.unpaired(failure)
         elif ready:
             room.paired()
 
@@ -102,7 +102,7 @@ class PrefillGroup:
             return
         misfits = self._check([s.description for s in self.senders if s.description is not None])
         if misfits:
-            self.fail(as_failure(FailureCode.INCOMPATIBLE, IncompatiblePeerError(str(self), misfits)))
+            self.unpaired(as_failure(FailureCode.INCOMPATIBLE, IncompatiblePeerError(str(self), misfits)))
             return
         with self._lock:
             self._ready = self._failure is None
@@ -110,7 +110,7 @@ class PrefillGroup:
         for room in told:
             room.paired()
 
-    def fail(self, failure: KVTransferError) -> bool:
+    def unpaired(self, failure: KVTransferError) -> bool:
         """It cannot become ready: fail who waits; False if that was known."""
         with self._lock:
             if self._failure is not None or self._ready:
@@ -119,7 +119,7 @@ class PrefillGroup:
             told, self._waiting = self._waiting, []
             self._when_found.clear()
         for room in told:
-            room.fail(failure)
+            room.unpaired(failure)
         return True
 
 

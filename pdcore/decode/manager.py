@@ -14,20 +14,22 @@ from pdcore.backend import PeerIdentity
 from pdcore.bootstrap import ReplicaQuery
 from pdcore.claims import Claims
 from pdcore.config import Config
+from pdcore.decode.awaited import not_paired_in_time
 from pdcore.decode.figures import with_decode
 from pdcore.decode.group import PrefillGroup
+from pdcore.decode.lookout import Lookout
 from pdcore.decode.receiver import KVReceiver
 from pdcore.decode.receivers import Receivers
 from pdcore.decode.reception import OfARoom, Reception
 from pdcore.decode.revocation import Revocations
-from pdcore.decode.source import PrefillSource, replaced
+from pdcore.decode.source import PrefillSource, gone, replaced, turned_away
 from pdcore.decode.sources import Sources
 from pdcore.decode.verifier import Verifier
-from pdcore.errors import AuthenticationError, FailureCode, KVTransferError
+from pdcore.errors import AuthenticationError, KVTransferError, PDCoreError
 from pdcore.events import Gauges, PeerLost, Subscriber
 from pdcore.handle import RoomHandle
 from pdcore.manager import TICK, Manager
-from pdcore.model import Deadline, KVPoll, Role, RoomId
+from pdcore.model import Deadline, Role, RoomId
 from pdcore.overdue import end_overdue
 from pdcore.pools import Pools
 from pdcore.process import ProcessIdentity
@@ -68,7 +70,7 @@ class DecodeManager(Manager):
         super().__init__(Role.DECODE, backend, pools, topology, config, subscribers)
         self.claims = Claims.of(pools)
         self._receivers = Receivers()
-        self._remind_at = 0.0
+        self._lookout = Lookout(self._receivers, self._chores, TICK, self.config.liveness.interval)
         self._verifier = Verifier(self.config.transfer.verify, pools, self.channel.post)
         self._reception = Reception(self._receivers, self._verifier, pools, self.channel.counts)
         description = self.describe(f"{self.place.advertised} pid {os.getpid()}")
@@ -86,23 +88,54 @@ class DecodeManager(Manager):
         self.channel.start()
         self.events.show(self.snapshot)
 
-    def receiver(self, bootstrap: str, room: RoomId, deadline: Deadline | None = None) -> KVReceiver:
+    def receiver(
+        self, bootstrap: str, room: RoomId, deadline: Deadline | None = None, *, may_raise: bool = True
+    ) -> KVReceiver:
         """Open a room whose prefill is registered at the bootstrap service ``bootstrap`` (host:port).
 
-        The deadline defaults to ``timeouts.request`` from now; prefill gets what is left of it.
+        The deadline defaults to ``timeouts.request`` from now; prefill gets what is left of it. Where
+        ``may_raise`` is False, neither this nor what the handle is called with raises a PDCoreError: the
+        room is FAILED, from birth if need be, and ``failure()`` says why.
 
         Raises:
             AddressError: ``bootstrap`` cannot be an address; no room was opened.
             RoomError: the room is open already or can be none, or the manager is closed.
             ArgumentError: the deadline is no deadline.
         """
-        self._check_open()
-        bootstrap = str(parse_address(bootstrap, "the address of the bootstrap service"))
-        record = self.rooms.open(room, due(deadline, self.config.timeouts.request))
-        receiver = KVReceiver(self, record, bootstrap)
+        try:
+            self._check_open()
+            bootstrap = str(parse_address(bootstrap, "the address of the bootstrap service"))
+            record = self.rooms.open(room, due(deadline, self.config.timeouts.request))
+        except PDCoreError as error:
+            if may_raise:
+                raise
+            return KVReceiver(self, self._stillborn(room, error), bootstrap, may_raise=False)
+        receiver = KVReceiver(self, record, bootstrap, may_raise=may_raise)
         self._receivers.add(receiver)
         self._end_if_closed(receiver)
         return receiver
+
+    def decline(
+        self,
+        bootstrap: str,
+        room: RoomId,
+        reason: str = "",
+        prefill_dp_rank: int | DPChoice = DPChoice.BY_ROOM,
+    ) -> bool:
+        """Have prefill send nothing of a room that is not open here; never waits, and the id is free after.
+
+        As :meth:`KVReceiver.decline`, in one call. Returns whether prefill is told, as soon as it can be. It
+        is not where the id is in use, the manager is closed, or an argument is wrong: the log says so.
+        """
+        receiver = self.receiver(bootstrap, room, may_raise=False)
+        if prefill_dp_rank is not DPChoice.BY_ROOM:
+            receiver.init(prefill_dp_rank)
+        receiver.decline(reason)
+        receiver.clear()
+        if (why := receiver.failure()) is not None and why.code.is_error:
+            _log.warning("room %s cannot be declined: %s", room, why)
+            return False
+        return True
 
     # --- what receivers ask ----------------------------------------------------------------
 
@@ -183,15 +216,12 @@ class DecodeManager(Manager):
     def _lose(self, route: Route, why: str) -> None:
         source = self._sources.of(route)
         if source is not None:
-            to_do = "send the request to another prefill worker"
-            self._lose_source(source, KVTransferError(FailureCode.PEER_LOST, f"lost {source}", why, to_do))
+            self._lose_source(source, gone(source, why))
 
     def _on_refused(self, route: Route, error: AuthenticationError) -> None:
         source = self._sources.of(route)
         if source is not None:
-            happened = f"cannot pair with {source}: {error.happened}"
-            failure = KVTransferError(FailureCode.UNAUTHENTICATED, happened, error.there_is, error.to_do)
-            self._lose_source(source, failure)
+            self._lose_source(source, turned_away(source, error))
 
     def _lose_source(self, source: PrefillSource, failure: KVTransferError) -> None:
         if not source.lose(failure):
@@ -214,39 +244,15 @@ class DecodeManager(Manager):
         chores.do("telling the engine", lambda: self.engine.expect(self.rooms.busy()))
         chores.each("giving a pairing up", self._sources.overdue(), self._give_pairing_up)
         end_overdue(self._chores, self.rooms.expired())
-        self._look_out()
-        self._remind()
+        self._lookout.look()
         chores.do("sweeping rooms", self._receivers.sweep)
 
     def _give_pairing_up(self, group: PrefillGroup) -> None:
-        failure = self._not_paired_in_time(group)
+        failure = not_paired_in_time(group, self.config.timeouts.pairing)
         for member in group.members:
             if not member.ready:
                 self._lose_source(member, failure)
-        group.fail(failure)
-
-    def _look_out(self) -> None:
-        """Look after rooms that have been open for a while."""
-        lately = time.monotonic() - TICK
-        rooms = [r for r in self._receivers.open() if r.record.opened_at < lately and not r.poll().terminal]
-        self._chores.each("looking after a room", rooms, KVReceiver.look_out)
-
-    def _remind(self) -> None:
-        """Once per interval, ask again after failed rooms whose pages are not released."""
-        now = time.monotonic()
-        if now < self._remind_at:
-            return
-        self._remind_at = now + self.config.liveness.interval
-        failed = [r for r in self._receivers.all() if r.poll() is KVPoll.FAILED]
-        self._chores.each("asking after a failed room", failed, KVReceiver.remind)
-
-    def _not_paired_in_time(self, group: PrefillGroup) -> KVTransferError:
-        return KVTransferError(
-            FailureCode.DEADLINE,
-            f"{group} did not pair in time",
-            f"timeouts.pairing is {self.config.timeouts.pairing:g} s",
-            "look whether that prefill worker is stuck; raise timeouts.pairing if its engine is slow",
-        )
+        group.unpaired(failure)
 
     def _figures(self, gauges: Gauges) -> Gauges:
         return with_decode(gauges, self._sources)

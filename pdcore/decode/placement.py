@@ -1,4 +1,4 @@
-"""Where decode wants one request: what ``send_metadata`` is given, checked."""
+"""Where decode wants one request, or that it does not: what a scheduler says, checked."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import attrs
 import numpy.typing as npt
 
 from pdcore.arguments import count
-from pdcore.errors import RoomError
+from pdcore.errors import FailureCode, KVTransferError, RoomError
+from pdcore.model import RoomId
 from pdcore.plan import IndexArray, index_array
 from pdcore.pools import Pools
 from pdcore.scalars import shown, whole
 from pdcore.status import Room
 from pdcore.wire import RequestMetadata
 
-__all__ = ["Placement", "refused"]
+__all__ = ["Placement", "declined", "refused", "unexplained"]
 
 
 @attrs.frozen(eq=False)
@@ -76,4 +77,21 @@ def refused(
         f"init() called: {initialised}, metadata sent before: {placed}, "
         f"decode_prefix_len={given}, transfer.prefix_reuse={prefix_reuse}",
         "call init(), then send_metadata() once, with the tokens that decode holds (0: none)",
+    )
+
+
+def declined(room: RoomId, reason: str) -> KVTransferError:
+    """Return how a room ends that decode has no use for."""
+    return KVTransferError(
+        FailureCode.DECLINED,
+        f"decode declined room {room}",
+        str(reason) or "it gave no reason",
+        "nothing: no page is awaited there, so prefill may free its own",
+    )
+
+
+def unexplained(room: RoomId) -> KVTransferError:
+    """Return how a room ends that prefill failed without a reason."""
+    return KVTransferError(
+        FailureCode.ENGINE, f"prefill failed room {room}", "it gave no reason", "look at its log"
     )

@@ -14,12 +14,12 @@ from pdcore.bootstrap import ReplicaQuery
 from pdcore.claims import Claim
 from pdcore.decode.dialogue import Dialogue
 from pdcore.decode.host import ReceiverHost
-from pdcore.decode.placement import Placement, refused
+from pdcore.decode.placement import Placement, declined, refused, unexplained
 from pdcore.decode.source import PrefillSource
-from pdcore.errors import FailureCode, KVTransferError, RoomError
+from pdcore.errors import KVTransferError, RoomError
 from pdcore.events import MetadataSent
-from pdcore.handle import NOT_ENDED, RoomHandle
-from pdcore.metrics import RequestMetrics
+from pdcore.handle import NOT_ENDED, RoomHandle, raises_or_fails
+from pdcore.metrics import Moments, RequestMetrics
 from pdcore.model import Generation, KVPoll, RoomId
 from pdcore.status import Awaited, Room
 from pdcore.topology import DPChoice
@@ -36,8 +36,8 @@ class KVReceiver(RoomHandle):
 
     side = "decode"
 
-    def __init__(self, host: ReceiverHost, record: Room, bootstrap: str) -> None:
-        super().__init__(host.rooms, record, host.events)
+    def __init__(self, host: ReceiverHost, record: Room, bootstrap: str, *, may_raise: bool = True) -> None:
+        super().__init__(host.rooms, record, host.events, may_raise=may_raise)
         self._host = host
         self._bootstrap = bootstrap
         self._lock = threading.Lock()
@@ -47,9 +47,9 @@ class KVReceiver(RoomHandle):
         self._writers: set[PeerIdentity] = set()
         self._placement: Placement | None = None
         self._claim: Claim | None = None
-        self._paired_at = 0.0
-        self._posted_at = 0.0
+        self._moments = Moments()
 
+    @raises_or_fails
     def init(self, prefill_dp_rank: int | DPChoice = DPChoice.BY_ROOM) -> None:
         """Choose the prefill DP rank. Pairs with it if that was not done before; doesn't wait.
 
@@ -74,6 +74,7 @@ class KVReceiver(RoomHandle):
         if failure is not None and choice is not DPChoice.BY_ROOM:
             self._dialogue.part(failure)  # another one may have been told, before this was known
 
+    @raises_or_fails
     def send_metadata(
         self,
         pages: npt.ArrayLike,
@@ -121,6 +122,16 @@ class KVReceiver(RoomHandle):
             self._held = wanted
         self._post_when_paired()
 
+    def decline(self, reason: str = "") -> None:
+        """Have nothing sent, since decode has no use for it: it holds all, or the request is over.
+
+        May come at any time, also before ``init``: then the replica that a router gives the room is told.
+        Unless it has ended, the room ends as FAILED on both sides with code DECLINED, which is no error, and
+        the reason. Prefill may reuse its pages at once, if none was under way.
+        """
+        self._require_here()
+        self.give_up(declined(self.room, reason))
+
     def awaited(self) -> Awaited:
         return self._dialogue.awaited(placed=self._placement is not None, answered=self._responded)
 
@@ -142,29 +153,22 @@ class KVReceiver(RoomHandle):
         return "; ".join(sorted(f"{writer}: {self._host.unproven(writer)}" for writer in writers))
 
     def metric(self) -> RequestMetrics:
-        record = self.record
-        end = record.ended_at or time.monotonic()
-        paired, posted = self._paired_at or end, self._posted_at or end
-        pages = len(self._placement.pages) if self._placement else 0
-        return RequestMetrics(
-            room=self.room,
-            status=record.status,
+        record, pages = self.record, len(self._placement.pages) if self._placement else 0
+        return RequestMetrics.between(
+            self.room,
+            record.status,
+            record.opened_at,
+            self._moments,
+            record.ended_at,
             pages=pages,
             nbytes=pages * self._host.pools.layout.page_bytes,
-            chunks=0,
-            entries=0,
-            bootstrap=paired - record.opened_at,
-            waiting=max(0.0, posted - paired),
-            transfer=end - posted,
-            plan=0.0,
-            total=end - record.opened_at,
         )
 
     # --- called by the manager and the source ------------------------------------------------
 
     def paired(self) -> None:
         """The source is paired: what was held may go."""
-        self._paired_at = self._paired_at or time.monotonic()
+        self._moments.met = self._moments.met or time.monotonic()
         self._host.rooms.move(self.record, KVPoll.WAITING_FOR_INPUT)
         self._post_when_paired()
 
@@ -179,7 +183,7 @@ class KVReceiver(RoomHandle):
             self._dialogue.abandon(failure, [m for m in self._dialogue.members if m is not told])
         return True
 
-    def fail(self, failure: KVTransferError) -> bool:
+    def unpaired(self, failure: KVTransferError) -> bool:
         """The pairing failed."""
         return self.give_up(failure)
 
@@ -209,7 +213,7 @@ class KVReceiver(RoomHandle):
             self.drained(source)
         if message.status is KVPoll.FAILED:
             # The other ranks may be writing yet: they are told to stop.
-            self.give_up(message.failure.error() if message.failure else self._unexplained(), source)
+            self.give_up(message.failure.error() if message.failure else unexplained(self.room), source)
             return
         if message.status is not KVPoll.SUCCESS or self._dialogue.group is None:
             return
@@ -230,6 +234,12 @@ class KVReceiver(RoomHandle):
         with self._lock:
             self._writers = self._writers - {source.identity} if source else set()
         self.release_safe()
+        self._look_for_silence()
+
+    @property
+    def _silent(self) -> bool:
+        with self._lock:
+            return not self._writers
 
     @property
     def aux_slot(self) -> int | None:
@@ -266,11 +276,6 @@ class KVReceiver(RoomHandle):
     def _forget(self) -> None:
         self._host.forget(self)
 
-    def _unexplained(self) -> KVTransferError:
-        return KVTransferError(
-            FailureCode.ENGINE, f"prefill failed room {self.room}", "it gave no reason", "look at its log"
-        )
-
     def _post_when_paired(self) -> None:
         held, group = self._held, self._dialogue.group
         if held is None or group is None or not group.ready:
@@ -283,7 +288,7 @@ class KVReceiver(RoomHandle):
                 return
             self._held, self._dialogue.asking = None, True
             self._writers = {sender.identity for sender in group.senders}
-            self._posted_at = time.monotonic()
+            self._moments.first = time.monotonic()
         self._host.rooms.move(self.record, KVPoll.TRANSFERRING)
         if self.events.on:
             self.events.emit(

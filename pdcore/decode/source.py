@@ -8,11 +8,11 @@ from typing import Protocol
 
 from pdcore.backend import PeerIdentity
 from pdcore.bootstrap.record import RankRecord
-from pdcore.errors import FailureCode, KVTransferError
+from pdcore.errors import AuthenticationError, FailureCode, KVTransferError
 from pdcore.model import Incarnation, Role
 from pdcore.wire import PeerDescription, Route
 
-__all__ = ["PrefillSource", "SourceState", "Subscriber", "replaced"]
+__all__ = ["PrefillSource", "SourceState", "Subscriber", "gone", "replaced", "turned_away"]
 
 
 class SourceState(Enum):
@@ -29,7 +29,7 @@ class Subscriber(Protocol):
     def paired(self) -> None:
         """The pairing is there."""
 
-    def fail(self, failure: KVTransferError) -> bool:
+    def unpaired(self, failure: KVTransferError) -> bool:
         """The pairing failed."""
 
 
@@ -85,7 +85,7 @@ class PrefillSource:
             if asked:
                 self._waiting.insert(0 if first else len(self._waiting), waiting)
         if failure is not None:
-            waiting.fail(failure)
+            waiting.unpaired(failure)
         elif not asked:
             waiting.paired()
 
@@ -108,8 +108,20 @@ class PrefillSource:
             self._failure, self._state = failure, SourceState.LOST
             told, self._waiting = self._waiting, []
         for waiting in told:
-            waiting.fail(failure)
+            waiting.unpaired(failure)
         return True
+
+
+def gone(source: PrefillSource, why: str) -> KVTransferError:
+    """Return the failure of a prefill rank that left, or that is not heard of any more."""
+    to_do = "send the request to another prefill worker"
+    return KVTransferError(FailureCode.PEER_LOST, f"lost {source}", why, to_do)
+
+
+def turned_away(source: PrefillSource, error: AuthenticationError) -> KVTransferError:
+    """Return the failure of a prefill rank that will have nothing to do with this side."""
+    happened = f"cannot pair with {source}: {error.happened}"
+    return KVTransferError(FailureCode.UNAUTHENTICATED, happened, error.there_is, error.to_do)
 
 
 def replaced(source: PrefillSource, by: Incarnation) -> KVTransferError:

@@ -190,12 +190,12 @@ class Sources:
                     self._groups[bootstrap, replica.dp_rank] = group
         if error is not None:
             code = FailureCode.ENGINE if isinstance(error, EngineError) else FailureCode.PEER_LOST
-            group.fail(as_failure(code, error))
+            group.unpaired(as_failure(code, error))
         else:
             try:
                 self._dial(group, future.result().ranks)
             except EngineError as shortage:
-                group.fail(as_failure(FailureCode.ENGINE, shortage))
+                group.unpaired(as_failure(FailureCode.ENGINE, shortage))
 
     def _dial(self, group: PrefillGroup, ranks: Sequence[RankRecord]) -> None:
         ours = self._description

@@ -193,7 +193,8 @@ class Serving(ABC, Generic[HandleT]):
         while not self._stopping.is_set():
             rooms = self.finished(Deadline.after(WAKE_SECONDS))
             with self._lock:
-                ended = [self._jobs.pop(room) for room in rooms]
+                # One that was not safe as it ended comes twice.
+                ended = [job for room in rooms if (job := self._jobs.pop(room, None)) is not None]
             for job in ended:
                 self._line.emit(self._result(job))
             held = [job for job in (*held, *ended) if not self._released(job)]

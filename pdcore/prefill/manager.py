@@ -12,7 +12,7 @@ from pdcore.arguments import due, instance, room_id
 from pdcore.backend import PeerIdentity
 from pdcore.bootstrap import RankRecord, RoomsRecord
 from pdcore.config import Config
-from pdcore.errors import KVTransferError
+from pdcore.errors import KVTransferError, PDCoreError
 from pdcore.events import Gauges, Subscriber
 from pdcore.handle import RoomHandle
 from pdcore.manager import Manager
@@ -117,15 +117,24 @@ class PrefillManager(Manager):
             self.close()
             raise
 
-    def sender(self, room: RoomId, deadline: Deadline | None = None) -> KVSender:
+    def sender(self, room: RoomId, deadline: Deadline | None = None, *, may_raise: bool = True) -> KVSender:
         """Open a room for one request; the deadline defaults to ``timeouts.request`` from now.
+
+        Where ``may_raise`` is False, neither this nor what the handle is called with raises a PDCoreError:
+        the room is FAILED, from birth if need be, and ``failure()`` says why.
 
         Raises:
             RoomError: the room is open already or can be none, or the manager is closed.
             ArgumentError: the deadline is no deadline.
         """
-        self._check_open()
-        sender = KVSender(self, self.rooms.open(room, due(deadline, self.config.timeouts.request)))
+        try:
+            self._check_open()
+            record = self.rooms.open(room, due(deadline, self.config.timeouts.request))
+        except PDCoreError as error:
+            if may_raise:
+                raise
+            return KVSender(self, self._stillborn(room, error), may_raise=False)
+        sender = KVSender(self, record, may_raise=may_raise)
         self._reception.opened(sender)
         self._end_if_closed(sender)
         return sender

@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from pdcore.arguments import require_deadline
 from pdcore.errors import FailureCode, KVTransferError
-from pdcore.handle import NOT_ENDED, RoomHandle
-from pdcore.metrics import RequestMetrics
+from pdcore.handle import NOT_ENDED, RoomHandle, raises_or_fails
+from pdcore.metrics import Moments, RequestMetrics
 from pdcore.model import Deadline, KVPoll
 from pdcore.prefill import awaited
 from pdcore.prefill.delivery import Delivery, TransferKVChunk
@@ -37,8 +37,8 @@ class KVSender(RoomHandle):
 
     side = "prefill"
 
-    def __init__(self, host: SenderHost, record: Room) -> None:
-        super().__init__(host.rooms, record, host.events)
+    def __init__(self, host: SenderHost, record: Room, *, may_raise: bool = True) -> None:
+        super().__init__(host.rooms, record, host.events, may_raise=may_raise)
         self.life = Life(record)
         self._host = host
         self._lock = threading.Lock()
@@ -49,9 +49,9 @@ class KVSender(RoomHandle):
         self._deliveries: list[Delivery] = []
         self._shipments: list[Shipment] = []
         self._supply = Supply(record, host.pools)
-        self._met_at = 0.0
-        self._first_at = 0.0
+        self._moments = Moments()
 
+    @raises_or_fails
     def init(self, num_pages: int, aux_index: int | None = None) -> None:
         """Announce how many pages ``send`` will bring in total, and the aux slot, if there is aux.
 
@@ -68,6 +68,7 @@ class KVSender(RoomHandle):
         for failure in filter(None, map(self._supply.disagreement, destinations)):
             self.give_up(failure)
 
+    @raises_or_fails
     def send(self, pages: npt.ArrayLike, state_indices: Sequence[npt.ArrayLike] | None = None) -> None:
         """Send the next pages of this request, in its logical order; a chunked prefill calls it often.
 
@@ -136,21 +137,18 @@ class KVSender(RoomHandle):
         return "; ".join(sorted(f"{peer}: {self._host.unproven(peer)}" for peer in peers))
 
     def metric(self) -> RequestMetrics:
-        record = self.record
-        end = record.ended_at or time.monotonic()
-        met, first = self._met_at or end, self._first_at or end
-        return RequestMetrics(
-            room=self.room,
-            status=record.status,
+        record, deliveries = self.record, self._deliveries
+        return RequestMetrics.between(
+            self.room,
+            record.status,
+            record.opened_at,
+            self._moments,
+            record.ended_at,
             pages=self._supply.sent,
-            nbytes=sum(d.nbytes for d in self._deliveries),
-            chunks=len(self._deliveries),
-            entries=sum(d.entries for d in self._deliveries),
-            bootstrap=met - record.opened_at,
-            waiting=max(0.0, first - met),
-            transfer=end - first,
-            plan=sum(d.plan_seconds for d in self._deliveries),
-            total=end - record.opened_at,
+            nbytes=sum(d.nbytes for d in deliveries),
+            chunks=len(deliveries),
+            entries=sum(d.entries for d in deliveries),
+            plan=sum(d.plan_seconds for d in deliveries),
         )
 
     # --- called by the manager -------------------------------------------------------------
@@ -159,6 +157,11 @@ class KVSender(RoomHandle):
     def drained(self) -> bool:
         """Whether the room ended and nothing of it is in flight; unlike ``release_safe`` from any thread."""
         return self.record.status.terminal and not self._in_flight
+
+    @property
+    def _silent(self) -> bool:
+        with self._lock:
+            return not self._in_flight
 
     def accept(self, destination: Destination) -> bool:
         """Take a destination; return False if the room is past BOOTSTRAPPING (a stale message).
@@ -183,7 +186,7 @@ class KVSender(RoomHandle):
         if failure is not None:
             self.give_up(failure)
         elif life.complete:
-            self._met_at = time.monotonic()
+            self._moments.met = time.monotonic()
             self._host.rooms.move(self.record, KVPoll.WAITING_FOR_INPUT)
             for chunk in held:
                 self._dispatch(chunk, from_send=False)
@@ -227,11 +230,13 @@ class KVSender(RoomHandle):
     # --- inside ----------------------------------------------------------------------------
 
     def _dispatch(self, chunk: TransferKVChunk, *, from_send: bool) -> None:
-        if not self._first_at:
-            self._first_at = time.monotonic()
+        if not self._moments.first:
+            self._moments.first = time.monotonic()
             self._host.rooms.move(self.record, KVPoll.TRANSFERRING)
         deadline = self.record.deadline
         with self._lock:
+            if self.record.status.terminal:
+                return  # who ended it has told, or tells, that nothing more comes
             destinations = [d for d in self._destinations if not d.link.dummy]
             self._unfinished += len(destinations) - 1
             self._in_flight.update(d.link.rank for d in destinations)
@@ -277,6 +282,7 @@ class KVSender(RoomHandle):
             if drained:
                 for destination in destinations:
                     self._host.tell(destination, Released(self.room, destination.wanted.generation))
+            self._look_for_silence()
         elif complete and not self._host.examine(self, destinations):
             self.attempt(self.conclude)
 
