@@ -36,16 +36,7 @@ from pdcore.process import ProcessIdentity
 from pdcore.quarantine import Quarantine
 from pdcore.selection import Backend
 from pdcore.topology import Topology
-from pdcore.wire import (
-    Abort,
-    Bye,
-    Heartbeat,
-    Message,
-    PairRequest,
-    RequestMetadata,
-    Route,
-    Verdict,
-)
+from pdcore.wire import Abort, Bye, Heartbeat, Message, PairRequest, RequestMetadata, Route, Verdict
 
 __all__ = ["PrefillManager"]
 
