@@ -60,9 +60,7 @@ class Claims:
         states = [(pool.component.kind, pool.component.num_items) for pool in pools.state]
         self._names = ("page", "aux slot", *(f"item of state {kind!r}" for kind, _ in states))
         self._lock = threading.Lock()
-        self._owners = [
-            np.zeros(size, np.int64) for size in (pools.layout.num_pages, aux, *(n for _, n in states))
-        ]
+        self._owners = [np.zeros(size, np.int64) for size in (pools.num_pages, aux, *(n for _, n in states))]
         self._held: dict[int, Claim] = {}
         self._next = 1
         self._birthplace = Birthplace()

@@ -29,7 +29,7 @@ class Attention(Enum):
 
 @attrs.frozen
 class KVBuffer:
-    """One per-layer KV buffer: ``num_pages`` items of ``item_len`` bytes, one per page.
+    """One per-layer KV buffer: items of ``item_len`` bytes, one per page.
 
     ``layer`` is the model's absolute layer id; ``part`` is ``"k"``, ``"v"``, ``"kv"`` (both fused),
     ``"latent"``, or another name, such as ``"k_scale"``. ``order`` is that of its pages, if it is not its
@@ -37,6 +37,7 @@ class KVBuffer:
     layer over all ranks, or 1 if every rank holds all of it. Where there are more ranks than units,
     neighbouring ranks hold the same unit. ``item_stride`` is the bytes from a page to the next where they
     are no neighbours, else 0; :class:`~pdcore.pools.Pools` sets it from the memory that it is given.
+    ``num_pages`` is that of its layout, unless it says another: of draft layers, for instance.
     """
 
     layer: int = attrs.field(validator=integer)
@@ -45,6 +46,7 @@ class KVBuffer:
     order: PageOrder | None = attrs.field(default=None, kw_only=True)
     units: int | None = attrs.field(default=None, validator=optional_integer, kw_only=True)
     item_stride: int = attrs.field(default=0, validator=integer, kw_only=True)
+    num_pages: int | None = attrs.field(default=None, validator=optional_integer, kw_only=True)
 
     @property
     def name(self) -> str:
@@ -65,6 +67,11 @@ class KVBuffer:
             *([f"layer={self.layer}"] if self.layer < 0 else []),
             *([f"{self.name}.item_len={self.item_len}"] if self.item_len < 1 else []),
             *([f"{self.name}.units={self.units}"] if self.units is not None and self.units < 1 else []),
+            *(
+                [f"{self.name}.num_pages={pages}"]
+                if (pages := self.num_pages) is not None and pages < 1
+                else []
+            ),
             *([f"{self.name}.item_stride={self.item_stride}"] if self.stride < self.item_len else []),
             *([f"{self.name} of order {order}"] if apart is not None and apart is order.fused else []),
         ]
@@ -74,10 +81,11 @@ class KVBuffer:
 class KVLayout:
     """The KV cache of one rank: page geometry and the buffers, one region each.
 
-    ``page_size`` is in tokens, ``total_kv_heads`` counts over all TP ranks (0 for latent). ``order`` is
-    that of the pages of all buffers that name none. ``dtype`` is a torch or numpy dtype, or its torch
-    name; of a type that pdcore does not know, ``element_bits`` says the bits of one value. ``fingerprint``
-    (or a mapping) says what made the cache; two that differ don't pair.
+    ``page_size`` is in tokens, ``num_pages`` are those of the buffers that say none, ``total_kv_heads``
+    counts over all TP ranks (0 for latent). ``order`` is that of the pages of all buffers that name none.
+    ``dtype`` is a torch or numpy dtype, or its torch name; of a type that pdcore does not know,
+    ``element_bits`` says the bits of one value. ``fingerprint`` (or a mapping) says what made the cache; two
+    that differ don't pair.
     """
 
     page_size: int = attrs.field(validator=integer)
@@ -181,25 +189,31 @@ class KVLayout:
         )  # fmt: skip
 
     def beside(self, other: KVLayout) -> KVLayout:
-        """Return this layout with the buffers of ``other`` after its own: of layers with other heads, or
-        of another order. Every buffer then says its order and units itself.
+        """Return this layout with the buffers of ``other`` after its own: of layers with other heads, of
+        another order, or with another number of pages. Every buffer then says its order and units itself,
+        and its pages where they are not as many as this layout's.
 
         Raises:
             LayoutError: they differ in more than their buffers, or have a buffer in common.
         """
         differing = [
             f"{name} {a!r} and {b!r}"
-            for name in ("page_size", "num_pages", "dtype", "element_bits", "fingerprint")
+            for name in ("page_size", "dtype", "element_bits", "fingerprint")
             if (a := getattr(self, name)) != (b := getattr(other, name))
         ]
         if differing:
             raise LayoutError(
                 "two KV layouts do not fit beside each other",
                 ", ".join(differing),
-                "give both the same page_size, num_pages, dtype and fingerprint",
+                "give both the same page_size, dtype and fingerprint",
             )
         buffers = (
-            attrs.evolve(b, order=layout.order_of(b), units=layout.units_of(b))
+            attrs.evolve(
+                b,
+                order=layout.order_of(b),
+                units=layout.units_of(b),
+                num_pages=None if (pages := layout.pages_of(b)) == self.num_pages else pages,
+            )
             for layout in (self, other)
             for b in layout.buffers
         )
@@ -221,6 +235,15 @@ class KVLayout:
     def units_of(self, buffer: KVBuffer) -> int:
         """Return into how many units the TP ranks share out a buffer."""
         return self.default_units if buffer.units is None else buffer.units
+
+    def pages_of(self, buffer: KVBuffer) -> int:
+        """Return how many pages a buffer has."""
+        return self.num_pages if buffer.num_pages is None else buffer.num_pages
+
+    @property
+    def smallest(self) -> KVBuffer:
+        """The buffer with the fewest pages: a request has only pages that lie in all of them."""
+        return min(self.buffers, key=self.pages_of)
 
     def order_of(self, buffer: KVBuffer) -> PageOrder:
         """Return the order of a buffer's pages."""

@@ -73,7 +73,7 @@ class RegionTable:
         cls, layout: KVLayout, state: Sequence[StateComponent], aux: AuxForm | None, aux_slots: int
     ) -> RegionTable:
         """Return the table of a rank with these layouts, and aux data of this form."""
-        expected = [Expected.of(b.name, b, layout.num_pages) for b in layout.buffers]
+        expected = [Expected.of(b.name, b, layout.pages_of(b)) for b in layout.buffers]
         kv = tuple(range(len(expected)))
         groups = []
         for component in state:
@@ -105,7 +105,8 @@ def _words(region: tuple[str, int, int, int] | None) -> str:
 class Pools:
     """The pools of one rank, checked against their layouts. ``regions`` is the registration order.
 
-    ``kv`` holds a region, a numpy array or a tensor per buffer, in the layout's order.
+    ``num_pages`` are the pages that a request may have: those that all buffers have. ``kv`` holds a region,
+    a numpy array or a tensor per buffer, in the layout's order.
 
     Raises:
         LayoutError, ArgumentError: a part is of another kind, or memory and layout contradict each other.
@@ -145,9 +146,11 @@ class Pools:
             )
         self.kv = self.regions[: len(kv)]
         require_order(self.layout, self.kv)
-        require_items_first(self.kv, layout.num_pages)
+        require_items_first(self.kv, [layout.pages_of(b) for b in layout.buffers])
         for pool in state:
-            require_items_first(pool.regions, pool.component.num_items)
+            require_items_first(pool.regions, [pool.component.num_items] * len(pool.regions))
+        self._smallest = self.layout.smallest
+        self.num_pages = self.layout.pages_of(self._smallest)
         self.state = tuple(
             attrs.evolve(pool, regions=tuple(self.regions[n] for n in numbers))
             for pool, numbers in zip(state, self.table.state, strict=True)
@@ -159,7 +162,7 @@ class Pools:
     ) -> Pools:
         """Allocate host memory for the layouts; the system hands out pages as they are touched."""
         _check_parts(layout, aux)
-        kv = [_allocated(b.name, b, layout.num_pages) for b in layout.buffers]
+        kv = [_allocated(b.name, b, layout.pages_of(b)) for b in layout.buffers]
         pools = [
             StatePool(
                 component,
@@ -173,12 +176,13 @@ class Pools:
         return cls(layout, kv, state=pools, aux=aux)
 
     def check_pages(self, room: RoomId, pages: IndexArray) -> None:
-        """Check that a request's pages exist.
+        """Check that a request's pages exist in every buffer.
 
         Raises:
-            PlanError: one lies outside the pool.
+            PlanError: one lies outside the pool; where buffers differ in pages, the smallest one is named.
         """
-        _check_inside("pages", room, pages, self.layout.num_pages)
+        own = self._smallest.num_pages is not None
+        _check_inside("pages", room, pages, self.num_pages, f" in {self._smallest.name}" if own else "")
 
     def aux_slot(self, room: RoomId, slot: int | None) -> int | None:
         """Return a request's aux slot as a plain int, or None.
@@ -219,7 +223,7 @@ class Pools:
 
     @property
     def arrays(self) -> tuple[npt.NDArray[np.uint8], ...]:
-        """The KV memory that :meth:`allocate` made: uint8 of shape (num_pages, item_len) per buffer."""
+        """The KV memory that :meth:`allocate` made: uint8 of shape (pages, item_len) per buffer."""
         return tuple(r.owner for r in self.kv if isinstance(r.owner, np.ndarray))
 
 
@@ -232,14 +236,14 @@ def _each_list(room: RoomId, lists: object) -> Sequence[Any]:
     raise PlanError(f"the state indices of room {room} are no lists", shown(lists), to_do)
 
 
-def _check_inside(what: str, room: RoomId, indices: IndexArray, limit: int) -> None:
+def _check_inside(what: str, room: RoomId, indices: IndexArray, limit: int, where: str = "") -> None:
     # As unsigned, a negative index is huge: one comparison holds both bounds.
     if len(indices) and int(indices.view(np.uint64).max()) >= limit:
         bad = indices[(indices < 0) | (indices >= limit)]
         raise PlanError(
             f"{what} of room {room} are outside the pool",
             f"{len(bad)} of {len(indices)}, the first is {int(bad[0])}; "
-            f"the pool holds {limit} {what.partition(' ')[0]}",
+            f"the pool holds {limit} {what.partition(' ')[0]}{where}",
             f"use numbers from 0 to {limit - 1}",
         )
 

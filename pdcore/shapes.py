@@ -14,15 +14,15 @@ EXPLICIT = 3
 """A page of at least so many dimensions names each of them: its tokens, its heads, and what is in them."""
 
 
-def require_items_first(regions: Sequence[Region], items: int) -> None:
-    """Check that the first dimension of memory counts pages or slots, or what is in them.
+def require_items_first(regions: Sequence[Region], counts: Sequence[int]) -> None:
+    """Check that the first dimension of memory counts pages or slots (``counts``), or what is in them.
 
     ``(2, blocks, ...)`` has the bytes of as many pages that hold K and V, and is none of them.
 
     Raises:
         LayoutError: it does not.
     """
-    for region in regions:
+    for region, items in zip(regions, counts, strict=True):
         shape = region.shape
         if len(shape) > 1 and shape[0] % items:
             raise LayoutError(
@@ -41,21 +41,21 @@ def require_order(layout: KVLayout, regions: Sequence[Region]) -> None:
             pages. Where another is as long, nobody can tell.
     """
     for buffer, region in zip(layout.buffers, regions, strict=False):
-        if buffer.part in ("k", "v", "kv") and _elsewhere(layout, layout.order_of(buffer), region.shape):
-            order = layout.order_of(buffer)
+        order, pages = layout.order_of(buffer), layout.pages_of(buffer)
+        if buffer.part in ("k", "v", "kv") and _elsewhere(order, pages, layout.page_size, region.shape):
             raise LayoutError(
                 f"region {region.name!r} does not look like pages of order {order}",
-                f"shape {region.shape}, {layout.num_pages} pages of {layout.page_size} tokens",
+                f"shape {region.shape}, {pages} pages of {layout.page_size} tokens",
                 "name the order of the memory in the layout (KVLayout order=...); if it is that, hand the "
                 "memory in flat, as (pages, bytes)",
             )
 
 
-def _elsewhere(layout: KVLayout, order: PageOrder, shape: tuple[int, ...]) -> bool:
+def _elsewhere(order: PageOrder, pages: int, page_size: int, shape: tuple[int, ...]) -> bool:
     """Whether memory of some shape has its tokens elsewhere than pages of some order."""
-    if len(shape) > EXPLICIT and shape[0] == layout.num_pages:
+    if len(shape) > EXPLICIT and shape[0] == pages:
         page = shape[1:]
-        return page[order.dims.index("token")] != layout.page_size and layout.page_size in page
+        return page[order.dims.index("token")] != page_size and page_size in page
     # (tokens of all pages, heads, values), as SGLang has it
-    rows = len(shape) >= EXPLICIT and shape[0] == layout.num_pages * layout.page_size != layout.num_pages
-    return rows and order.dims[0] != "token" and layout.page_size not in shape[1:-1]
+    rows = len(shape) >= EXPLICIT and shape[0] == pages * page_size != pages
+    return rows and order.dims[0] != "token" and page_size not in shape[1:-1]

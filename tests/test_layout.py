@@ -47,6 +47,19 @@ def test_heads_are_shared_out_and_a_latent_is_one_unit(layout: KVLayout) -> None
     assert KVLayout.latent(layers=[0], latent_dim=576, page_size=64, num_pages=3).units == (1,)
 
 
+def test_a_buffer_may_have_a_number_of_pages_of_its_own(layout: KVLayout) -> None:
+    draft = KVLayout.heads(layers=[9], kv_heads=2, head_dim=8, page_size=16, num_pages=4)
+    both = layout.beside(draft)
+    assert [both.pages_of(b) for b in both.buffers] == [10, 10, 10, 10, 4, 4]
+    assert [b.num_pages for b in both.buffers] == [None] * 4 + [4] * 2
+    assert both.smallest.name == "layer.9.k"
+    assert layout.smallest.name == "layer.4.k"
+    assert [b.num_pages for b in draft.beside(layout).buffers] == [None] * 2 + [10] * 4
+    with pytest.raises(LayoutError) as caught:
+        attrs.evolve(layout, buffers=(KVBuffer(0, "k", 8, num_pages=0),))
+    assert "layer.0.k.num_pages=0" in caught.value.there_is
+
+
 def test_a_buffer_may_have_units_and_an_order_of_its_own(layout: KVLayout) -> None:
     scale = KVBuffer(4, "k_scale", 64, units=1, order=PageOrder.HEAD_TOKEN)
     mixed = attrs.evolve(layout, total_kv_heads=8, buffers=(*layout.buffers, scale))
@@ -144,8 +157,8 @@ def test_layers_of_other_heads_stand_beside_each_other_and_each_says_what_it_is(
     assert latent.beside(window).units == (1, 8)
     assert latent.beside(attrs.evolve(latent, buffers=(KVBuffer(8, "latent", 64),))).total_kv_heads == 0
     with pytest.raises(LayoutError, match="two KV layouts do not fit beside each other") as caught:
-        window.beside(attrs.evolve(latent, num_pages=8))
-    assert caught.value.there_is == "num_pages 9 and 8"
+        window.beside(attrs.evolve(latent, page_size=8))
+    assert caught.value.there_is == "page_size 4 and 8"
     with pytest.raises(LayoutError) as caught:
         window.beside(attrs.evolve(latent, dtype="float16", fingerprint={"model": "a"}))
     assert caught.value.there_is.startswith("dtype 'bfloat16' and 'float16', fingerprint ")

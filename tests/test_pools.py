@@ -262,6 +262,47 @@ def test_pages_outside_the_pool_are_named(pools: Pools, bad: int) -> None:
     assert caught.value.to_do == "use numbers from 0 to 9"
 
 
+def draft_beside(pages: int) -> KVLayout:
+    """10 pages of two layers, and a draft layer of so many."""
+    draft = KVLayout.heads(layers=[9], kv_heads=1, head_dim=4, page_size=8, num_pages=pages)
+    return KVLayout.heads(layers=[3, 4], kv_heads=2, head_dim=4, page_size=8, num_pages=10).beside(draft)
+
+
+def test_a_buffer_may_have_a_number_of_pages_of_its_own() -> None:
+    layout = draft_beside(6)
+    pools = Pools.allocate(layout)
+    assert [len(array) for array in pools.arrays] == [10, 10, 10, 10, 6, 6]
+    assert [r.length for r in pools.kv] == [1280] * 4 + [6 * 64] * 2
+    assert (pools.num_pages, Pools.allocate(draft_beside(16)).num_pages) == (6, 10)
+    again = Pools(layout, [array.copy() for array in pools.arrays])
+    assert again.table == pools.table == RegionTable.of(layout, (), None, 0)
+
+
+def test_pages_must_lie_in_every_buffer() -> None:
+    pools = Pools.allocate(draft_beside(6))
+    pools.check_pages(ROOM, i64(0, 5))
+    with pytest.raises(PlanError) as caught:
+        pools.check_pages(ROOM, i64(5, 6, 9))
+    assert caught.value.happened == "pages of room 5 are outside the pool"
+    assert caught.value.there_is == "2 of 3, the first is 6; the pool holds 6 pages in layer.9.k"
+    assert caught.value.to_do == "use numbers from 0 to 5"
+    larger = Pools.allocate(draft_beside(16))
+    with pytest.raises(PlanError) as caught:
+        larger.check_pages(ROOM, i64(10))
+    assert caught.value.there_is == "1 of 1, the first is 10; the pool holds 10 pages"
+
+
+def test_memory_of_another_number_of_pages_than_its_buffer_says_is_refused() -> None:
+    layout = draft_beside(6)
+    memory = [np.zeros((10, b.item_len), np.uint8) for b in layout.buffers]
+    with pytest.raises(LayoutError) as caught:
+        Pools(layout, memory)
+    assert "('layer.9.k', 640) instead of ('layer.9.k', 384)" in caught.value.there_is
+    seven = [np.zeros((7 if b.layer == 9 else 10, b.item_len), np.uint8) for b in layout.buffers]
+    with pytest.raises(LayoutError, match="are not what their layouts say"):
+        Pools(layout, seven)
+
+
 def test_aux_slots_are_checked(pools: Pools) -> None:
     for slot in (None, 0, 2):
         pools.aux_slot(ROOM, slot)

@@ -82,7 +82,7 @@ LAYOUT = attrs.evolve(
     element_bits=6,
     buffers=(
         KVBuffer(0, "k", 96, item_stride=128),
-        KVBuffer(0, "kv_scale", 64, order=PageOrder.TOKEN_KV_HEAD, units=1),
+        KVBuffer(0, "kv_scale", 64, order=PageOrder.TOKEN_KV_HEAD, units=1, num_pages=96),
     ),
 )
 

@@ -43,7 +43,7 @@ class KVCopier:
         remote_regions: Sequence[int],
     ) -> None:
         self._page_size = local.page_size
-        self._items = local.num_pages, remote.num_pages
+        self._items = local.pages_of(local.smallest), remote.pages_of(remote.smallest)
         self._cp = prefill.cp_size, prefill.cp_rank
         self._takes_turns = prefill.cp_size > 1 and prefill.cp_senders is CPSenders.ALL_RANKS
         self._block = max(1, CP_BLOCK_TOKENS // local.page_size)
