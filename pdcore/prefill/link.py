@@ -235,18 +235,3 @@ class Destination:
             events.emit(
                 MetadataReceived(events.node, wanted.room, generation, peer, len(wanted.pages), wanted.trace)
             )
-
-    def disagreement(self, num_pages: int, aux_index: int | None, page_size: int) -> KVTransferError | None:
-        """Return how this request differs from what prefill's ``init`` announced, or None."""
-        wanted = self.wanted
-        held = wanted.decode_prefix_len // page_size
-        same_aux = not self.link.carries_aux or (wanted.aux_index is None) == (aux_index is None)
-        if held >= 0 and len(wanted.pages) + held == num_pages and same_aux:
-            return None
-        return KVTransferError(
-            FailureCode.PLAN,
-            f"prefill and decode disagree about room {wanted.room}",
-            f"prefill announces {num_pages} pages and aux slot {aux_index}, decode holds {held} pages and "
-            f"wants {len(wanted.pages)}, and aux slot {wanted.aux_index} ({self.link.identity})",
-            "hand the same request to both sides: its pages, and an aux slot to both or to none",
-        )

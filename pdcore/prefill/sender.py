@@ -20,6 +20,7 @@ from pdcore.prefill.delivery import Delivery, TransferKVChunk
 from pdcore.prefill.host import SenderHost
 from pdcore.prefill.link import Destination, PeerLink
 from pdcore.prefill.lives import Life
+from pdcore.prefill.sent import Sent
 from pdcore.prefill.supply import Supply
 from pdcore.prefill.transfer import Shipment
 from pdcore.status import Awaited, Room
@@ -46,26 +47,33 @@ class KVSender(RoomHandle):
         self._held: list[TransferKVChunk] = []
         self._unfinished = 0
         self._in_flight: Counter[int] = Counter()  # chunks by decode rank, none without
-        self._deliveries: list[Delivery] = []
+        self._sent = Sent()
         self._shipments: list[Shipment] = []
         self._supply = Supply(record, host.pools)
         self._moments = Moments()
 
+    @property
+    def decode_prefix_len(self) -> int | None:
+        """Tokens at the request's start that decode holds already; None until WAITING_FOR_INPUT."""
+        return self._destinations[0].wanted.decode_prefix_len if self.life.complete else None
+
     @raises_or_fails
-    def init(self, num_pages: int, aux_index: int | None = None) -> None:
+    def init(self, num_pages: int, aux_index: int | None = None, *, start_page: int = 0) -> None:
         """Announce how many pages ``send`` will bring in total, and the aux slot, if there is aux.
 
-        A rank whose row is not the one that decode gets may leave the slot out.
+        A rank whose row is not the one that decode gets may leave the slot out. ``start_page`` pages at the
+        request's start neither count nor come, since decode holds them: at most ``decode_prefix_len`` in
+        whole pages, else the room fails on both sides.
 
         Raises:
             RoomError: called twice, a negative count, or an aux slot that does not fit the pools.
         """
         self._require_here()
-        announced = self._supply.announcement(num_pages, aux_index)
+        announced = self._supply.announcement(num_pages, aux_index, start_page)
         with self._lock:
-            self._supply.announced, self._supply.aux_index = announced
-            destinations = self._destinations
-        for failure in filter(None, map(self._supply.disagreement, destinations)):
+            self._supply.announce(*announced)
+            failure = self._supply.disagreement(self._destinations)
+        if failure is not None:
             self.give_up(failure)
 
     @raises_or_fails
@@ -125,7 +133,7 @@ class KVSender(RoomHandle):
         if not supply.complete:
             return awaited.of_prefill(announced, sent, list(asked.values()))
         return awaited.of_transfers(
-            {asked[rank]: count for rank, count in in_flight.items()}, len(self._deliveries)
+            {asked[rank]: count for rank, count in in_flight.items()}, len(self._sent)
         )
 
     def unsafe_because(self) -> str:
@@ -137,19 +145,7 @@ class KVSender(RoomHandle):
         return "; ".join(sorted(f"{peer}: {self._host.unproven(peer)}" for peer in peers))
 
     def metric(self) -> RequestMetrics:
-        record, deliveries = self.record, self._deliveries
-        return RequestMetrics.between(
-            self.room,
-            record.status,
-            record.opened_at,
-            self._moments,
-            record.ended_at,
-            pages=self._supply.sent,
-            nbytes=sum(d.nbytes for d in deliveries),
-            chunks=len(deliveries),
-            entries=sum(d.entries for d in deliveries),
-            plan=sum(d.plan_seconds for d in deliveries),
-        )
+        return self._sent.metric(self.record, self._moments, self._supply.sent)
 
     # --- called by the manager -------------------------------------------------------------
 
@@ -176,7 +172,7 @@ class KVSender(RoomHandle):
             # A new list, so that who reads it without the lock sees the old or the new one whole.
             self._destinations = [*self._destinations, destination]
             life.promised = {**life.promised, link.rank: (link.route, wanted.generation, link.identity)}
-            failure = self._supply.disagreement(destination)
+            failure = self._supply.disagreement(self._destinations)
             if link.lost:
                 failure = link.loss(self.room, "it was lost before prefill opened the room")
             life.complete = failure is None and len(self._destinations) >= link.served
@@ -204,7 +200,7 @@ class KVSender(RoomHandle):
 
     def chunks_to(self, destination: Destination) -> list[TransferKVChunk]:
         """Return what was sent to a destination, in order."""
-        return [d.chunk for d in self._deliveries if d.peer == destination.link.identity]
+        return self._sent.chunks_to(destination.link.identity)
 
     def give_up(self, failure: KVTransferError) -> bool:
         if not self._end(KVPoll.FAILED, failure):
@@ -248,7 +244,7 @@ class KVSender(RoomHandle):
             delivery = Delivery(
                 chunk, d.link.identity, plan, deadline, self._alive, on_end, drained, self.events
             )
-            self._deliveries.append(delivery)
+            self._sent.add(delivery)
             shipment = self._host.dispatch(d.link, delivery, from_send=from_send)
             if shipment is not None:
                 self._shipments.append(shipment)

@@ -155,7 +155,8 @@ class OpenTelemetryEvents(Tracer, Watcher):
             }
         )
         if event.failure is not None:
-            span.set_status(StatusCode.ERROR, event.failure.happened)
+            if event.failure.code.is_error:
+                span.set_status(StatusCode.ERROR, event.failure.happened)
             span.set_attribute("pdcore.failure", str(event.failure))
         span.end()
 

@@ -1,0 +1,44 @@
+"""The chunks of one room that were dispatched, and what they came to."""
+
+from __future__ import annotations
+
+from pdcore.backend import PeerIdentity
+from pdcore.metrics import Moments, RequestMetrics
+from pdcore.prefill.delivery import Delivery, TransferKVChunk
+from pdcore.status import Room
+
+__all__ = ["Sent"]
+
+
+class Sent:
+    """The deliveries of a room, in order. Its sender adds to them, any thread reads."""
+
+    def __init__(self) -> None:
+        self._deliveries: list[Delivery] = []
+
+    def __len__(self) -> int:
+        return len(self._deliveries)
+
+    def add(self, delivery: Delivery) -> None:
+        """Take a delivery that goes out now."""
+        self._deliveries.append(delivery)
+
+    def chunks_to(self, peer: PeerIdentity) -> list[TransferKVChunk]:
+        """Return what was sent to a peer, in order."""
+        return [d.chunk for d in self._deliveries if d.peer == peer]
+
+    def metric(self, record: Room, moments: Moments, pages: int) -> RequestMetrics:
+        """Return the figures of the room, of which so many pages were handed in."""
+        deliveries = self._deliveries
+        return RequestMetrics.between(
+            record.room,
+            record.status,
+            record.opened_at,
+            moments,
+            record.ended_at,
+            pages=pages,
+            nbytes=sum(d.nbytes for d in deliveries),
+            chunks=len(deliveries),
+            entries=sum(d.entries for d in deliveries),
+            plan=sum(d.plan_seconds for d in deliveries),
+        )
