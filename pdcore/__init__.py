@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pdcore.bootstrap import BootstrapServer
+    from pdcore.bootstrap import BootstrapServer, PrefillFacts
     from pdcore.config import (
         Config,
         ControlConfig,
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "bootstrap": ("BootstrapServer",),
+    "bootstrap": ("BootstrapServer", "PrefillFacts"),
     "config": (
         "Config",
         "ControlConfig",
@@ -145,6 +145,7 @@ __all__ = [
     "PageOrder",
     "PlanError",
     "Pools",
+    "PrefillFacts",
     "PrefillManager",
     "QuarantineConfig",
     "Region",

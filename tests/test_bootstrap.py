@@ -504,7 +504,7 @@ def test_a_renewal_tells_what_came_of_it(
 ) -> None:
     assert isinstance(renewed(client, nobody, RECORD), aiohttp.ClientConnectorError)
     assert renewed(client, server.address, RECORD) is None
-    refused = renewed(client, server.address, attrs.evolve(RECORD, lease=0.0))
+    refused = renewed(client, server.address, attrs.evolve(RECORD, lease=4000.0))
     assert isinstance(refused, BootstrapError)
     assert "a lease is out of range" in refused.happened
 

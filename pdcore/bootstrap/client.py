@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import TypeVar
 from urllib.parse import urlencode
 
 import aiohttp
@@ -19,7 +20,7 @@ from pdcore.bootstrap.courier import Courier, refused
 from pdcore.bootstrap.loop import LoopThread
 from pdcore.bootstrap.names import dialable
 from pdcore.bootstrap.record import CROWDED, RankGroup, RankRecord, ReplicaQuery, RoomsRecord
-from pdcore.errors import BootstrapError, ForkedError, LayoutError, PDCoreError
+from pdcore.errors import BootstrapError, ForkedError, PDCoreError
 from pdcore.model import Deadline, Incarnation
 from pdcore.secret import AuthKey
 
@@ -38,6 +39,8 @@ class _Crowded(Exception):  # noqa: N818 - it asks again
 _UNREACHED = (aiohttp.ClientError, OSError, asyncio.TimeoutError, _Crowded)
 # Made at import: msgspec 0.22 crashes when two threads (clients) are the first to decode a type.
 _read_group = msgspec.json.Decoder(RankGroup).decode
+_read_rank = msgspec.json.Decoder(RankRecord).decode
+Record = TypeVar("Record")
 _log = logging.getLogger("pdcore.bootstrap")
 
 
@@ -98,6 +101,15 @@ class BootstrapClient:
         The future raises BootstrapError or AuthenticationError.
         """
         return self._loop.submit(self._resolve(address, query, deadline))
+
+    def any_rank(
+        self, address: str, wait: float, deadline: Deadline
+    ) -> concurrent.futures.Future[RankRecord]:
+        """Start one attempt to hear of some rank; the service waits ``wait`` seconds for the first.
+
+        The future raises BootstrapError or AuthenticationError.
+        """
+        return self._loop.submit(self._any_rank(address, wait, deadline))
 
     def withdraw(self, address: str, incarnation: Incarnation, deadline: Deadline) -> None:
         """Take a registration back, and renew it no more; failing to is logged, the lease ends it then."""
@@ -195,17 +207,29 @@ class BootstrapClient:
         asked = urlencode({**query.parameters, "wait": f"{seconds:.3f}"})
         # The service answers when its own wait ends; the client's clock only guards against silence.
         status, body = await self._reach("GET", address, f"/v1/ranks?{asked}", b"", seconds + 1)
-        if status != 200:
-            raise refused(address, status, body)
+        return _read(_read_group, address, status, body)
+
+    async def _any_rank(self, address: str, wait: float, deadline: Deadline) -> RankRecord:
+        path = f"/v1/ranks/any?wait={wait:.3f}"
         try:
-            return _read_group(body)
-        except (msgspec.DecodeError, LayoutError) as error:
-            raise refused(address, status, body) from error
+            status, body = await self._reach("GET", address, path, b"", deadline.remaining())
+        except _UNREACHED as error:
+            raise self._unreachable(address) from error
+        return _read(_read_rank, address, status, body)
 
     async def _withdraw(self, address: str, incarnation: Incarnation) -> None:
         if self._renewal is not None:  # which would bring it back
             await asyncio.wait([asyncio.wrap_future(self._renewal)])
         await self._courier.ask("DELETE", address, f"/v1/ranks/{incarnation}", b"", _within(_WITHDRAW))
+
+
+def _read(decode: Callable[[bytes], Record], address: str, status: int, body: bytes) -> Record:
+    if status != 200:
+        raise refused(address, status, body)
+    try:
+        return decode(body)
+    except (msgspec.DecodeError, PDCoreError) as error:  # what a stranger says runs our validators
+        raise refused(address, status, body) from error
 
 
 def _within(seconds: float) -> Deadline:

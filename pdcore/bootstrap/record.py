@@ -8,10 +8,20 @@ import attrs
 
 from pdcore.address import parse_address
 from pdcore.errors import AddressError, BootstrapError
+from pdcore.fingerprint import Fingerprint
 from pdcore.model import Incarnation, RoomId
 from pdcore.topology import DPChoice, Topology
 
-__all__ = ["CROWDED", "RankGroup", "RankRecord", "Refusal", "ReplicaQuery", "RoomsRecord"]
+__all__ = [
+    "CROWDED",
+    "PrefillFacts",
+    "RankGroup",
+    "RankRecord",
+    "Refusal",
+    "ReplicaQuery",
+    "RoomsRecord",
+    "Traits",
+]
 
 
 CROWDED = 503
@@ -33,6 +43,22 @@ def _one_form(_instance: object, _attribute: attrs.Attribute[str], value: str) -
 
 
 @attrs.frozen
+class Traits:
+    """What a rank says of itself beside its topology; empty where it says nothing.
+
+    ``page_size`` is in tokens, ``dtype`` and ``fingerprint`` are its layout's.
+    """
+
+    backend: str = ""
+    protocol: str = ""
+    version: str = ""
+    engine_version: str = ""
+    page_size: int = 0
+    dtype: str = ""
+    fingerprint: Fingerprint | None = None
+
+
+@attrs.frozen
 class RankRecord:
     """One registered prefill rank: its control ``address``, and for how long to believe it.
 
@@ -45,6 +71,36 @@ class RankRecord:
     address: str = attrs.field(validator=_one_form)
     topology: Topology
     lease: float
+    traits: Traits = Traits()
+
+
+@attrs.frozen
+class PrefillFacts:
+    """What decode knows of a prefill group before any room, as one of its ranks told the bootstrap service.
+
+    ``backend`` to ``engine_version`` are as in a pairing: the backend's and its protocol's name, pdcore's
+    version, and that of the engine's library ("" if unknown). ``page_size`` is in tokens, ``dtype`` and
+    ``fingerprint`` are those of the layout. Pairing compares all of it, rank by rank.
+    """
+
+    dp_size: int
+    tp_size: int
+    pp_size: int
+    cp_size: int
+    backend: str
+    protocol: str
+    version: str
+    engine_version: str
+    page_size: int
+    dtype: str
+    fingerprint: Fingerprint | None
+
+    @classmethod
+    def of(cls, record: RankRecord) -> PrefillFacts:
+        """Return the facts of the group of a rank."""
+        group = record.topology
+        traits = {field.name: getattr(record.traits, field.name) for field in attrs.fields(Traits)}
+        return cls(group.dp_size, group.tp_size, group.pp_size, group.cp_size, **traits)
 
 
 @attrs.frozen

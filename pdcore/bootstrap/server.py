@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Awaitable
 from types import TracebackType
 from typing import TypeVar
 
@@ -19,18 +19,19 @@ from pdcore.bootstrap.auth import CHALLENGE_PATH
 from pdcore.bootstrap.connections import Connections
 from pdcore.bootstrap.doorkeeper import Doorkeeper, refuse
 from pdcore.bootstrap.limits import Limits
+from pdcore.bootstrap.lookup import Lookup
 from pdcore.bootstrap.loop import LoopThread
-from pdcore.bootstrap.ranks import MAX_TOLD, Ranks, Refused
-from pdcore.bootstrap.record import CROWDED, RankGroup, RankRecord, ReplicaQuery, RoomsRecord
+from pdcore.bootstrap.ranks import Ranks, Refused
+from pdcore.bootstrap.record import RankGroup, RankRecord, ReplicaQuery, RoomsRecord
 from pdcore.bootstrap.rooms import RoomRanks
-from pdcore.bootstrap.waiting import Crowded, Waiting
+from pdcore.bootstrap.waiting import Waiting
 from pdcore.errors import AddressError, BootstrapError
 from pdcore.machine import find_place, listen
 from pdcore.model import Clock, Deadline, RoomId
 from pdcore.secret import AuthKey
 from pdcore.secret import auth_key as to_auth_key
 from pdcore.shortage import require_descriptors
-from pdcore.topology import DPChoice, dp_rank_of
+from pdcore.topology import DPChoice
 
 __all__ = ["BootstrapServer"]
 
@@ -73,6 +74,7 @@ class BootstrapServer:
         self._ranks = Ranks(clock, self._limits.ranks)
         self._rooms = RoomRanks(clock, self._limits.rooms)
         self._waiting = Waiting(self._limits.waiting)
+        self._lookup = Lookup(self._ranks, self._rooms, self._waiting, self._limits, clock)
         self._runner: web.AppRunner | None = None
         self._listener: asyncio.Server | None = None
         self._loop: LoopThread | None = None
@@ -139,6 +141,7 @@ class BootstrapServer:
         app.router.add_get(CHALLENGE_PATH, self._door.challenge)
         app.router.add_put("/v1/ranks", self._put)
         app.router.add_get("/v1/ranks", self._get)
+        app.router.add_get("/v1/ranks/any", self._get_any)
         app.router.add_put("/v1/rooms", self._put_rooms)
         app.router.add_delete("/v1/ranks/{incarnation}", self._delete)
         app.router.add_get("/health", self._health)
@@ -177,8 +180,7 @@ class BootstrapServer:
             self._ranks.put(record)
         except Refused as refused:
             return _refuse(refused)
-        self._waiting.tell(record.topology.dp_rank)
-        self._waiting.tell(DPChoice.BY_ROOM)
+        self._lookup.told(record)
         return web.Response(status=204)
 
     async def _put_rooms(self, request: web.Request) -> web.Response:
@@ -199,54 +201,14 @@ class BootstrapServer:
         except ValueError as error:
             to_do = "send dp_rank=INT&wait=SECONDS, or room=INT&choice=by_room|query&wait=SECONDS"
             return refuse(400, "a rank query is malformed", str(error), to_do)
+        return await _answer(self._lookup.group(query, wait))
+
+    async def _get_any(self, request: web.Request) -> web.Response:
         try:
-            group = await self._complete_group(
-                query, min(self._limits.wait_seconds, wait) if wait > 0 else 0.0
-            )
-        except Crowded:
-            there_is = f"{self._limits.waiting} wait, and this one has waited for the longest time"
-            return refuse(CROWDED, "more look-ups wait than may", there_is, "ask again")
-        if group is not None:
-            return web.Response(body=msgspec.json.encode(group), content_type="application/json")
-        return _refuse(self._not_found(query))
-
-    def _not_found(self, query: ReplicaQuery) -> Refused:
-        dp_rank, known = self._dp_rank(query), f"DP ranks {self._ranks.dp_ranks()}"
-        if dp_rank is None:
-            to_do = "have prefill call register_dp_rank(room), or start it"
-            return Refused(404, f"nobody took room {query.room}", f"{known} are registered", to_do)
-        ranks = sorted(record.topology.unique_rank for record in self._ranks.of(dp_rank))
-        return Refused(
-            404,
-            f"prefill DP rank {dp_rank} is not registered in full",
-            f"unique ranks {ranks[:MAX_TOLD]} of DP rank {dp_rank}, {known}",
-            "start the missing prefill ranks, or ask for a DP rank that runs",
-        )
-
-    def _dp_rank(self, query: ReplicaQuery) -> int | None:
-        if query.choice is DPChoice.QUERY:
-            return self._rooms.of(query.room)
-        if query.choice is DPChoice.BY_ROOM:
-            some = self._ranks.any()
-            return dp_rank_of(query.room, some.topology.dp_size) if some is not None else None
-        return query.choice
-
-    async def _complete_group(self, query: ReplicaQuery, wait: float) -> RankGroup | None:
-        end = self._clock() + (min(self._limits.wait_seconds, wait) if wait > 0 else 0.0)
-        told = True
-        while (group := self._group(query)) is None and told and (left := end - self._clock()) > 0:
-            told = await self._waiting.wait(self._topic(query), left)
-        return group
-
-    def _group(self, query: ReplicaQuery) -> RankGroup | None:
-        dp_rank = self._dp_rank(query)
-        return self._ranks.group(dp_rank) if dp_rank is not None else None
-
-    def _topic(self, query: ReplicaQuery) -> Hashable:
-        if query.choice is DPChoice.BY_ROOM:
-            return query.choice  # any rank may be the first that tells how many replicas there are
-        dp_rank = self._dp_rank(query)
-        return dp_rank if dp_rank is not None else (query.choice, query.room)
+            wait = float(request.query.get("wait", "0"))
+        except ValueError as error:
+            return refuse(400, "a query for any rank is malformed", str(error), "send wait=SECONDS")
+        return await _answer(self._lookup.any(wait))
 
     async def _delete(self, request: web.Request) -> web.Response:
         self._ranks.withdraw(request.match_info["incarnation"])
@@ -266,6 +228,14 @@ def _port(value: object) -> int:
         "ports are 0 to 65535",
         "choose a free port; 0 takes any",
     )
+
+
+async def _answer(found: Awaitable[RankGroup | RankRecord]) -> web.Response:
+    """Return what was found as JSON, or why it was not."""
+    try:
+        return web.Response(body=msgspec.json.encode(await found), content_type="application/json")
+    except Refused as refused:
+        return _refuse(refused)
 
 
 def _refuse(refused: Refused) -> web.Response:

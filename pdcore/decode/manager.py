@@ -11,7 +11,7 @@ from functools import partial
 from pdcore.address import parse_address
 from pdcore.arguments import due
 from pdcore.backend import PeerIdentity
-from pdcore.bootstrap import ReplicaQuery
+from pdcore.bootstrap import PrefillFacts, ReplicaQuery
 from pdcore.claims import Claims
 from pdcore.config import Config
 from pdcore.decode.awaited import not_paired_in_time
@@ -136,6 +136,18 @@ class DecodeManager(Manager):
             _log.warning("room %s cannot be declined: %s", room, why)
             return False
         return True
+
+    def prefill_group(self, bootstrap: str) -> PrefillFacts | KVTransferError | None:
+        """Return what the prefill group registered at ``bootstrap`` (host:port) says of itself.
+
+        No room is needed. None: it is not known yet, and is being asked for. An error says why it cannot be
+        had: the service is not reached, has no prefill, wants a key, or the address can be none; it is asked
+        again a moment later. Never waits, raises no error of pdcore's but in a forked child, and costs a
+        dictionary look-up: facts are kept as long as this side is paired with that group, else asked for
+        again within the lease of the rank, and dropped when the group is lost.
+        """
+        self._require_here()
+        return self._shutdown_error() if self._closed else self._sources.known.of(bootstrap)
 
     # --- what receivers ask ----------------------------------------------------------------
 

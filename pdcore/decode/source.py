@@ -12,7 +12,15 @@ from pdcore.errors import AuthenticationError, FailureCode, KVTransferError
 from pdcore.model import Incarnation, Role
 from pdcore.wire import PeerDescription, Route
 
-__all__ = ["PrefillSource", "SourceState", "Subscriber", "gone", "replaced", "turned_away"]
+__all__ = [
+    "PrefillSource",
+    "SourceState",
+    "Subscriber",
+    "gone",
+    "indescribable",
+    "replaced",
+    "turned_away",
+]
 
 
 class SourceState(Enum):
@@ -131,4 +139,14 @@ def replaced(source: PrefillSource, by: Incarnation) -> KVTransferError:
         f"lost {source}",
         f"incarnation {by[:8]} runs there now",
         "send the request again; the next one pairs with it",
+    )
+
+
+def indescribable(source: PrefillSource, size: int, limit: int) -> KVTransferError:
+    """Return the failure of a prefill rank that cannot be told what this side is."""
+    return KVTransferError(
+        FailureCode.INCOMPATIBLE,
+        f"cannot pair with {source}: what describes this side does not fit a control message",
+        f"{size} bytes, control.max_message_bytes is {limit}",
+        "raise control.max_message_bytes on both sides",
     )

@@ -12,9 +12,10 @@ from pdcore.bootstrap import BootstrapClient, ReplicaQuery
 from pdcore.bootstrap.record import RankGroup, RankRecord
 from pdcore.config import Timeouts
 from pdcore.decode.announcer import Announcer
+from pdcore.decode.facts import KnownGroups
 from pdcore.decode.group import PrefillGroup, as_failure
 from pdcore.decode.revocation import LostWriter, Revocations
-from pdcore.decode.source import PrefillSource, replaced
+from pdcore.decode.source import PrefillSource, indescribable, replaced
 from pdcore.engine import TransferEngine
 from pdcore.errors import EngineError, FailureCode, IncompatiblePeerError, KVTransferError
 from pdcore.events import Events, Stage, stage
@@ -63,6 +64,7 @@ class Sources:
         self._lost = lost
         self._http = BootstrapClient("decode", auth_key)
         self._revocations = revocations
+        self.known = KnownGroups(self._http, timeouts.bootstrap, time.monotonic, self._paired_at)
         self._lock = threading.Lock()
         self._groups: dict[tuple[str, int], PrefillGroup] = {}
         self._finding: set[PrefillGroup] = set()
@@ -81,14 +83,17 @@ class Sources:
             return list(self._sources.values())
 
     def bootstraps(self) -> set[str]:
-        """Return the bootstrap addresses that groups were found at."""
+        """Return the bootstrap addresses that groups were looked for at."""
         with self._lock:
-            return {bootstrap for bootstrap, _ in self._groups}
+            found = {bootstrap for bootstrap, _ in self._groups}
+        return found | self.known.addresses()
 
     def overdue(self) -> list[PrefillGroup]:
         """Return the groups that did not pair by their deadline, and forget those that are lost."""
         with self._lock:
-            if any(group.lost for group in self._groups.values()):
+            lost = {bootstrap for (bootstrap, _), group in self._groups.items() if group.lost}
+            if lost:
+                self.known.drop(lost)
                 self._groups = {key: group for key, group in self._groups.items() if not group.lost}
                 known = {bootstrap for bootstrap, _ in self._groups}
                 self._dp_sizes = {b: size for b, size in self._dp_sizes.items() if b in known}
@@ -171,6 +176,10 @@ class Sources:
         """End the bootstrap client."""
         self._http.close(deadline)
 
+    def _paired_at(self, bootstrap: str) -> bool:
+        with self._lock:
+            return any(at == bootstrap and group.ready for (at, _), group in self._groups.items())
+
     def _found(
         self, bootstrap: str, group: PrefillGroup, future: concurrent.futures.Future[RankGroup]
     ) -> None:
@@ -230,7 +239,7 @@ class Sources:
         self._heartbeats.track(source.route, time.monotonic(), connected=False)
         request, limit = PairRequest(self._description), self._description.max_message_bytes
         if (size := overweight(request, limit)) is not None:
-            self._channel.call(partial(self._lost, source, _indescribable(source, size, limit)))
+            self._channel.call(partial(self._lost, source, indescribable(source, size, limit)))
         else:
             self._channel.post(source.route, request)
         return source
@@ -289,12 +298,3 @@ class Sources:
     def unproven(self, writer: Incarnation) -> str | None:
         """Why a lost prefill process is not known to be silent; None if it isn't lost."""
         return self._revocations.because(writer)
-
-
-def _indescribable(source: PrefillSource, size: int, limit: int) -> KVTransferError:
-    return KVTransferError(
-        FailureCode.INCOMPATIBLE,
-        f"cannot pair with {source}: what describes this side does not fit a control message",
-        f"{size} bytes, control.max_message_bytes is {limit}",
-        "raise control.max_message_bytes on both sides",
-    )

@@ -10,7 +10,7 @@ from functools import partial
 from pdcore.address import parse_address
 from pdcore.arguments import due, instance, room_id
 from pdcore.backend import PeerIdentity
-from pdcore.bootstrap import RankRecord, RoomsRecord
+from pdcore.bootstrap import RoomsRecord
 from pdcore.config import Config
 from pdcore.errors import KVTransferError, PDCoreError
 from pdcore.events import Gauges, Subscriber
@@ -97,9 +97,7 @@ class PrefillManager(Manager):
             self.events,
             self.quarantine.forsaken,
         )
-        lease = self.config.liveness.interval * self.config.liveness.max_failures
-        rank = RankRecord(self.incarnation, self.address, topology, lease)
-        self._registration = Registration(bootstrap, rank, self.config, self.events)
+        self._registration = Registration(bootstrap, ours, self.config, self.events)
         self.channel.start()
         self.events.show(self.snapshot)
         try:

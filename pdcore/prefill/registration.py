@@ -11,10 +11,12 @@ import attrs
 
 from pdcore.bootstrap import BootstrapClient, RankRecord, RoomsRecord
 from pdcore.bootstrap.attempts import reason_of
+from pdcore.bootstrap.record import Traits
 from pdcore.config import Config
 from pdcore.errors import PDCoreError
 from pdcore.events import Events, Stage, StageEnded, stage
 from pdcore.model import Deadline
+from pdcore.wire import PeerDescription
 
 __all__ = ["Announce", "Registration"]
 
@@ -42,6 +44,20 @@ class _State:
     refused: bool = False
 
 
+def traits_of(ours: PeerDescription) -> Traits:
+    """Return what decode may know before it pairs."""
+    layout = ours.layout
+    return Traits(
+        ours.backend,
+        ours.protocol,
+        ours.version,
+        ours.engine_version,
+        layout.page_size,
+        layout.dtype,
+        layout.fingerprint,
+    )
+
+
 class Registration:
     """Keeps one rank registered. Owns the client, and with it the thread ``pdcore-prefill-http``.
 
@@ -49,9 +65,16 @@ class Registration:
     alone calls ``tick``; all else is for any thread.
     """
 
-    def __init__(self, bootstrap: str, record: RankRecord, config: Config, events: Events) -> None:
+    def __init__(self, bootstrap: str, ours: PeerDescription, config: Config, events: Events) -> None:
         self.bootstrap = bootstrap
-        self._record, self._interval, self._events = record, config.liveness.interval, events
+        self._interval, self._events = config.liveness.interval, events
+        self._record = RankRecord(
+            ours.incarnation,
+            ours.address,
+            ours.topology,
+            self._interval * config.liveness.max_failures,
+            traits_of(ours),
+        )
         self._client = BootstrapClient("prefill", config.auth_key, pause=math.inf)
         self._state = _State()
         self._began = time.monotonic()
