@@ -36,3 +36,18 @@ def test_what_is_submitted_while_the_loop_closes_is_cancelled_and_not_lost(_nth:
     for future in futures:
         with pytest.raises(CancelledError):
             future.result(30)
+
+
+def test_the_loop_is_pythons_own_whatever_the_process_has_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SGLang and vLLM install uvloop, whose transports are none of asyncio's."""
+    monkeypatch.setattr(asyncio, "new_event_loop", lambda: 1 // 0)
+    loop = LoopThread("test")
+    try:
+        running = loop.call(_running(), Deadline.after(30))
+    finally:
+        loop.close(Deadline.after(30))
+    assert isinstance(running, asyncio.SelectorEventLoop)
+
+
+async def _running() -> asyncio.AbstractEventLoop:
+    return asyncio.get_running_loop()

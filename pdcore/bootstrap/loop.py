@@ -31,7 +31,8 @@ class LoopThread:
     def __init__(self, name: str) -> None:
         require_descriptors(LOOP_DESCRIPTORS, f"for the loop of {name}", BootstrapError)
         self._birthplace = Birthplace(self)
-        self._loop = asyncio.new_event_loop()
+        # Not the policy's: a host that installs uvloop gives transports of another kind.
+        self._loop = asyncio.SelectorEventLoop()
         # Guards _closed: what is submitted after the loop was told to stop would never run nor end.
         self._lock = threading.Lock()
         self._closed = False
