@@ -3,9 +3,9 @@
 ``python tests/stand_ins/generate.py sglang SITE_PACKAGES`` reads ``tests/stand_ins/sglang.toml``, a table of
 modules with the names that are wanted of each, and writes ``tests/stand_ins/sglang/``. A class is taken with
 all its members, or with those that stand behind it: ``"ModelConfig: dtype, get_total_num_kv_heads"``. Nothing
-of the engine is imported, and no body of it is copied. What an annotation says is kept as far as it names
-what is there too; the rest becomes Any. mypy checks the adapter against these, the fast tests run against
-them, and the tests of the real engine compare them with what it has.
+of the engine is imported, and no body is copied, but that an ``__init__`` keeps its arguments. What an
+annotation says is kept as far as it names what is there too; the rest becomes Any. mypy checks the adapter
+against these, the fast tests run against them, and those of the real engine compare them with its source.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class _Writer:
                 yield ast.AnnAssign(ast.Name(names[0]), kind, literal, 1)
 
     def class_of(self, node: ast.ClassDef, members: frozenset[str]) -> ast.ClassDef:
-        known = {*self._wanted, "ABC", "Enum", "IntEnum", "str"}
+        known = {*self._wanted, *dir(builtins), "ABC", "Enum", "IntEnum"}
         bases = [b for b in node.bases if ast.unparse(b) in known | {"enum.Enum", "enum.IntEnum"}]
         body: list[ast.stmt] = list(self.attributes(node, members))
         for item in node.body:
@@ -209,7 +209,8 @@ class _Writer:
         returns: ast.expr = ast.Constant(None) if node.name == "__init__" else ANY
         if node.returns is not None:
             returns = self.annotation(node.returns)
-        made = ast.FunctionDef(node.name, args, RAISE, self.decorators(node.decorator_list), returns)
+        body = (_stored(node) if node.name == "__init__" else []) or RAISE
+        made = ast.FunctionDef(node.name, args, body, self.decorators(node.decorator_list), returns)
         return ast.fix_missing_locations(made)
 
     def argument(self, given: ast.arg, unannotated: Sequence[str]) -> ast.arg:
@@ -245,6 +246,13 @@ def _names(node: ast.stmt) -> list[str]:
 
 def _is_auto(value: ast.expr) -> bool:
     return ast.unparse(value) == "enum.auto()"
+
+
+def _stored(init: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.stmt]:
+    """Return what keeps an argument under its own name: the attributes that an instance is known by."""
+    names = {arg.arg for arg in (*init.args.posonlyargs, *init.args.args, *init.args.kwonlyargs)}
+    kept = {f"self.{name} = {name}" for name in names}
+    return [node for node in init.body if isinstance(node, ast.Assign) and ast.unparse(node) in kept]
 
 
 def _is_literal(value: ast.expr) -> bool:

@@ -25,6 +25,10 @@ def get_device() -> _ConfigBag:
     raise NotImplementedError
 
 
+def get_spec() -> _ConfigBag:
+    raise NotImplementedError
+
+
 def get_disagg() -> _ConfigBag:
     raise NotImplementedError
 

@@ -12,6 +12,3 @@ class ModelConfig:
     @staticmethod
     def from_server_args(server_args: ServerArgs, model_path: str | None=None, model_revision: str | None=None, is_draft_model: bool=False, context_length: Optional[int]=None, **kwargs: Any) -> Any:
         raise NotImplementedError
-
-    def get_total_num_kv_heads(self) -> int:
-        raise NotImplementedError

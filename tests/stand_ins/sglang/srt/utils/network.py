@@ -2,6 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 
 def get_local_ip_auto(fallback: str | None=None) -> str:
     raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class NetworkAddress:
+    host: str
+
+    def resolved(self) -> NetworkAddress:
+        raise NotImplementedError
+
+    @staticmethod
+    def parse(addr: str) -> NetworkAddress:
+        raise NotImplementedError

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
 
-
-class KVTransferError:
+class KVTransferError(Exception):
 
     def __init__(self, bootstrap_room: int, failure_reason: str, is_from_another_rank: bool=False) -> None:
-        raise NotImplementedError
-
-    def __str__(self) -> Any:
-        raise NotImplementedError
+        self.bootstrap_room = bootstrap_room
+        self.failure_reason = failure_reason
+        self.is_from_another_rank = is_from_another_rank

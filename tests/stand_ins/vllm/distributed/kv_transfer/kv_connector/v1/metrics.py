@@ -33,7 +33,7 @@ class KVConnectorPromMetrics:
     _histogram_cls: Any
 
     def __init__(self, vllm_config: VllmConfig, metric_types: dict[type[Any], type[Any]], labelnames: list[str], per_engine_labelvalues: dict[int, list[object]]) -> None:
-        raise NotImplementedError
+        self.per_engine_labelvalues = per_engine_labelvalues
 
     def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int=0) -> Any:
         raise NotImplementedError
