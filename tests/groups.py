@@ -141,6 +141,16 @@ class Groups:
             receiver.init(choice)
         return senders, receivers
 
+    def meet(self) -> None:
+        """Move a request of one page, so that all are paired, and all that runs for that does."""
+        senders, receivers = self.open(1)
+        for sender in senders:
+            sender.init(1)
+            sender.send([0])
+        for receiver in receivers:
+            receiver.send_metadata([0])
+        ended([*senders, *receivers])
+
     def write(self, manager: PrefillManager, pages: Sequence[int]) -> None:
         """Fill a prefill rank's pages with the request's content."""
         layout = self.model.meant(manager.topology)

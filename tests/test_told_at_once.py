@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import attrs
 import pytest
-from groups import Groups, Model, ended, groups, ranks
+from groups import Groups, Model, groups, ranks
 from pair import MHA, Pair, config, finish, paired, pools, same_pages, soon
 
 from pdcore import (
@@ -448,13 +448,7 @@ SHAPES = {
 @contextmanager
 def paired_groups(shape: str) -> Iterator[Groups]:
     with groups(*SHAPES[shape], cfg=CONFIG) as both:
-        senders, receivers = both.open(1)
-        for sender in senders:
-            sender.init(1)
-            sender.send([0])
-        for receiver in receivers:
-            receiver.send_metadata([0])
-        ended([*senders, *receivers])
+        both.meet()
         yield both
 
 
