@@ -41,28 +41,33 @@ class Blocks:
 
 
 def test_prefill_draws_a_room_and_keeps_the_blocks_of_the_prompt() -> None:
-    schedule = Schedule(32)
+    schedule = Schedule(32, 2)
     schedule.bootstrap = "10.0.0.1:8998"
-    keep, told = schedule.finished("r", {"do_remote_decode": True}, [4, 5, 6, 7], 65, complete=True)
-    assert keep
+    schedule.holds.pool = pool = Blocks()
+    told = schedule.finished("r", {"do_remote_decode": True}, [4, 5, 6, 7], 65, complete=True)
+    assert [pool.references[block] for block in (4, 5, 6, 7)] == [1, 1, 1, 0]
     assert told is not None
     assert told["do_remote_prefill"]
     assert not told["do_remote_decode"]
     assert told["pdcore_bootstrap"] == "10.0.0.1:8998"
     assert schedule.work(idle=True) == Work((Send("r", told["pdcore_room"], (4, 5, 6)),), idle=True)
     assert schedule.work(idle=False) == Work()
+    schedule.reported([], Report(safe={"r": 1}))
+    assert not pool.freed, "the other worker still sends"
+    schedule.reported([], Report(safe={"r": 1}))
+    assert pool.freed == [6, 5, 4], "the last one is evicted first"
 
 
 def test_prefill_keeps_nothing_of_a_request_that_was_aborted_or_is_not_for_decode() -> None:
-    schedule = Schedule(32)
-    assert schedule.finished("a", {"do_remote_decode": True}, [4], 5, complete=False) == (False, None)
-    assert schedule.finished("b", None, [4], 5, complete=True) == (False, None)
-    assert schedule.finished("c", {"do_remote_decode": True}, [], 5, complete=True) == (False, None)
+    schedule = Schedule(32, 2)
+    assert schedule.finished("a", {"do_remote_decode": True}, [4], 5, complete=False) is None
+    assert schedule.finished("b", None, [4], 5, complete=True) is None
+    assert schedule.finished("c", {"do_remote_decode": True}, [], 5, complete=True) is None
     assert schedule.work(idle=True) == Work(idle=True)
 
 
 def test_decode_loads_what_it_lacks_behind_whole_blocks_that_it_has() -> None:
-    schedule, params = Schedule(32), asked()
+    schedule, params = Schedule(32, 2), asked()
     assert schedule.matched("r", params, 68) == 68
     schedule.allocated("r", params, [4, 5, 6, 7], 100, 68)
     assert schedule.work(idle=True).loads == (Load("r", "10.0.0.1:8998", 7, (5, 6, 7), 32),)
@@ -73,7 +78,7 @@ def test_decode_loads_what_it_lacks_behind_whole_blocks_that_it_has() -> None:
 
 
 def test_a_request_without_a_prefill_is_computed_here() -> None:
-    schedule = Schedule(32)
+    schedule = Schedule(32, 2)
     assert schedule.matched("a", None, 100) == 0
     assert schedule.matched("b", {}, 100) == 0
     assert schedule.matched("c", {"do_remote_prefill": True, "remote_engine_id": "x"}, 100) == 0
@@ -83,7 +88,7 @@ def test_a_request_without_a_prefill_is_computed_here() -> None:
 
 
 def test_decode_declines_what_it_has_all_of() -> None:
-    schedule = Schedule(32)
+    schedule = Schedule(32, 2)
     schedule.allocated("r", asked(), [4, 5], 64, 0)
     assert schedule.work(idle=False).declines == (
         Decline("10.0.0.1:8998", 7, "decode has all of its tokens"),
@@ -91,8 +96,8 @@ def test_decode_declines_what_it_has_all_of() -> None:
 
 
 def test_decode_declines_what_ended_before_it_began() -> None:
-    schedule, params = Schedule(32), asked()
-    assert schedule.finished("r", params, [], 64, complete=False) == (False, None)
+    schedule, params = Schedule(32, 2), asked()
+    assert schedule.finished("r", params, [], 64, complete=False) is None
     (decline,) = schedule.work(idle=False).declines
     assert decline.room == 7
     assert "before decode began" in decline.reason
@@ -100,9 +105,9 @@ def test_decode_declines_what_ended_before_it_began() -> None:
 
 
 def test_a_request_that_ends_while_it_loads_is_aborted_until_the_workers_say_so() -> None:
-    schedule = Schedule(32)
+    schedule = Schedule(32, 2)
     loading(schedule)
-    assert schedule.finished("r", asked(), [4, 5, 6, 7], 100, complete=False) == (False, None)
+    assert schedule.finished("r", asked(), [4, 5, 6, 7], 100, complete=False) is None
     assert schedule.work(idle=True).aborts == ("r",)
     schedule.reported(["r"], None)
     schedule.finished("r", None, [], 100, complete=False)
@@ -110,7 +115,7 @@ def test_a_request_that_ends_while_it_loads_is_aborted_until_the_workers_say_so(
 
 
 def test_a_second_request_for_a_room_waits_for_the_first_and_then_computes() -> None:
-    schedule = Schedule(32)
+    schedule = Schedule(32, 2)
     loading(schedule, "first")
     assert schedule.matched("second", asked(), 100) is None
     schedule.reported(["first"], None)
@@ -121,7 +126,7 @@ def test_a_second_request_for_a_room_waits_for_the_first_and_then_computes() -> 
 
 
 def test_what_was_used_is_forgotten_some_day() -> None:
-    schedule = Schedule(32)
+    schedule = Schedule(32, 2)
     for room in range(REMEMBERED + 5):
         schedule.allocated("r", {**SOURCE, "pdcore_room": room}, [4], 32, 0)
     assert schedule.matched("x", {**SOURCE, "pdcore_room": REMEMBERED}, 9) == 0
@@ -129,18 +134,15 @@ def test_what_was_used_is_forgotten_some_day() -> None:
 
 
 def test_why_a_request_failed_stands_in_its_answer() -> None:
-    schedule = Schedule(32)
+    schedule = Schedule(32, 2)
     loading(schedule)
     schedule.reported(["r"], Report(failures={"r": "prefill was lost"}))
-    assert schedule.finished("r", None, [4], 100, complete=True) == (
-        False,
-        {"pdcore_failure": "prefill was lost"},
-    )
-    assert schedule.finished("r", None, [4], 100, complete=True) == (False, None)
+    assert schedule.finished("r", None, [4], 100, complete=True) == {"pdcore_failure": "prefill was lost"}
+    assert schedule.finished("r", None, [4], 100, complete=True) is None
 
 
 def test_unsafe_blocks_are_held_until_each_worker_has_called_them_safe() -> None:
-    schedule, pool = Schedule(32), Blocks()
+    schedule, pool = Schedule(32, 2), Blocks()
     schedule.holds.pool = pool
     one, two = (Report(unsafe={"r": ((5, 6), 1)}) for _ in range(2))
     schedule.reported(["r"], one.merged(two))
@@ -152,16 +154,16 @@ def test_unsafe_blocks_are_held_until_each_worker_has_called_them_safe() -> None
 
 
 def test_an_engine_without_work_looks_again_while_blocks_should_soon_be_safe() -> None:
-    schedule = Schedule(32)
-    young = [schedule.holds.young]
+    schedule = Schedule(32, 2)
+    watched = [schedule.holds.watched]
     for report in (Report(unsafe={"r": ((5,), 1)}), Report(safe={"r": 1})):
         schedule.reported([], report)
-        young.append(schedule.holds.young)
-    assert young == [False, True, False]
+        watched.append(schedule.holds.watched)
+    assert watched == [False, True, False]
 
 
 def test_a_worker_may_call_blocks_safe_before_another_calls_them_unsafe() -> None:
-    schedule, pool = Schedule(32), Blocks()
+    schedule, pool = Schedule(32, 2), Blocks()
     schedule.holds.pool = pool
     schedule.reported([], Report(unsafe={"r": ((5,), 1)}))
     schedule.reported(["r"], Report(safe={"r": 1}).merged(Report(unsafe={"r": ((5,), 1)})))

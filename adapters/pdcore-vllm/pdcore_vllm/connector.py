@@ -96,7 +96,7 @@ class PdcoreConnector(KVConnectorBase_V1, SupportsHMA):
         ).check()
         self._settings = Settings.load(transfer.kv_connector_extra_config, get_ip)
         self._block_size: int = vllm_config.cache_config.block_size
-        self._schedule = Schedule(self._block_size)
+        self._schedule = Schedule(self._block_size, parallel.world_size)
         self._rank: Rank | None = None
         self._worker: Worker | None = None
 
@@ -154,7 +154,8 @@ class PdcoreConnector(KVConnectorBase_V1, SupportsHMA):
     def request_finished_all_groups(
         self, request: Request, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
-        return self._schedule.finished(
+        # False: vLLM lets go of the blocks; a transfer holds them by a reference of its own.
+        return False, self._schedule.finished(
             request.request_id,
             request.kv_transfer_params,
             block_ids[0] if block_ids else (),
@@ -164,7 +165,7 @@ class PdcoreConnector(KVConnectorBase_V1, SupportsHMA):
 
     @contained(lambda: False)
     def has_pending_push_work(self) -> bool:
-        return self._role is KVConnectorRole.SCHEDULER and self._schedule.holds.young
+        return self._role is KVConnectorRole.SCHEDULER and self._schedule.holds.watched
 
     # --- in the workers --------------------------------------------------------------------------
 
@@ -218,7 +219,7 @@ class PdcoreConnector(KVConnectorBase_V1, SupportsHMA):
             return KVConnectorTransferResults()
         step = self._connector_metadata
         ended = self._worker.ended(idle=isinstance(step, StepWork) and step.work.idle)
-        return KVConnectorTransferResults(ended.sent, ended.received, ended.failed)
+        return KVConnectorTransferResults(set(), ended.received, ended.failed)
 
     @contained(lambda: None)
     def build_connector_worker_meta(self) -> KVConnectorWorkerMetadata | None:

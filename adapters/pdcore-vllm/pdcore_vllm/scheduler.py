@@ -21,7 +21,9 @@ ROOM_BITS = 62
 REMEMBERED = 10_000
 """Rooms that were used (a request which comes again with the same parameters does not ask in vain), and
 failures that were not told yet."""
-SOON = 5.0
+WATCH_SENDS, WATCH_UNSAFE = 1.0, 5.0
+"""Seconds for which an idle engine looks after blocks of a prompt that decode shall fetch, and after those of
+a transfer that failed. Each look costs: for a second after it, vLLM's processes spin."""
 Key = TypeVar("Key")
 
 
@@ -100,26 +102,30 @@ class Pool(Protocol):
 
 
 class Holds:
-    """Blocks of ended requests that are not safe to reuse: each has a reference more, until all workers
-    that told of it have said that it is safe."""
+    """Blocks that workers may yet read or write although vLLM is done with their request: each has a
+    reference more, until all workers that had it have said that it is safe.
+
+    An engine without other work is stepped on for a while, so that they come back soon. Then it may sleep:
+    who needs blocks wakes it, and the first step brings back what has become safe.
+    """
 
     def __init__(self) -> None:
         self.pool: Pool | None = None
         self._held: dict[str, tuple[tuple[int, ...], int]] = {}
-        self._latest = 0.0
+        self._until = 0.0
 
     @property
-    def young(self) -> bool:
-        """Whether blocks are held that should be safe soon: an engine without other work looks again."""
-        return bool(self._held) and time.monotonic() - self._latest < SOON
+    def watched(self) -> bool:
+        """Whether an engine without other work shall look again."""
+        return bool(self._held) and time.monotonic() < self._until
 
-    def hold(self, request: str, blocks: tuple[int, ...], workers: int) -> None:
-        """Keep blocks that still belong to their request."""
+    def hold(self, request: str, blocks: tuple[int, ...], workers: int, watch: float) -> None:
+        """Keep blocks that still belong to their request, and look after them for ``watch`` seconds."""
         kept, before = self._held.get(request, (blocks, 0))
         if self.pool is not None and not before:
             self.pool.touch([self.pool.blocks[block] for block in kept])
         self._held[request] = (kept, before + workers)
-        self._latest = time.monotonic()
+        self._until = max(self._until, time.monotonic() + watch)
 
     def release(self, request: str, workers: int) -> None:
         """Give them back once nobody needs them kept."""
@@ -160,9 +166,10 @@ class _Recent(OrderedDict[Key, str]):
 class Schedule:
     """The scheduler's side of one engine."""
 
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, block_size: int, workers: int) -> None:
         self.bootstrap = ""
         self.holds = Holds()
+        self._workers = workers
         self._block_size = block_size
         self._next = Work()
         self._loading: dict[str, _Source] = {}
@@ -215,8 +222,8 @@ class Schedule:
         tokens: int,
         *,
         complete: bool,
-    ) -> tuple[bool, dict[str, Any] | None]:
-        """A request has ended; return whether its blocks are needed yet, and what the answer tells.
+    ) -> dict[str, Any] | None:
+        """A request has ended; return what its answer tells.
 
         ``complete``: it was computed to its end, so that decode may have its ``blocks``.
         """
@@ -229,10 +236,11 @@ class Schedule:
             self._spent[source] = request
             self._decline(source, "the request ended before decode began with it")
         if not (params and params.get("do_remote_decode") and complete and blocks):
-            return False, told
+            return told
         send = Send(request, secrets.randbits(ROOM_BITS), tuple(blocks[: -(-tokens // self._block_size)]))
         self._next = attrs.evolve(self._next, sends=(*self._next.sends, send))
-        return True, {
+        self.holds.hold(request, send.blocks, self._workers, WATCH_SENDS)
+        return {
             "do_remote_prefill": True,
             "do_remote_decode": False,
             "pdcore_bootstrap": self.bootstrap,
@@ -251,7 +259,7 @@ class Schedule:
         if report is None:
             return
         for request, (blocks, workers) in report.unsafe.items():
-            self.holds.hold(request, blocks, workers)
+            self.holds.hold(request, blocks, workers, WATCH_UNSAFE)
         for request, workers in report.safe.items():
             self.holds.release(request, workers)
         self._failures.update(report.failures)

@@ -13,7 +13,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from pdcore import Deadline, DecodeManager, KVPoll, PrefillManager, RoomId
+from pdcore import Deadline, DecodeManager, FailureCode, KVPoll, PrefillManager, RoomId
 from pdcore.handle import RoomHandle
 from pdcore_vllm.guard import contained, log, one_line
 from pdcore_vllm.metrics import Transfers
@@ -25,15 +25,14 @@ NAP, LONG_NAP = 0.002, 0.01
 """Seconds that a step without computation waits for a room to end, while one is young and later: so long may
 a request that arrives meanwhile wait, and so often does an idle engine look."""
 YOUNG = 1.0
-EXPECTED = frozenset({"aborted", "declined"})
-"""Codes of failures that somebody wanted."""
+WANTED = (FailureCode.ABORTED, FailureCode.DECLINED)
+"""Codes of failures that somebody asked for."""
 
 
 @attrs.define
 class Ended:
-    """Whose transfers have ended since the last look; who ``failed`` is in ``received`` as well."""
+    """Whose loads have ended since the last look; who ``failed`` is in ``received`` as well."""
 
-    sent: set[str] = attrs.field(factory=set)
     received: set[str] = attrs.field(factory=set)
     failed: set[str] = attrs.field(factory=set)
 
@@ -112,34 +111,24 @@ class Worker:
 
     def _send(self, send: Send, room: _Room) -> None:
         assert isinstance(self.manager, PrefillManager)
-        pages = self._pages(send.blocks)
-        room.handle = sender = self.manager.sender(RoomId(send.room), Deadline.after(self._seconds))
-
-        def give() -> None:
-            sender.init(len(pages))
-            sender.send(pages)
-
-        sender.attempt(give)
+        pages, deadline = self._pages(send.blocks), Deadline.after(self._seconds)
+        room.handle = sender = self.manager.sender(RoomId(send.room), deadline, may_raise=False)
+        sender.init(len(pages))
+        sender.send(pages)
 
     def _load(self, load: Load, room: _Room) -> None:
         assert isinstance(self.manager, DecodeManager)
         pages, deadline = self._pages(load.blocks), Deadline.after(self._seconds)
-        room.handle = receiver = self.manager.receiver(load.bootstrap, RoomId(load.room), deadline)
-
-        def take() -> None:
-            receiver.init()
-            receiver.send_metadata(pages, decode_prefix_len=load.prefix)
-
-        receiver.attempt(take)
+        room.handle = receiver = self.manager.receiver(
+            load.bootstrap, RoomId(load.room), deadline, may_raise=False
+        )
+        receiver.init()
+        receiver.send_metadata(pages, decode_prefix_len=load.prefix)
 
     @contained(lambda: None)
     def _decline(self, decline: Decline) -> None:
         assert isinstance(self.manager, DecodeManager)
-        receiver = self.manager.receiver(
-            decline.bootstrap, RoomId(decline.room), Deadline.after(self._seconds)
-        )
-        receiver.init()
-        receiver.clear()
+        self.manager.decline(decline.bootstrap, RoomId(decline.room), decline.reason)
 
     @contained(lambda: None)
     def _abort(self, request: str) -> None:
@@ -163,34 +152,40 @@ class Worker:
             log.exception("the room of request %s cannot tell how it stands", request)
             failed, safe, room.why = True, False, one_line(error)
         del self._rooms[request]
-        (ended.sent if room.sends else ended.received).add(request)
-        if failed and not room.sends:
-            ended.failed.add(request)
-            self._report = self._report.merged(Report(failures={request: room.why}))
-        if not safe:
-            self._report = self._report.merged(Report(unsafe={request: (room.blocks, 1)}))
-            if room.handle is not None:
-                self._unsafe[request] = room.handle
+        if not room.sends:
+            ended.received.add(request)
+            if failed:
+                ended.failed.add(request)
+                self._tell(Report(failures={request: room.why}))
+            if not safe:
+                self._tell(Report(unsafe={request: (room.blocks, 1)}))
+        elif safe:
+            self._tell(Report(safe={request: 1}))
+        if not safe and room.handle is not None:
+            self._unsafe[request] = room.handle
+
+    def _tell(self, more: Report) -> None:
+        self._report = self._report.merged(more)
 
     def _note(self, request: str, room: _Room) -> None:
         """Count a room that is over, and say why it failed if it did."""
-        handle, code = room.handle, "unopened"
+        handle, failure = room.handle, None
         if handle is not None:
             failure = handle.failure()
-            code = "success" if failure is None else failure.code.value
             room.why = "" if failure is None else one_line(failure)
-        self.transfers.note(code, handle.metric() if handle is not None else None)
-        if code != "success":
-            say = log.debug if code in EXPECTED else log.warning
-            where = f"room {handle.room}" if handle is not None else "no room"
-            say("the KV cache of request %s (%s) did not come over: %s", request, where, room.why)
+        code = failure.code if failure is not None else None
+        outcome = code.value if code is not None else "success" if handle is not None else "defect"
+        self.transfers.note(outcome, handle.metric() if handle is not None else None)
+        if outcome != "success":
+            say = log.debug if code in WANTED else log.warning
+            say("the KV cache of request %s did not come over: %s", request, room.why)
 
     @contained(lambda: None)
     def _release(self, request: str) -> None:
         handle = self._unsafe[request]
         if handle.release_safe():
             del self._unsafe[request]
-            self._report = self._report.merged(Report(safe={request: 1}))
+            self._tell(Report(safe={request: 1}))
             handle.clear()
 
 

@@ -5,5 +5,6 @@ from __future__ import annotations
 
 class ParallelConfig:
     prefill_context_parallel_size: int
+    world_size: int
     decode_context_parallel_size: int
     data_parallel_index: int
