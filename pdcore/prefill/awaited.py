@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pdcore.backend import PeerIdentity
 from pdcore.status import Awaited
 
-__all__ = ["of_decode", "of_prefill", "of_transfers"]
+__all__ = ["of_decode", "of_prefill", "of_source", "of_transfers"]
 
 
 def of_decode(
@@ -45,6 +45,14 @@ def of_prefill(announced: int | None, sent: int, asked: Sequence[PeerIdentity]) 
     else:
         what = f"prefill's send(): {sent} of {announced} pages have come"
     return Awaited(f"{what}; {_names(asked)} has asked", "look why prefill is slow, or raise the deadline")
+
+
+def of_source(pages: int, start: int) -> Awaited:
+    """Return that pages were handed in, and what fills them is not known to be done."""
+    return Awaited(
+        f"the ready of prefill's send() of {pages} pages, from page {start} of the request on",
+        "look why what fills them is slow, or whether its event is ever recorded, or raise the deadline",
+    )
 
 
 def of_transfers(in_flight: Mapping[PeerIdentity, int], chunks: int) -> Awaited:

@@ -13,6 +13,7 @@ from pdcore.prefill.answers import Answers
 from pdcore.prefill.delivery import Delivery
 from pdcore.prefill.link import Destination, PeerLink
 from pdcore.prefill.transfer import Shipment
+from pdcore.prefill.waiter import Waiter
 from pdcore.status import RoomTable
 from pdcore.wire import Message
 
@@ -29,6 +30,7 @@ class SenderHost(Protocol):
     events: Events
     pools: Pools
     rooms: RoomTable
+    waiter: Waiter
 
     def dispatch(self, link: PeerLink, delivery: Delivery, *, from_send: bool) -> Shipment | None:
         """Have a delivery done; returns the shipment that ``poll`` must advance, if any."""

@@ -32,6 +32,7 @@ from pdcore.prefill.registration import Announce, Registration
 from pdcore.prefill.sender import KVSender
 from pdcore.prefill.senders import Senders
 from pdcore.prefill.transfer import Shipment
+from pdcore.prefill.waiter import Waiter
 from pdcore.process import ProcessIdentity
 from pdcore.quarantine import Quarantine
 from pdcore.selection import Backend
@@ -73,7 +74,7 @@ class PrefillManager(Manager):
             self.config.quarantine.grace, lambda peer: self._links.serves(peer), self.survivors.ended
         )
         self.bootstrap = bootstrap
-        self._senders, self._parking = Senders(), Parking()
+        self._senders, self._parking, self.waiter = Senders(), Parking(), Waiter()
         self.answers = Answers(topology.unique_rank, AuxDataCodec(pools.aux) if pools.aux else None)
         self._reception = Reception(
             self._senders, self._parking, topology, self.answers, self._post, self.channel.counts
@@ -283,6 +284,7 @@ class PrefillManager(Manager):
         self._reception.close(why)
         self._links.close(deadline)
         self._examiner.close(deadline)
+        self.waiter.close(deadline)
 
     def _handles(self) -> Sequence[RoomHandle]:
         return self._senders.all()

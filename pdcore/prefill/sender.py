@@ -17,12 +17,13 @@ from pdcore.metrics import Moments, RequestMetrics
 from pdcore.model import Deadline, KVPoll
 from pdcore.prefill import awaited
 from pdcore.prefill.delivery import Delivery, TransferKVChunk
+from pdcore.prefill.gate import Gate
 from pdcore.prefill.host import SenderHost
 from pdcore.prefill.link import Destination, PeerLink
 from pdcore.prefill.lives import Life
+from pdcore.prefill.readiness import Readiness
 from pdcore.prefill.sent import Sent
 from pdcore.prefill.supply import Supply
-from pdcore.prefill.transfer import Shipment
 from pdcore.status import Awaited, Room
 from pdcore.wire import Message, Released
 
@@ -32,8 +33,7 @@ __all__ = ["KVSender"]
 class KVSender(RoomHandle):
     """Sends the KV cache of one room. Made by ``PrefillManager.sender``; one scheduler thread calls it.
 
-    The lock guards ``_destinations``, ``_held``, ``_unfinished`` and ``_in_flight``, and writes
-    what ``life`` promises.
+    The lock guards ``_destinations``, ``_unfinished`` and ``_in_flight``, and writes what ``life`` promises.
     """
 
     side = "prefill"
@@ -44,11 +44,10 @@ class KVSender(RoomHandle):
         self._host = host
         self._lock = threading.Lock()
         self._destinations: list[Destination] = []
-        self._held: list[TransferKVChunk] = []
+        self._gate = Gate(host.waiter, self._leave, self.give_up)
         self._unfinished = 0
         self._in_flight: Counter[int] = Counter()  # chunks by decode rank, none without
         self._sent = Sent()
-        self._shipments: list[Shipment] = []
         self._supply = Supply(record, host.pools)
         self._moments = Moments()
 
@@ -77,45 +76,51 @@ class KVSender(RoomHandle):
             self.give_up(failure)
 
     @raises_or_fails
-    def send(self, pages: npt.ArrayLike, state_indices: Sequence[npt.ArrayLike] | None = None) -> None:
+    def send(
+        self,
+        pages: npt.ArrayLike,
+        state_indices: Sequence[npt.ArrayLike] | None = None,
+        *,
+        ready: object = None,
+    ) -> None:
         """Send the next pages of this request, in its logical order; a chunked prefill calls it often.
 
         The call that completes ``num_pages`` is the last one and carries aux and state; the aux slot
         must hold this room's values by then. It may come before decode has named its pages. Does
         nothing in a room that has failed.
 
+        ``ready``: nothing of these pages, nor state and aux, is read before it: an object with ``is_set()``
+        (as threading.Event) or ``query()`` (as torch.cuda.Event), or a callable that returns by then. It is
+        waited for in another thread, and delays no other room; the room may end meanwhile. What it raises
+        fails the room, as does an aux slot that holds another room's values once it is ready.
+
         Raises:
-            RoomError: before ``init``, after the last page, or more pages than announced.
+            RoomError: before ``init``, after the last page, more pages than announced, or no such ``ready``.
             PlanError: pages outside the pool, or state index lists that don't match the components.
             KVTransferError: code AUX, the last chunk, but the aux slot holds another room's values.
         """
         self._require_here()
         if self.record.status is KVPoll.FAILED:
             return
+        readiness = Readiness.of(self.room, ready)
         chunk = self._supply.chunk(pages, state_indices)
+        if readiness is None:
+            self._supply.check_aux(chunk)
         with self._lock:
             self._supply.taken(chunk)
             self._unfinished += 1
-            if not self.life.complete:
-                self._held.append(chunk)
-                return
-        self._dispatch(chunk, from_send=True)
+        self._gate.put(chunk, readiness)
 
     def poll(self) -> KVPoll:
         """Return the state of the room. With the inline model this also advances the transfer."""
         self._require_here()
-        failed = self.record.status is KVPoll.FAILED
-        for shipment in self._shipments:
-            if not shipment.ended:
-                shipment.cancel() if failed else shipment.advance()
+        self._sent.advance(wanted=self.record.status is not KVPoll.FAILED)
         return self.record.status
 
     def wait(self, deadline: Deadline) -> KVPoll:
         self._require_here()
         require_deadline("the deadline of wait()", deadline)
-        own = self.record.deadline
-        for shipment in self._shipments:
-            shipment.finish(min(deadline, own, key=lambda d: d.remaining()))
+        self._sent.finish(min(deadline, self.record.deadline, key=lambda d: d.remaining()))
         return super().wait(deadline)
 
     def release_safe(self) -> bool:
@@ -130,6 +135,8 @@ class KVSender(RoomHandle):
         if not self.life.complete:
             asking = destinations[0].link.asking if destinations else ()
             return awaited.of_decode(asked, asking, *self._host.company(self))
+        if (unready := self._gate.unready) is not None:
+            return awaited.of_source(len(unready.pages), unready.start)
         if not supply.complete:
             return awaited.of_prefill(announced, sent, list(asked.values()))
         return awaited.of_transfers(
@@ -176,7 +183,6 @@ class KVSender(RoomHandle):
             if link.lost:
                 failure = link.loss(self.room, "it was lost before prefill opened the room")
             life.complete = failure is None and len(self._destinations) >= link.served
-            held, self._held = (self._held, []) if life.complete else ([], self._held)
         self._host.rooms.tighten(self.record, destination.deadline)
         destination.report(self.record.generation, self.events)
         if failure is not None:
@@ -184,8 +190,7 @@ class KVSender(RoomHandle):
         elif life.complete:
             self._moments.met = time.monotonic()
             self._host.rooms.move(self.record, KVPoll.WAITING_FOR_INPUT)
-            for chunk in held:
-                self._dispatch(chunk, from_send=False)
+            self._gate.open()
         return True
 
     def conclude(self) -> None:
@@ -205,8 +210,8 @@ class KVSender(RoomHandle):
     def give_up(self, failure: KVTransferError) -> bool:
         if not self._end(KVPoll.FAILED, failure):
             return False
+        self._gate.end()
         with self._lock:
-            self._held.clear()
             destinations, drained = list(self._destinations), not self._in_flight
         for d in destinations:
             generation = d.wanted.generation
@@ -224,6 +229,11 @@ class KVSender(RoomHandle):
         self._host.forget(self)
 
     # --- inside ----------------------------------------------------------------------------
+
+    def _leave(self, chunk: TransferKVChunk, *, waited: bool, from_send: bool) -> None:
+        """Send a chunk whose turn it is, and which may have ``waited`` for its source."""
+        if not waited or self.attempt(partial(self._supply.check_aux, chunk)):
+            self._dispatch(chunk, from_send=from_send)
 
     def _dispatch(self, chunk: TransferKVChunk, *, from_send: bool) -> None:
         if not self._moments.first:
@@ -245,9 +255,7 @@ class KVSender(RoomHandle):
                 chunk, d.link.identity, plan, deadline, self._alive, on_end, drained, self.events
             )
             self._sent.add(delivery)
-            shipment = self._host.dispatch(d.link, delivery, from_send=from_send)
-            if shipment is not None:
-                self._shipments.append(shipment)
+            self._sent.drive(self._host.dispatch(d.link, delivery, from_send=from_send))
 
     def _alive(self) -> bool:
         return not self.record.status.terminal

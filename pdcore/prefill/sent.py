@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from pdcore.backend import PeerIdentity
 from pdcore.metrics import Moments, RequestMetrics
+from pdcore.model import Deadline
 from pdcore.prefill.delivery import Delivery, TransferKVChunk
+from pdcore.prefill.transfer import Shipment
 from pdcore.status import Room
 
 __all__ = ["Sent"]
 
 
 class Sent:
-    """The deliveries of a room, in order. Its sender adds to them, any thread reads."""
+    """The deliveries of a room, in order, and the shipments that its scheduler drives (inline). Its sender
+    adds to them, any thread reads."""
 
     def __init__(self) -> None:
         self._deliveries: list[Delivery] = []
+        self._shipments: list[Shipment] = []
 
     def __len__(self) -> int:
         return len(self._deliveries)
@@ -22,6 +26,22 @@ class Sent:
     def add(self, delivery: Delivery) -> None:
         """Take a delivery that goes out now."""
         self._deliveries.append(delivery)
+
+    def drive(self, shipment: Shipment | None) -> None:
+        """Take a shipment that no lane drives, if it is one."""
+        if shipment is not None:
+            self._shipments.append(shipment)
+
+    def advance(self, *, wanted: bool) -> None:
+        """Have those shipments go on, or stop; never waits."""
+        for shipment in self._shipments:
+            if not shipment.ended:
+                shipment.advance() if wanted else shipment.cancel()
+
+    def finish(self, deadline: Deadline) -> None:
+        """Drive those shipments until they end, or the deadline passes."""
+        for shipment in self._shipments:
+            shipment.finish(deadline)
 
     def chunks_to(self, peer: PeerIdentity) -> list[TransferKVChunk]:
         """Return what was sent to a peer, in order."""

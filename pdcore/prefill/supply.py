@@ -63,7 +63,6 @@ class Supply:
         Raises:
             RoomError: before ``init``, after the last page, or more pages than announced.
             PlanError: pages outside the pool, or state index lists that don't match the components.
-            KVTransferError: code AUX, the last chunk, but the aux slot holds another room's values.
         """
         indices = index_array(pages, "KV pages")
         room, total = self._record.room, self.sent + len(indices)
@@ -76,11 +75,18 @@ class Supply:
         self._pools.check_pages(room, indices)
         is_last = total == self.announced
         lists: tuple[IndexArray, ...] = self._pools.state_lists(room, state_indices, due=is_last)
-        if is_last and self._pools.aux is not None and self.aux_index is not None:
-            self._pools.aux.check_room(self.aux_index, room)
         generation = self._record.generation
         start = self.start + self.sent
         return TransferKVChunk(room, generation, indices, start, is_last, self.aux_index, lists)
+
+    def check_aux(self, chunk: TransferKVChunk) -> None:
+        """Check that the aux slot holds this room's values, which go with the last chunk.
+
+        Raises:
+            KVTransferError: code AUX, it holds another room's.
+        """
+        if chunk.is_last and self._pools.aux is not None and self.aux_index is not None:
+            self._pools.aux.check_room(self.aux_index, self._record.room)
 
     def taken(self, chunk: TransferKVChunk) -> None:
         """Count a chunk."""
