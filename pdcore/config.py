@@ -197,7 +197,8 @@ class QuarantineConfig:
 class Config:
     """Everything that can be configured.
 
-    ``backend`` is a selectable name; ``backend_options`` are structured by that backend's own options
+    ``backend`` is a selectable name, for ``pdcore.select(config)``: a manager takes no backend of another
+    name; None leaves that to who selects. ``backend_options`` are structured by that backend's own options
     class when it is selected. ``require_transport`` turns an engine that really runs on another
     transport into an error. ``host`` is where this side listens: an address or a name of this machine, an
     interface (``eth0``), or a wildcard. ``advertise`` is what peers are told instead, where they dial
@@ -209,7 +210,7 @@ class Config:
         ConfigError: a value lies outside its range, or sub-timeouts do not nest.
     """
 
-    backend: str = attrs.field(default="local", validator=_not_empty)
+    backend: str | None = attrs.field(default=None, validator=attrs.validators.optional(_not_empty))
     backend_options: Mapping[str, object] = attrs.field(factory=dict, hash=False, validator=_a(Mapping))
     require_transport: str | None = attrs.field(default=None, validator=_a(str, NoneType))
     host: str = attrs.field(default="127.0.0.1", validator=_host)

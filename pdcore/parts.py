@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pdcore.arguments import callables, instance
-from pdcore.config import Config
+from pdcore.config import SET_IN_CODE, Config
+from pdcore.errors import ConfigError, ConfigProblem
 from pdcore.pools import Pools
 from pdcore.selection import Backend
 from pdcore.topology import Topology
@@ -18,6 +19,7 @@ def check_parts(
 
     Raises:
         ArgumentError: one is of another kind than is due.
+        ConfigError: the configuration names another backend than the one handed in.
     """
     instance("the backend of a manager", backend, Backend, "hand in pdcore.select(name)")
     instance(
@@ -26,3 +28,8 @@ def check_parts(
     instance("the topology of a manager", topology, Topology, "hand in Topology(), or with sizes and ranks")
     instance("the config of a manager", config, Config, "hand in Config(...), or load_config(...).config")
     callables("the subscribers of a manager", subscribers)
+    assert isinstance(backend, Backend)
+    assert isinstance(config, Config)
+    if config.backend not in (None, backend.name):
+        reason = f"must be {backend.name!r} like the backend handed in, or not set; is {config.backend!r}"
+        raise ConfigError([ConfigProblem("backend", SET_IN_CODE, reason)])

@@ -22,11 +22,14 @@ from pdcore.backend import (
     StateRequest,
     Variant,
 )
+from pdcore.config import Config
 from pdcore.discovery import Candidate, Problem, discover
 from pdcore.engine import TransferEngine
 from pdcore.engine_start import start_engine
 from pdcore.errors import (
+    ArgumentError,
     ConfigError,
+    ConfigProblem,
     ContractError,
     PluginError,
     SelectionError,
@@ -36,7 +39,8 @@ from pdcore.errors import (
 from pdcore.events import Subscriber
 from pdcore.model import Deadline, DeviceKind, Incarnation, Role
 from pdcore.plugins import BackendPlugin, Observer, describe, load_observer
-from pdcore.settings import Origin
+from pdcore.scalars import shown
+from pdcore.settings import LoadedConfig, Origin, OriginKind
 from pdcore.structuring import nearest
 
 __all__ = ["Backend", "explain", "load_observers", "select"]
@@ -127,7 +131,7 @@ class Backend:
 
 
 def select(
-    name: str,
+    name: str | Config | LoadedConfig,
     options: Mapping[str, object] | None = None,
     *,
     environ: Mapping[str, str] | None = None,
@@ -136,18 +140,24 @@ def select(
     """Return the backend of this name, ready to start engines. No engine is started here.
 
     Args:
-        name: a name from an entry point, of a backend or of one of its variants.
-        options: the backend's own options, by name.
+        name: a name from an entry point, of a backend or of one of its variants; or a configuration that
+            names one, with its options: then nothing else says which.
+        options: the backend's own options, by name; None with a configuration.
         environ: what the user's environment says, ``os.environ`` by default.
         origins: as in ``LoadedConfig.origins``, so that errors can say where an option was set.
 
     Raises:
         SelectionError: it is unknown or cannot run here; lists every installed backend and why (not).
         VariantConflictError: the environment or an option contradicts the variant.
-        ConfigError: an option is wrong.
+        ConfigError: an option is wrong, or the configuration names no backend.
         ContractError: the backend answers a hook wrongly.
-        ArgumentError: the name is no text, or the options are no mapping.
+        ArgumentError: the name is no text and no configuration, the options are no mapping, or beside a
+            configuration there are some.
     """
+    if isinstance(name, LoadedConfig):
+        origins, name = name.origins if origins is None else origins, name.config
+    if isinstance(name, Config):
+        name, options = _configured(name, options)
     instance(
         "the name of a backend", name, str, "hand in its name, such as 'local': pdcore backends lists them"
     )
@@ -171,6 +181,20 @@ def select(
     others = (assess(c, environ=environ) for c in discovery.backends if c not in claimants[:1])
     verdicts += [(other.candidate, other.problem) for other in others]
     raise explain(name, verdicts)
+
+
+def _configured(config: Config, options: Mapping[str, object] | None) -> tuple[str, Mapping[str, object]]:
+    """Return the name and the options of the backend that a configuration asks for."""
+    if options is not None:
+        raise ArgumentError(
+            "the options of a backend are named twice",
+            f"{shown(options)}, and a configuration with backend_options",
+            "put them into the configuration's backend_options, or select by name",
+        )
+    if config.backend is None:
+        reason = "must be named where a configuration selects: set PDCORE_BACKEND, or select one by its name"
+        raise ConfigError([ConfigProblem("backend", OriginKind.DEFAULT.value, reason)])
+    return config.backend, config.backend_options
 
 
 def _backend(found: Assessment) -> Backend:

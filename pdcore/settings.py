@@ -31,7 +31,6 @@ PREFIX = "PDCORE_"
 FILE_VARIABLE = "PDCORE_CONFIG"
 RESERVED = frozenset({FILE_VARIABLE, "PDCORE_PLUGINS", "PDCORE_DISABLE", "PDCORE_TRACEBACK"})
 OPTIONS = "backend_options"
-DEFAULT_BACKEND = Config().backend
 
 
 class OriginKind(Enum):
@@ -116,9 +115,7 @@ def load_config(
     in_code = dict(_flatten(code or {}, Origin(OriginKind.CODE)))
     variables = _read_environment(environ, plugin_prefixes, problems)
     layers: list[_Settings] = [file, variables.settings, command_line, in_code]
-    backend = next(
-        (str(layer["backend"].value) for layer in reversed(layers) if "backend" in layer), DEFAULT_BACKEND
-    )
+    backend = next((str(layer["backend"].value) for layer in reversed(layers) if "backend" in layer), "")
     layers.insert(2, variables.options_of(backend))
     settings: _Settings = {path: setting for layer in layers for path, setting in layer.items()}
 

@@ -157,7 +157,7 @@ def test_a_backends_variable_is_stronger_than_the_file_and_weaker_than_the_comma
     tmp_path: Path,
 ) -> None:
     file = tmp_path / "pdcore.toml"
-    file.write_text("[backend_options]\nthreads = 1\ndepth = 1\n")
+    file.write_text('backend = "local"\n[backend_options]\nthreads = 1\ndepth = 1\n')
     loaded = load_config(
         cli={"backend_options": {"depth": "3"}},
         environ={"PDCORE_LOCAL_THREADS": "2", "PDCORE_LOCAL_DEPTH": "2"},

@@ -331,7 +331,7 @@ def test_the_options_of_a_backend_are_a_mapping(options: Any) -> None:
 @pytest.mark.parametrize(
     ("kind", "field", "values"),
     [
-        (Config, "backend", [5, None, "", b"local"]),
+        (Config, "backend", [5, "", b"local"]),
         (Config, "backend_options", [None, 5, [1], "x"]),
         (Config, "require_transport", [5, b"tcp"]),
         (Config, "host", [5, None, b"127.0.0.1"]),

@@ -12,6 +12,7 @@ from pair import Pair, config, fill, finish, pools, soon
 from pdcore import (
     BootstrapServer,
     Config,
+    ConfigError,
     DecodeManager,
     KVPoll,
     PrefillManager,
@@ -81,3 +82,19 @@ def test_aux_rows_go_over_tcp_to_a_peer_that_takes_them_no_other_way(
         assert sender.metric().nbytes == pair.prefill.pools.layout.page_bytes
         finish(sender, receiver)
     assert "over tcp: it takes them no other way" in caplog.text
+
+
+def test_a_configuration_that_names_another_backend_is_refused_by_both_sides() -> None:
+    asked = attrs.evolve(config(), backend="mooncake_tcp")
+    for start in (
+        lambda: PrefillManager(select("local"), pools(), Topology(), "127.0.0.1:1", asked),
+        lambda: DecodeManager(select("local"), pools(), Topology(), asked),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            start()
+        (problem,) = caught.value.problems
+        assert (problem.path, problem.origin) == ("backend", "code")
+        assert problem.reason == "must be 'local' like the backend handed in, or not set; is 'mooncake_tcp'"
+    named = attrs.evolve(config(), backend="local")
+    with two_managers(select(named), named, named) as pair:
+        pair.move(1, [1], [1])

@@ -10,9 +10,11 @@ import pytest
 from distributions import EVERY_DIST, folders, install, run_python
 
 from pdcore.backend import AuxRoute, PeerIdentity
+from pdcore.config import Config
 from pdcore.discovery import Candidate, Problem
 from pdcore.engine import Certainty, TransferEngine
 from pdcore.errors import (
+    ArgumentError,
     ConfigError,
     ContractError,
     EngineError,
@@ -222,6 +224,31 @@ def test_wrong_options_are_all_named_with_where_they_were_set() -> None:
         ("backend_options.certainty", "code"),
         ("backend_options.devce", "PDCORE_GOOD_DEVCE"),
     ]
+
+
+def test_a_configuration_names_its_backend_and_options_in_one_place() -> None:
+    environ = {"PDCORE_BACKEND": "good_tcp", "PDCORE_GOOD_THREADS": "3"}
+    loaded = load_config(environ=environ, plugin_prefixes=["good"])
+    for what in (loaded, Config(backend="good_tcp", backend_options={"threads": 3})):
+        backend = select(what, environ={})
+        assert (backend.name, backend.options.threads) == ("good_tcp", 3)  # type: ignore[attr-defined]
+    wrong = load_config(environ=environ | {"PDCORE_GOOD_THREADS": "no"}, plugin_prefixes=["good"])
+    with pytest.raises(ConfigError) as caught:
+        select(wrong, environ={})
+    assert caught.value.problems[0].origin == "PDCORE_GOOD_THREADS"
+
+
+def test_a_configuration_that_names_no_backend_selects_none() -> None:
+    with pytest.raises(ConfigError) as caught:
+        select(load_config(environ={}))
+    (problem,) = caught.value.problems
+    assert (problem.path, problem.origin) == ("backend", "default")
+    assert problem.reason.startswith("must be named where a configuration selects: set PDCORE_BACKEND, or")
+
+
+def test_options_beside_a_configuration_are_refused() -> None:
+    with pytest.raises(ArgumentError, match="the options of a backend are named twice"):
+        select(Config(backend="good"), {})
 
 
 def test_a_variant_brings_its_protocol_and_defaults_that_may_be_overridden() -> None:

@@ -16,6 +16,8 @@ from pdcore.settings import load_config
 
 __all__ = ["Chosen", "add_backend_flags", "choose"]
 
+DEFAULT = "local"
+
 
 @attrs.frozen
 class Chosen:
@@ -50,9 +52,11 @@ def choose(args: argparse.Namespace, more: Mapping[str, object] | None = None) -
         ConfigError, SelectionError, VariantConflictError: as configured, it cannot run here.
     """
     flags = {"backend": args.backend, **{f"backend_options.{k}": v for k, v in args.option}, **(more or {})}
-    loaded = load_config(cli=flags, plugin_prefixes=discover().names)
-    given = loaded.config.backend_options
-    backend = select(loaded.config.backend, given, origins=loaded.origins)
+    names = discover().names
+    loaded = load_config(cli=flags, plugin_prefixes=names)
+    if loaded.config.backend is None:
+        loaded = load_config(cli={**flags, "backend": DEFAULT}, plugin_prefixes=names)
+    backend, given = select(loaded), loaded.config.backend_options
     return Chosen(loaded.config, backend, {k: _as_text(getattr(backend.options, k)) for k in given})
 
 

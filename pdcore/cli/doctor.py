@@ -95,7 +95,7 @@ def _echo(found: Data, loaded: LoadedConfig) -> bool:
     """Add what came of the echo to the findings of a backend that is ready."""
     config = loaded.config
     try:
-        backend = select(config.backend, config.backend_options, origins=loaded.origins)
+        backend = select(loaded)
         deadline = Deadline.after(config.timeouts.engine_start + ECHO_SECONDS)
         found |= echoed(loopback_echo(backend, config, deadline))
     except PDCoreError as error:

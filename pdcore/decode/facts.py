@@ -60,7 +60,7 @@ class KnownGroups:
         try:
             address = self._in_one_form(bootstrap)
         except PDCoreError as error:
-            return as_failure(FailureCode.PEER_LOST, error)
+            return KVTransferError.of(error)
         group = self._known.get(address)
         if group is not None and (group.asking or self._clock() < group.ask_at):
             return self._told(group)

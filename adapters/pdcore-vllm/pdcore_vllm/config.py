@@ -125,7 +125,7 @@ class Settings:
                 shutdown=timeouts.shutdown,
             )
         config = attrs.evolve(config, timeouts=timeouts)
-        backend = pdcore.select(config.backend, config.backend_options, origins=loaded.origins)
+        backend = pdcore.select(config, origins=loaded.origins)
         return cls(
             config,
             backend,
