@@ -16,10 +16,12 @@ from serving import sessions
 from serving.client import Answer, Prompt, ask, ask_all, hang_up, in_waves, metric
 from serving.compare import compare, table
 from serving.engines import Command, Engine, Role, sglang_pdcore, vllm_pdcore
+from serving.lives import Life
 from serving.ports import free_port
 from serving.prompts import make_prompts
 from serving.router import Prefill, Router, Running
 from serving.servers import Server, ServerError
+from serving.tally import Clients, Tally
 
 
 def test_prompts_are_the_same_for_a_seed_and_spread_like_the_trace() -> None:
@@ -64,7 +66,9 @@ def test_a_metric_is_summed_over_its_labels() -> None:
 
 
 def test_commands_name_model_role_and_backend() -> None:
-    prefill = vllm_pdcore(Role.PREFILL, "nixl_tcp", "--block-size", "64", options={"verify": "all"}, X="1")
+    prefill = vllm_pdcore(
+        Role.PREFILL, "nixl_tcp", "--block-size", "64", options={"verify": "all"}, environment={"X": "1"}
+    )
     config = json.loads(prefill.arguments[prefill.arguments.index("--kv-transfer-config") + 1])
     assert config["kv_role"] == "kv_producer"
     assert config["kv_connector_extra_config"] == {
@@ -247,3 +251,41 @@ def test_many_are_asked_at_once_and_answered_in_order(vllm_router: str) -> None:
     prompts = [Prompt((n,), 2) for n in range(20, 44)]
     for ask_them in (ask_all, in_waves):
         assert [a.tokens for a in ask_them(prompts, lambda p: ask(vllm_router, p))] == [(4, 5)] * 24
+
+
+def test_a_tally_tells_right_wrong_failed_late_and_missing_apart() -> None:
+    tally, prompt, wanted = Tally(), Prompt((1,), 2), Answer((4, 5))
+    for answer in (
+        wanted,
+        Answer((4, 6)),
+        Answer(error="room 7 failed"),
+        Answer(error="no answer within 60 s"),
+    ):
+        tally.begin()
+        assert tally.end(prompt, wanted, answer) is (answer is wanted)
+    tally.begin()
+    counts = {"asked": 5, "right": 1, "wrong": 1, "errors": 1, "timeouts": 1, "unanswered": 1}
+    assert tally.counts() == counts
+    assert tally.errors == {"room # failed": 1}
+
+
+def test_a_life_is_flat_unless_it_grew_after_it_was_warm() -> None:
+    life = Life("decode", since=0.0)
+    small = {"rss": 100.0, "threads": 10.0, "sockets": 10.0}
+    for at, sample in ((10.0, {"rss": 1.0, "threads": 1.0, "sockets": 1.0}), (200.0, small), (900.0, small)):
+        life.see(at, sample)
+    assert life.flat()
+    assert life.summary()["first"] == small
+    life.see(950.0, small | {"sockets": 40.0})
+    assert not life.flat()
+    life.see(960.0, small | {"rss": 130.0})
+    assert not life.flat()
+
+
+def test_clients_stop_when_they_are_told_and_wait_for_their_answers(vllm_router: str) -> None:
+    tally, prompt = Tally(), Prompt((9,), 2)
+    with Clients(vllm_router, [(prompt, Answer((4, 5)))], tally, 5.0).asking(3, 1):
+        while tally.counts()["right"] < 9:
+            pass
+    counts = tally.counts()
+    assert counts["asked"] == counts["right"]

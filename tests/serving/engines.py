@@ -15,8 +15,14 @@ import attrs
 from .ports import free_port
 
 ROOT = Path(__file__).parent.parent.parent
+WATCH = Path(__file__).parent / "watch"
+"""Our observer within the servers, on their PYTHONPATH."""
 LONGEST = 2048
 """Tokens of a prompt and its answer together, in both engines' servers."""
+
+
+Settings = Mapping[str, str]
+NONE: Settings = {}
 
 
 class Engine(enum.Enum):
@@ -69,6 +75,7 @@ VLLM_SETTINGS = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONPATH": str(WATCH),
 }
 
 
@@ -76,7 +83,7 @@ def _vllm(
     role: Role,
     transfer: Mapping[str, Any] | None,
     more: tuple[str, ...],
-    environment: Mapping[str, str],
+    environment: Settings,
     bootstrap: int | None,
 ) -> Command:
     port, engine = free_port(), Engine.VLLM
@@ -99,13 +106,17 @@ def _vllm(
     return Command(engine, role, (*arguments, *more), VLLM_SETTINGS | dict(environment), port, bootstrap)
 
 
-def vllm_single(*more: str, **environment: str) -> Command:
+def vllm_single(*more: str, environment: Settings = NONE) -> Command:
     """One vLLM that does everything itself: the tokens to compare with."""
     return _vllm(Role.SINGLE, None, more, environment, None)
 
 
 def vllm_pdcore(
-    role: Role, backend: str, *more: str, options: Mapping[str, Any] | None = None, **environment: str
+    role: Role,
+    backend: str,
+    *more: str,
+    options: Mapping[str, Any] | None = None,
+    environment: Settings = NONE,
 ) -> Command:
     """One side of vLLM over pdcore; ``options`` join kv_connector_extra_config."""
     bootstrap = free_port() if role is Role.PREFILL else None
@@ -121,7 +132,7 @@ def vllm_pdcore(
     return _vllm(role, transfer, more, environment, bootstrap)
 
 
-def vllm_own(role: Role, *more: str, **environment: str) -> Command:
+def vllm_own(role: Role, *more: str, environment: Settings = NONE) -> Command:
     """One side of vLLM over its own NixlConnector, in host memory."""
     transfer = {
         "kv_connector": "NixlConnector",
@@ -129,10 +140,10 @@ def vllm_own(role: Role, *more: str, **environment: str) -> Command:
         "kv_buffer_device": "cpu",
     }
     side = {"VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1", "VLLM_NIXL_SIDE_CHANNEL_PORT": str(free_port())}
-    return _vllm(role, transfer, more, side | environment, None)
+    return _vllm(role, transfer, more, side | dict(environment), None)
 
 
-SHIMS = Path(__file__).parent.parent / "sglang_on_cpu" / "shims"
+SHIMS = ROOT / "tests" / "sglang_on_cpu" / "shims"
 SGLANG_SETTINGS = {
     "SGLANG_HOST_IP": "127.0.0.1",
     "SGLANG_USE_CPU_ENGINE": "1",
@@ -140,13 +151,11 @@ SGLANG_SETTINGS = {
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    "PYTHONPATH": str(SHIMS),
+    "PYTHONPATH": os.pathsep.join((str(SHIMS), str(WATCH))),
 }
 
 
-def _sglang(
-    role: Role, backend: str | None, more: tuple[str, ...], environment: Mapping[str, str]
-) -> Command:
+def _sglang(role: Role, backend: str | None, more: tuple[str, ...], environment: Settings) -> Command:
     port, engine = free_port(), Engine.SGLANG
     arguments = [
         *("-W", "ignore", "-m", "sglang.launch_server", "--model-path", str(engine.model)),
@@ -171,19 +180,21 @@ def _sglang(
     return Command(engine, role, (*arguments, *more), SGLANG_SETTINGS | dict(environment), port, bootstrap)
 
 
-def sglang_single(*more: str, **environment: str) -> Command:
+def sglang_single(*more: str, environment: Settings = NONE) -> Command:
     """One SGLang that does everything itself: the tokens to compare with."""
     return _sglang(Role.SINGLE, None, more, environment)
 
 
-def sglang_pdcore(role: Role, backend: str, *more: str, **environment: str) -> Command:
+def sglang_pdcore(role: Role, backend: str, *more: str, environment: Settings = NONE) -> Command:
     """One side of SGLang over pdcore."""
     return _sglang(role, f"pdcore_{backend}", more, environment)
 
 
-def sglang_own(role: Role, *more: str, backend: str = "mooncake_tcp", **environment: str) -> Command:
+def sglang_own(
+    role: Role, *more: str, backend: str = "mooncake_tcp", environment: Settings = NONE
+) -> Command:
     """One side of SGLang over its own transfer code, which wants pinned memory unless told otherwise."""
-    return _sglang(role, backend, more, {"PDCORE_TEST_PAGEABLE": "1"} | environment)
+    return _sglang(role, backend, more, {"SERVING_PAGEABLE": "1"} | dict(environment))
 
 
 def missing(engine: Engine) -> str | None:

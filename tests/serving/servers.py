@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from . import sessions
 from .engines import Command, Role
@@ -32,6 +35,10 @@ class Server:
         self.name = name
         self.command = command
         self.log = logs / f"{name}.log"
+        self._rooms = logs / f"{name}.rooms"
+        self._corrupt = logs / f"{name}.corrupt"
+        self._rooms.unlink(missing_ok=True)
+        self._corrupt.unlink(missing_ok=True)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -58,11 +65,12 @@ class Server:
         """Start the process; ``ready`` waits for it."""
         assert self._process is None, f"{self.name} runs already"
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith("PDCORE_")}
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PDCORE_", "PYTEST_"))}
+        watched = {"SERVING_ROOMS": str(self._rooms), "SERVING_CORRUPT": str(self._corrupt)}
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [str(self.command.engine.python), *self.command.arguments],
-                env=inherited | dict(self.command.environment),
+                env=inherited | watched | dict(self.command.environment),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -104,6 +112,23 @@ class Server:
     def usage(self) -> Usage:
         """What all its processes hold now."""
         return sessions.usage(self.pid) if self._process is not None else Usage()
+
+    def rooms(self) -> list[dict[str, Any]]:
+        """What pdcore told of each room that ended, in order; see ``watch/pdcore_serving_watch.py``."""
+        return (
+            [json.loads(line) for line in self._rooms.read_text().splitlines()]
+            if self._rooms.exists()
+            else []
+        )
+
+    @contextmanager
+    def corrupting(self) -> Iterator[None]:
+        """Meanwhile this prefill server sends other bytes than those of the pages."""
+        self._corrupt.touch()
+        try:
+            yield
+        finally:
+            self._corrupt.unlink()
 
     def kill(self) -> None:
         """kill -9 for all its processes; nothing happens to one that does not run."""

@@ -7,7 +7,7 @@ import os
 
 
 def activate() -> None:
-    """SGLang calls this in each of its processes. Without PDCORE_TEST_PAGEABLE nothing happens."""
-    if os.environ.get("PDCORE_TEST_PAGEABLE") == "1":
+    """SGLang calls this in each of its processes. Without SERVING_PAGEABLE nothing happens."""
+    if os.environ.get("SERVING_PAGEABLE") == "1":
         own = importlib.import_module("sglang.srt.disaggregation.mooncake.conn")
         own.MooncakeKVSender.supports_host_tensor_indices = False
