@@ -1,4 +1,4 @@
-"""``make serve-demo``: prompts through prefill, decode and a router; the tokens compared with one server's."""
+"""``make serve-demo``: prompts through prefill, decode and a router; tokens compared with one server's."""
 
 from __future__ import annotations
 
