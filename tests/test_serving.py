@@ -73,7 +73,7 @@ def test_commands_name_model_role_and_backend() -> None:
     assert config["kv_role"] == "kv_producer"
     assert config["kv_connector_extra_config"] == {
         "backend": "nixl_tcp",
-        "bootstrap": f"127.0.0.1:{prefill.bootstrap}",
+        "bootstrap_port": prefill.bootstrap,
         "verify": "all",
     }
     assert prefill.arguments.count("--block-size") == 1
