@@ -42,7 +42,7 @@ groups: $(VENV)/.developed
 
 # What takes long on the real engines: conformance in full, and processes that are killed or stopped.
 ENGINE_TESTS := $(patsubst %,tests/test_%.py,mooncake_conformance nixl_conformance conform_local \
-  engines_kill dead_prefill descriptors)
+  parcel_conformance engines_kill dead_prefill descriptors)
 
 # With ARGS, the tests that they pick; without, all but those of test-engines.
 test: $(VENV)/.developed
@@ -154,7 +154,7 @@ $(SERVERS:%=.venv-%/.installed): .venv-%/.installed: tests/%_on_cpu/requirements
 	.venv-$*/bin/python -m pip --quiet --disable-pip-version-check install --no-deps --requirement $<
 	touch $@
 
-SERVED = . plugins/pd-mooncake plugins/pd-nixl adapters/pdcore-$*
+SERVED = . plugins/pd-mooncake plugins/pd-nixl adapters/pdcore-$* tests/third_party
 
 $(SERVERS:%=.venv-%/.ready): .venv-%/.ready: .venv-%/.installed pyproject.toml $(DISTS:%=%/pyproject.toml) tests/serving/tiny_model.py
 	.venv-$*/bin/python -m pip --quiet --disable-pip-version-check install --no-deps --no-build-isolation $(SERVED:%=--editable %)

@@ -1,0 +1,1 @@
+"""The real SGLang serves through pdcore; ``make test-sglang``."""

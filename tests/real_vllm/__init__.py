@@ -1,0 +1,1 @@
+"""The real vLLM serves through pdcore; ``make test-vllm``."""

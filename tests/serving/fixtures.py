@@ -1,0 +1,54 @@
+"""Fixtures of tests/real_vllm and tests/real_sglang; fixture ``engine`` is theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+
+from .client import Answer, Prompt, ask, in_waves
+from .demo import LOGS
+from .engines import Engine, missing
+from .pairs import Pair, pair, single
+from .servers import Server, Servers
+
+Wanted = Callable[[Sequence[Prompt]], list[Answer]]
+
+
+@pytest.fixture(scope="session")
+def servers(engine: Engine) -> Iterator[Servers]:
+    """Ends whatever a test has started."""
+    lack = missing(engine)
+    assert lack is None, lack
+    with Servers(LOGS / engine.value) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def started_reference(engine: Engine, servers: Servers) -> Server:
+    """The server to compare with, on its way."""
+    return servers.start(single=single(engine))[0]
+
+
+@pytest.fixture(scope="session")
+def wanted(request: pytest.FixtureRequest, started_reference: Server) -> Wanted:
+    """The single server's answers, each prompt asked once; what it should answer is nobody's test."""
+    known: dict[Prompt, Answer] = {}
+
+    def answers(prompts: Sequence[Prompt]) -> list[Answer]:
+        new = [p for p in dict.fromkeys(prompts) if p not in known]
+        if new:
+            started_reference.ready()
+            known.update(zip(new, in_waves(new, lambda p: ask(started_reference.url, p)), strict=True))
+        return [known[p] for p in prompts]
+
+    return answers
+
+
+@pytest.fixture(scope="session")
+def running(
+    request: pytest.FixtureRequest, engine: Engine, servers: Servers, started_reference: Server
+) -> Iterator[Pair]:
+    """A prefill and a decode server over the backend that the test's parameter names; one pair at a time."""
+    with pair(servers, engine, request.param) as made:
+        yield made

@@ -1,0 +1,1 @@
+"""A backend of pdcore by somebody else: pages in parcels over TCP."""
