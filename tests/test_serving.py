@@ -15,6 +15,7 @@ from aiohttp import web
 from serving import sessions
 from serving.client import Answer, Prompt, ask, ask_all, hang_up, in_waves, metric
 from serving.compare import compare, table
+from serving.compare_own import Turn, summary
 from serving.engines import Command, Engine, Role, sglang_pdcore, vllm_pdcore
 from serving.lives import Life
 from serving.ports import free_port
@@ -289,3 +290,17 @@ def test_clients_stop_when_they_are_told_and_wait_for_their_answers(vllm_router:
             pass
     counts = tally.counts()
     assert counts["asked"] == counts["right"]
+
+
+def test_turns_are_summed_up_as_medians_and_ratios() -> None:
+    def turn(who: str, number: int, seconds: float, first: float) -> Turn:
+        return Turn(who, number, [Answer((1,), first=first)] * 10 + [Answer(error="x")], seconds, 1.0)
+
+    turns = [turn("vllm's own", n, 10.0, 0.1) for n in range(3)] + [
+        turn("pdcore x", n, 5.0, 0.05) for n in range(3)
+    ]
+    assert turns[0].row == ["vllm's own", 0, 10, 1, "1.00", "100.0", "100.0", "1.0"]
+    own, ours, ratios = summary(turns)
+    assert own == ["vllm's own, median", "", "", "", "1.00", "100.0", "100.0", ""]
+    assert ours[0] == "pdcore x, median"
+    assert ratios == ["pdcore / own", "", "", "", "2.00", "0.50", "0.50", ""]
