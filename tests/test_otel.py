@@ -91,12 +91,18 @@ def test_a_request_that_fails_ends_both_spans_as_errors_that_say_why(tracing: Tr
         assert receiver.wait(soon()) is KVPoll.FAILED
         unasked, _ = pair.open(3)
         unasked.abort()
+        offered, unwanted = pair.open(4)
+        unwanted.decline("it holds all")
+        assert offered.wait(soon()) is KVPoll.FAILED
     for name in ("pdcore.send", "pdcore.receive"):
         span = tracing.span(name, 2)
         assert span.status.status_code is StatusCode.ERROR
         assert span.status.description == "prefill and decode disagree about room 2"
         assert (span.attributes or {})["pdcore.outcome"] == "plan"
         assert "prefill announces 2 pages" in str((span.attributes or {})["pdcore.failure"])
+        declined = tracing.span(name, 4)
+        assert declined.status.status_code is StatusCode.UNSET
+        assert (declined.attributes or {})["pdcore.outcome"] == "declined"
     alone = tracing.span("pdcore.send", 3)
     assert alone.parent is None
     assert (alone.attributes or {})["pdcore.outcome"] == "aborted"

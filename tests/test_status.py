@@ -323,3 +323,43 @@ def test_a_missed_deadline_says_where_the_room_stood(table: RoomTable) -> None:
     error = record.missed(Awaited("decode rank 1", "look there"))
     assert error.there_is.endswith(" s; awaited: decode rank 1")
     assert error.to_do == "look there"
+
+
+# Who has ended, and is safe only later
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_finished_returns_a_room_again_that_fell_silent_after_its_end(table: RoomTable, taken: bool) -> None:
+    (record,) = opened(table, 1)
+    table.move(record, KVPoll.FAILED, FAILURE, silent=False)
+    if taken:
+        assert ended_in(table, past()) == [1]
+        thread, results = in_thread(lambda: ended_in(table, soon()))
+        table.fell_silent(record)
+        thread.join()
+        assert results == [[1]]
+    else:
+        table.fell_silent(record)
+        assert ended_in(table, past()) == [1]
+    table.fell_silent(record)
+    assert ended_in(table, past()) == []
+
+
+def test_a_room_that_was_silent_as_it_ended_is_returned_once(table: RoomTable) -> None:
+    (record,) = opened(table, 1)
+    table.move(record, KVPoll.SUCCESS, silent=True)
+    assert ended_in(table, past()) == [1]
+    table.fell_silent(record)
+    assert ended_in(table, past()) == []
+    table.moves_yet(record)
+    table.fell_silent(record)
+    assert ended_in(table, past()) == [1]
+
+
+def test_a_room_that_falls_silent_after_it_was_cleared_is_not_returned(table: RoomTable) -> None:
+    (record,) = opened(table, 1)
+    table.move(record, KVPoll.FAILED, FAILURE)
+    table.clear(record)
+    opened(table, 1)
+    table.fell_silent(record)
+    assert ended_in(table, past()) == []

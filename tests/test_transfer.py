@@ -112,8 +112,13 @@ def test_a_failed_write_frees_the_pages_only_once_it_is_drained(
         assert failure.happened.startswith("the script failed it (room 1 to decode")
         assert not sender.release_safe()
         assert not receiver.release_safe()
+        for manager in (pair.prefill, pair.decode):
+            manager.finished(Deadline.after(0.01))  # that it ended, if it was not told before
         scripted.script.held[0].drain()
-        until(pair, lambda: sender.release_safe() and receiver.release_safe())
+        for manager, handle in ((pair.prefill, sender), (pair.decode, receiver)):
+            assert manager.finished(soon()) == [1]
+            assert handle.release_safe()
+            assert manager.finished(Deadline.after(0.001)) == []
 
 
 @pytest.mark.parametrize("model", MODELS)
