@@ -314,9 +314,9 @@ def test_a_room_that_is_opened_while_its_manager_closes_ends(
         }[side]
         real = getattr(module, name)
 
-        def held(*given: object) -> object:
+        def held(*given: object, **named: object) -> object:
             gate.hold()
-            return real(*given)
+            return real(*given, **named)
 
         monkeypatch.setattr(module, name, held)
         manager = pair.prefill if side == "prefill" else pair.decode
