@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -86,6 +87,24 @@ def test_what_decode_holds_is_neither_announced_nor_sent(pair: Pair) -> None:
     sender.send(pages(9), [pages(0)])
     comes_to(receiver, KVPoll.Success)
     assert same(pair, (9,), (4,))
+
+
+def test_the_source_is_read_after_the_event_of_an_early_send(pair: Pair) -> None:
+    sender, receiver = pair.sender(1), pair.receiver(1)
+    comes_to(receiver, KVPoll.WaitingForInput)
+    receiver.send_metadata(pages(4, 5), 3, [pages(2)])
+    comes_to(sender, KVPoll.WaitingForInput)
+    sender.init(2, 6)
+    event = threading.Event()
+    sender._early_send_wait_event = event
+    sender.send(pages(7))
+    assert sender._early_send_wait_event is None
+    sender.send(pages(8), [pages(0)])
+    pair.source.kv[0][7] = 99  # the forward pass that the event waits for
+    assert receiver.poll() == KVPoll.Transferring
+    event.set()
+    comes_to(receiver, KVPoll.Success)
+    assert same(pair, (7, 8), (4, 5))
 
 
 def test_an_abort_of_decode_before_it_has_pages_frees_prefill(pair: Pair) -> None:

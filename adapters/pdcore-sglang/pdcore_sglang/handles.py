@@ -149,9 +149,7 @@ class PdcoreSender(_End, base.BaseKVSender):
             if self._left <= 0 and self._aux_index is not None and self.kv_mgr.pools.aux is not None:
                 self.kv_mgr.pools.aux.give(self._aux_index, RoomId(self.bootstrap_room))
             ready, self._early_send_wait_event = self._early_send_wait_event, None
-            if ready is not None:
-                ready.synchronize()
-            self._handle.send(kv_indices, _lists(state_indices))
+            self._handle.send(kv_indices, _lists(state_indices), ready=ready)
 
     def get_transfer_metric(self) -> base.KVTransferMetric:
         """Return SGLang's figures of the transfer: seconds from the first send, and until decode had room."""
