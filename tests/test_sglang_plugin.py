@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -49,11 +50,15 @@ def test_every_installed_backend_has_a_name_and_classes(
     hooks: Hooks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     apply(hooks, monkeypatch)
+    patience = "SGLANG_DISAGGREGATION_DEFERRED_DECODE_KV_RELEASE_TIMEOUT"
+    monkeypatch.setenv(patience, "")
+    monkeypatch.delenv(patience)
     assert {"pdcore_local", "pdcore_mooncake_tcp", "pdcore_nixl_tcp"} <= set(
         choices.DISAGG_TRANSFER_BACKEND_CHOICES
     )
     local = TransferBackend("pdcore_local")
     assert TransferBackend("pdcore_local") is local
+    assert float(os.environ[patience]) > 1e6
     assert (local.value, backend_of(local.value)) == ("pdcore_local", "local")
     made = [utils.get_kv_class(local, kind) for kind in KVClassType if kind is not KVClassType.KVARGS]
     assert made == [PdcoreManager, PdcoreSender, PdcoreReceiver, PdcoreBootstrapServer]

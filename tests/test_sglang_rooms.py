@@ -61,7 +61,6 @@ def test_chunks_metadata_and_state_arrive(pair: Pair) -> None:
     sender.send(pages(9), [pages(0)], num_kv_tokens=3)
     comes_to(sender, KVPoll.Success)
     comes_to(receiver, KVPoll.Success)
-    assert (sender.conclude_state, receiver.conclude_state) == (KVPoll.Success, KVPoll.Success)
     assert receiver.is_abort_release_safe()
     assert same(pair, (7, 8, 9), (4, 5, 1))
     assert (pair.source.state[0][0] == pair.target.state[0][2]).all()

@@ -62,12 +62,6 @@ class _End:
     def _state(self) -> KVPoll:
         return self._room.poll()
 
-    @property
-    def conclude_state(self) -> int | None:
-        """The state of a room that has ended."""
-        state: int = self.poll()
-        return state if KVPoll(state).terminal else None
-
     def fail(self, error: PDCoreError) -> None:
         """End the room with an error."""
         with _guarded(self._room):
@@ -119,9 +113,6 @@ class PdcoreSender(_End, base.BaseKVSender):
         """Return the state of the room."""
         return self.poll()
 
-    def mark_prefill_complete(self) -> None:
-        """Nothing: decode has named its pages before prefill computes."""
-
     def pop_decode_prefix_len(self) -> int:
         """Return how many tokens decode holds already; they are neither announced nor sent."""
         return self._handle.decode_prefix_len or 0
@@ -172,8 +163,6 @@ class PdcoreSender(_End, base.BaseKVSender):
 
 class PdcoreReceiver(_End, base.BaseKVReceiver):
     """The decode side of a request."""
-
-    require_staging = False
 
     def __init__(self, mgr: PdcoreManager, bootstrap_addr: str, bootstrap_room: int | None = None) -> None:
         assert mgr.decode is not None

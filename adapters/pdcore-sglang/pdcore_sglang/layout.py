@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from sglang.srt.disaggregation.base.conn import KVArgs, StateType
 
@@ -13,13 +13,8 @@ from pdcore_sglang.engine import Rank
 
 __all__ = ["kv_pool", "state_pools"]
 
-DTYPES = {
-    "fp8_e4m3": "float8_e4m3fn",
-    "fp8_e5m2": "float8_e5m2",
-    "half": "float16",
-    "float": "float32",
-    "bf16": "bfloat16",
-}
+DTYPES = {"fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2", "bf16": "bfloat16"}
+"""SGLang's names of element types that torch calls otherwise."""
 
 
 def kv_pool(args: KVArgs, rank: Rank) -> tuple[KVLayout, list[Region]]:
@@ -35,8 +30,8 @@ def kv_pool(args: KVArgs, rank: Rank) -> tuple[KVLayout, list[Region]]:
     if not pages:
         raise LayoutError("SGLang has no KV buffers", "an empty list", "serve a model with attention layers")
     most = max(pages[: total - drafts] or pages)
-    target = _parts(total - drafts, _first_layer(args), rank.latent)
-    named = [*target, *_parts(drafts, rank.layers, rank.latent)]
+    first = getattr(args, "prefill_start_layer", 0)  # decode has all layers, and no such attribute
+    named = [*_parts(total - drafts, first, rank.latent), *_parts(drafts, rank.layers, rank.latent)]
     layers = args.kv_layer_ids or [layer for layer, _ in named]
     units = [None] * (total - drafts) + [rank.draft_kv_heads or None] * drafts
     buffers = tuple(
@@ -46,16 +41,10 @@ def kv_pool(args: KVArgs, rank: Rank) -> tuple[KVLayout, list[Region]]:
         )
     )
     dtype = element_name(DTYPES.get(rank.dtype, rank.dtype))
-    layout = KVLayout(
-        args.page_size,
-        most,
-        dtype,
-        Attention.LATENT if rank.latent else Attention.HEADS,
-        rank.kv_heads,
-        buffers,
-        element_bits=None if dtype in ELEMENT_BITS else 8,
-        fingerprint=rank.fingerprint,
-    )
+    kind = Attention.LATENT if rank.latent else Attention.HEADS
+    bits, prints = None if dtype in ELEMENT_BITS else 8, rank.fingerprint
+    geometry = args.page_size, most, dtype, kind, rank.kv_heads, buffers
+    layout = KVLayout(*geometry, element_bits=bits, fingerprint=prints)
     lengths = [have * item for have, item in zip(pages, args.kv_item_lens, strict=True)]
     regions = [
         Region(buffer.name, address, length, rank.device)
@@ -64,21 +53,13 @@ def kv_pool(args: KVArgs, rank: Rank) -> tuple[KVLayout, list[Region]]:
     return layout, regions
 
 
-def _first_layer(args: KVArgs) -> int:
-    """Decode says none, and holds all layers: its KVArgs has no such attribute."""
-    return getattr(args, "prefill_start_layer", 0)
-
-
 def _parts(count: int, first: int, latent: bool) -> list[tuple[int, str]]:
     """Return the layer and the part of each of so many buffers."""
     if latent:
         return [(first + n, "latent") for n in range(count)]
     if count % 2:
-        raise LayoutError(
-            "SGLang's KV buffers are not a K and a V per layer",
-            f"{count} buffers",
-            "serve with a KV pool that keeps K and V of each layer apart",
-        )
+        to_do = "serve with a KV pool that keeps K and V of each layer apart"
+        raise LayoutError("SGLang's KV buffers are not a K and a V per layer", f"{count} buffers", to_do)
     half = count // 2
     return [(first + n % half, "k" if n < half else "v") for n in range(count)]
 
@@ -92,11 +73,9 @@ def state_pools(args: KVArgs, rank: Rank) -> tuple[StatePool, ...]:
     pools, seen = [], Counter[str]()
     for n, state in enumerate(args.state_types):
         if state is StateType.DSA_TAIL:
-            raise LayoutError(
-                "pdcore-sglang does not move the tail ring of a compressed DSA index",
-                f"state type {state.value}",
-                "serve the model without kpool compression, or over another transfer backend",
-            )
+            happened = "pdcore-sglang does not move the tail ring of a compressed DSA index"
+            to_do = "serve the model without kpool compression, or over another transfer backend"
+            raise LayoutError(happened, f"state type {state.value}", to_do)
         seen[state.value] += 1
         kind = state.value if seen[state.value] == 1 else f"{state.value}.{seen[state.value]}"
         pools.append(_state_pool(args, n, state, kind, rank))
@@ -120,14 +99,7 @@ def _names(layers: Sequence[int], count: int) -> list[str]:
     """Return a name per buffer: its layer and how many of that came before, or its place alone."""
     if not layers:
         return [str(n) for n in range(count)]
-    seen = Counter[int]()
-
-    def numbered() -> Iterator[str]:
-        for layer in layers:
-            yield f"{layer}.{seen[layer]}"
-            seen[layer] += 1
-
-    return list(numbered())
+    return [f"{layer}.{list(layers[:n]).count(layer)}" for n, layer in enumerate(layers)]
 
 
 def _state_buffer(

@@ -32,7 +32,6 @@ class _Anybody:
 
     dp_size = 1
     follow_bootstrap_room = True
-    decode_allocation_policy = "early"
 
     def get(self, bootstrap_addr: str) -> _Anybody:
         return self
@@ -44,8 +43,6 @@ class PdcoreManager(BaseKVManager):
     Raises:
         PDCoreError: this rank cannot be served; SGLang's process ends with it at its start.
     """
-
-    supports_deferred_decode_kv_release = True
 
     def __init__(
         self,
@@ -60,7 +57,7 @@ class PdcoreManager(BaseKVManager):
         layout, regions = kv_pool(args, rank)
         pools = Pools(layout, regions, state=state_pools(args, rank), aux=aux_buffers(args, rank))
         parts, heard = (backend, pools, rank.topology), settings.exporters(rank)
-        self.kv_args, self.is_mla_backend = args, rank.latent
+        self.kv_args = args
         self.prefill_info_table = _Anybody()
         self.pools, self.config = pools, config
         self.receivers: dict[int, PdcoreReceiver] = {}
@@ -98,14 +95,10 @@ class PdcoreManager(BaseKVManager):
 
     def submit_prefill_recompute(self, kv_receiver: PdcoreReceiver, payload: dict[str, Any]) -> None:
         """Fail a request that SGLang wants prefill to compute once more, after its weights were changed."""
-        kv_receiver.fail(
-            KVTransferError(
-                FailureCode.PLAN,
-                f"room {kv_receiver.bootstrap_room} was retracted: prefill would have to compute it again",
-                "pdcore-sglang does not ask prefill for that",
-                "send the request again; or pause generation in a mode that keeps the KV cache",
-            )
-        )
+        happened = f"room {kv_receiver.bootstrap_room} was retracted: prefill would have to compute it again"
+        to_do = "send the request again; or pause generation in a mode that keeps the KV cache"
+        there_is = "pdcore-sglang does not ask prefill for that"
+        kv_receiver.fail(KVTransferError(FailureCode.PLAN, happened, there_is, to_do))
 
     def teardown(self) -> None:
         """Close pdcore's manager."""

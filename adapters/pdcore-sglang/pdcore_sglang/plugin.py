@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -55,11 +56,10 @@ def activate() -> None:
         if not isinstance(value, str) or value not in names:
             return None
         if utils.get_kv_class is unhooked:
-            refuse(
-                f"SGLang was asked for {value!r}, and the hook of pdcore-sglang is not in place",
-                f"{GET_KV_CLASS} is SGLang's own",
-                "look in its log for 'Failed to apply hooks'",
-            )
+            happened = f"SGLang was asked for {value!r}, and the hook of pdcore-sglang is not in place"
+            refuse(happened, f"{GET_KV_CLASS} is SGLang's own", "look in its log for 'Failed to apply hooks'")
+        # After 30 s SGLang would use pages again that are not safe; pdcore says when they are.
+        os.environ.setdefault("SGLANG_DISAGGREGATION_DEFERRED_DECODE_KV_RELEASE_TIMEOUT", "1e9")
         return _member(cls, value)
 
     utils.TransferBackend._missing_ = classmethod(member)  # type: ignore[assignment]  # enum's own hook
@@ -75,11 +75,9 @@ def fits(installed: str) -> bool:
 def _refuse_if_asked_for(arguments: Sequence[str], installed: str) -> None:
     asked = next((word for word in arguments if word.rpartition("=")[2].startswith(PREFIX)), None)
     if asked is not None:
-        refuse(
-            f"pdcore-sglang does not know this SGLang, and {asked!r} was asked for",
-            f"sglang {installed}; it serves in sglang{SUPPORTED}",
-            f"pip install 'sglang{SUPPORTED}', or the pdcore-sglang of that version",
-        )
+        happened = f"pdcore-sglang does not know this SGLang, and {asked!r} was asked for"
+        to_do = f"pip install 'sglang{SUPPORTED}', or the pdcore-sglang of that version"
+        refuse(happened, f"sglang {installed}; it serves in sglang{SUPPORTED}", to_do)
 
 
 def refuse(happened: str, there_is: str, to_do: str) -> NoReturn:

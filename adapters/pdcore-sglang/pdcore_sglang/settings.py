@@ -18,8 +18,6 @@ from pdcore_sglang.names import METRICS_PORT
 
 __all__ = ["exporters", "load", "of_rank"]
 
-MOST_PORTS = 65_535
-
 log = logging.getLogger(__name__)
 
 
@@ -50,9 +48,8 @@ def exporters(rank: Rank) -> tuple[Subscriber, ...]:
         return ()
     place = rank.topology
     port = int(asked) + place.dp_rank * place.group_size + place.unique_rank if asked.isdecimal() else 0
-    if not 0 < port <= MOST_PORTS:
-        problem = ConfigProblem(METRICS_PORT, "the environment", f"{asked!r} is no port")
-        raise ConfigError([problem])
+    if not 0 < port < 2**16:
+        raise ConfigError([ConfigProblem(METRICS_PORT, "the environment", f"{asked!r} is no port")])
     from prometheus_client import CollectorRegistry, start_http_server
 
     from pdcore.telemetry.prometheus import PrometheusEvents
