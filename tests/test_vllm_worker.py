@@ -102,7 +102,7 @@ def test_a_block_is_several_pages_where_kernels_split_it() -> None:
         (named(1, lambda: lying(8, 4, 16, 64, order=(1, 0, 2, 3))), "layer 0 of shape"),
         (
             {"layers.0.attn": lying(8, 4, 16, 64), "layers.1.attn": lying(8, 4, 8, 64)},
-            "(blocks, tokens, type)",
+            "(blocks, heads, tokens, type)",
         ),
         (named(1, lambda: lying(8, 4, 8, 64)), "8 pages of 8 tokens for 8 blocks of 16"),
         ({"embed": lying(8, 4, 16, 64)}, "a layer named 'embed'"),

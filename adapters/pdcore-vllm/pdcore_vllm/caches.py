@@ -54,7 +54,7 @@ class Cache:
         ``kv_heads`` counts over all TP ranks. Layers that share a tensor are one.
 
         Raises:
-            LayoutError: a tensor is not as described above, or they differ in more than their heads.
+            LayoutError: a tensor is not as described above, or they differ in more than what a head holds.
         """
         layers = {
             tensor.data_ptr(): (layer_of(name), tensor) for name, tensor in reversed(list(tensors.items()))
@@ -62,10 +62,12 @@ class Cache:
         chosen = dict(sorted(layers.values(), key=lambda one: one[0]))
         if len(chosen) != len(layers) or not chosen:
             raise _unknown(f"{len(layers)} tensors of {len(chosen)} layers: {', '.join(tensors)}")
-        shapes = {(*tensor.shape[:1], *tensor.shape[2:3], tensor.dtype) for tensor in chosen.values()}
+        shapes = {(*tensor.shape[:3], tensor.dtype) for tensor in chosen.values()}
         orders = {_order(layer, tensor) for layer, tensor in chosen.items()}
         if len(shapes) > 1 or len(orders) > 1:
-            raise _unknown(f"(blocks, tokens, type) {shapes}, orders {[str(order) for order in orders]}")
+            raise _unknown(
+                f"(blocks, heads, tokens, type) {shapes}, orders {[str(order) for order in orders]}"
+            )
         first, order = next(iter(chosen.values())), orders.pop()
         pages, page_size = int(first.shape[0]), int(first.shape[2])
         if pages % blocks or page_size * (pages // blocks) != block_size:

@@ -24,6 +24,7 @@ __all__ = ["TRIED", "Engine", "Settings", "UnsupportedError", "fingerprint_of"]
 
 TRIED = ("0.32",)
 """Minor versions of vLLM that were tried; its connector interface calls itself experimental."""
+CACHES = ("FullAttentionSpec", "MLAAttentionSpec")
 FLAG = "--kv-transfer-config"
 OWN = ("lease", "bootstrap_port", "metrics_port", "fingerprint")
 
@@ -59,12 +60,12 @@ class Engine:
                 "an engine either computes prompts for others, or continues those of others",
                 "use kv_role kv_producer for prefill, and kv_consumer for decode",
             )
-        if len(self.cache_groups) != 1:
+        if len(self.cache_groups) != 1 or self.cache_groups[0] not in CACHES:
             raise UnsupportedError(
-                "pdcore-vllm does not support models with several kinds of KV cache",
-                f"cache groups of this one: {', '.join(self.cache_groups) or 'none'}",
-                "use a model whose layers all have full attention (or all MLA); with sliding windows, try "
-                "--disable-hybrid-kv-cache-manager, which keeps all tokens of all layers",
+                "pdcore-vllm does not support the KV cache of this model",
+                f"groups: {', '.join(self.cache_groups) or 'none'}; supported: one of {' or '.join(CACHES)}",
+                "use a model whose layers all have attention (or all MLA), and leave out "
+                "--no-disable-hybrid-kv-cache-manager: sliding windows work without that manager",
             )
         if self.context_parallel > 1:
             raise UnsupportedError(

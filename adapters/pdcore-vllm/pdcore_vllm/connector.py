@@ -17,7 +17,6 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorRole,
     KVConnectorTransferResults,
     KVConnectorWorkerMetadata,
-    SupportsHMA,
 )
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics, KVConnectorStats
 from vllm.distributed.parallel_state import get_pp_group, get_tp_group
@@ -73,8 +72,11 @@ class BootstrapAddress(KVConnectorHandshakeMetadata):
     address: str
 
 
-class PdcoreConnector(KVConnectorBase_V1, SupportsHMA):
+class PdcoreConnector(KVConnectorBase_V1):
     """vLLM's KV connector over pdcore: one object in the scheduler, and one in each worker.
+
+    It does not say that it supports vLLM's hybrid KV cache manager: then vLLM keeps the tokens of all layers
+    alike, those with a sliding window too, and a request has one list of blocks.
 
     Raises at construction and in ``register_kv_caches``, which is when the engine starts:
         PDCoreError: this engine, its model or the configuration is not supported; and how to go on.
@@ -147,18 +149,13 @@ class PdcoreConnector(KVConnectorBase_V1, SupportsHMA):
         report = told.report if isinstance(told, StepReport) else None
         self._schedule.reported(connector_output.finished_recving or (), report)
 
-    def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
-        return self.request_finished_all_groups(request, (block_ids,))
-
     @contained(lambda: (False, None))
-    def request_finished_all_groups(
-        self, request: Request, block_ids: tuple[list[int], ...]
-    ) -> tuple[bool, dict[str, Any] | None]:
+    def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         # False: vLLM lets go of the blocks; a transfer holds them by a reference of its own.
         return False, self._schedule.finished(
             request.request_id,
             request.kv_transfer_params,
-            block_ids[0] if block_ids else (),
+            block_ids,
             request.num_prompt_tokens,
             complete=request.status in COMPLETE and self._kv_transfer_config.is_kv_producer,
         )

@@ -1,0 +1,110 @@
+"""What the vLLM adapter is configured with, and what it refuses. No vLLM is needed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import pytest
+from pdcore_vllm.config import Engine, Settings, UnsupportedError, fingerprint_of
+
+from pdcore import ConfigError
+
+FITTING = Engine("0.32.0", "kv_producer", ("FullAttentionSpec",))
+
+
+def here() -> str:
+    return "127.0.0.7"
+
+
+@pytest.mark.parametrize(
+    ("change", "happened", "there_is", "to_do"),
+    [
+        ({"version": "0.33.1"}, "was not tried with vLLM 0.33.1", "tried: 0.32.*", "install vllm==0.32.*"),
+        ({"role": "kv_both"}, "does not support kv_role 'kv_both'", "either", "kv_producer for prefill"),
+        (
+            {"cache_groups": ("FullAttentionSpec", "SlidingWindowSpec")},
+            "the KV cache of this model",
+            "groups: FullAttentionSpec, SlidingWindowSpec; supported: one of FullAttentionSpec or MLA",
+            "--no-disable-hybrid-kv-cache-manager",
+        ),
+        ({"cache_groups": ("MambaSpec",)}, "the KV cache of this model", "MambaSpec", "all have attention"),
+        ({"context_parallel": 2}, "context parallelism", "size 2", "tensor parallelism"),
+    ],
+)
+def test_what_does_not_work_is_refused_at_the_start(
+    change: dict[str, Any], happened: str, there_is: str, to_do: str
+) -> None:
+    FITTING.check()
+    with pytest.raises(UnsupportedError) as refused:
+        attrs.evolve(FITTING, **change).check()
+    assert happened in refused.value.happened
+    assert there_is in refused.value.there_is
+    assert to_do in refused.value.to_do
+
+
+def test_defaults_come_from_the_engine() -> None:
+    made = Settings.load({"backend": "local"}, here)
+    assert made.backend.name == "local"
+    assert made.config.host == "127.0.0.7"
+    assert (made.lease, made.bootstrap_port, made.metrics_port, made.fingerprint) == (60.0, 0, None, {})
+    assert made.config.timeouts.request == 60.0
+    assert made.config.timeouts.pairing == 30.0
+
+
+def test_a_wildcard_is_no_address_of_the_engine() -> None:
+    assert Settings.load({"backend": "local"}, lambda: "0.0.0.0").config.host == "127.0.0.1"
+
+
+def test_fields_of_pdcore_may_be_nested_or_dotted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PDCORE_LIVENESS_INTERVAL", "7")
+    extra = {
+        "backend": "local",
+        "host": "127.0.0.1",
+        "transfer.verify": "all",
+        "liveness": {"max_failures": 5},
+        "lease": 20,
+        "fingerprint": {"model": "x"},
+        "metrics_port": 0,
+    }
+    made = Settings.load(extra, here)
+    assert made.config.host == "127.0.0.1"
+    assert made.config.transfer.verify == "all"
+    assert (made.config.liveness.max_failures, made.config.liveness.interval) == (5, 7.0)
+    assert (made.lease, made.config.timeouts.pairing) == (20.0, 20.0)
+    assert (made.metrics_port, made.fingerprint) == (0, {"model": "x"})
+
+
+@pytest.mark.parametrize(
+    ("extra", "told"),
+    [
+        ({}, "backend (from --kv-transfer-config): must be named; installed: local"),
+        ({"backend": "local", "transfre.verify": "all"}, "transfre"),
+        ({"backend": "local", "transfer.verify": "some"}, "transfer.verify (from command line)"),
+        (
+            {"backend": "local", "lease": 0},
+            "lease (from --kv-transfer-config): must be seconds above 0, is 0",
+        ),
+        ({"backend": "local", "lease": True}, "lease (from"),
+        ({"backend": "local", "bootstrap_port": "1"}, "bootstrap_port (from"),
+        ({"backend": "local", "metrics_port": 70000}, "must be a port in 0..65535, is 70000"),
+        ({"backend": "local", "fingerprint": {"model": 3}}, "fingerprint (from"),
+    ],
+)
+def test_wrong_values_are_told_with_their_origin(extra: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        Settings.load(extra, here)
+    assert told in str(refused.value)
+
+
+def test_a_fingerprint_is_of_the_model_and_not_of_where_it_came_from() -> None:
+    shape = {"hidden_size": 64, "_name_or_path": "/a", "transformers_version": "4", "dtype": "bfloat16"}
+    one = fingerprint_of("/models/llama-3-8b/", None, shape, None, "auto")
+    assert one == fingerprint_of(
+        "meta/llama-3-8b", None, {"hidden_size": 64, "_name_or_path": "/b"}, None, "auto"
+    )
+    assert sorted(one) == ["cache_dtype", "cache_format", "config", "model"]
+    assert one["model"] == "llama-3-8b"
+    other = fingerprint_of("llama-3-8b", "main", {"hidden_size": 65}, "fp8", "auto")
+    assert (other["revision"], other["quantisation"]) == ("main", "fp8")
+    assert other["config"] != one["config"]
