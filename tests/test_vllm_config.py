@@ -45,7 +45,7 @@ def test_what_does_not_work_is_refused_at_the_start(
 
 def test_defaults_come_from_the_engine() -> None:
     made = Settings.load({"backend": "local"}, here)
-    assert made.backend.name == "local"
+    assert made.config.backend == "local"
     assert made.config.host == "127.0.0.7"
     assert (made.lease, made.bootstrap_port, made.metrics_port, made.fingerprint) == (60.0, 0, None, {})
     assert made.config.timeouts.request == 60.0

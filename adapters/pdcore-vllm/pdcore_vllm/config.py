@@ -18,7 +18,7 @@ from pdcore import ConfigError, PDCoreError
 from pdcore.address import is_wildcard
 from pdcore.discovery import discover
 from pdcore.errors import ConfigProblem
-from pdcore.settings import OriginKind, load_config
+from pdcore.settings import LoadedConfig, OriginKind, load_config
 
 __all__ = ["TRIED", "Engine", "Settings", "UnsupportedError", "fingerprint_of"]
 
@@ -77,7 +77,7 @@ class Engine:
 
 @attrs.frozen
 class Settings:
-    """What a connector is configured with, beside pdcore's own ``config`` of the backend ``backend``.
+    """What a connector is configured with, beside what pdcore itself has in ``loaded``.
 
     ``lease``: seconds that prefill keeps a request's blocks for decode, and that decode waits for them.
     ``bootstrap_port``: the port of prefill's bootstrap service, 0 for any free one; data-parallel engines add
@@ -85,12 +85,16 @@ class Settings:
     other ranks), None for nowhere. ``fingerprint``: names and values that replace those made of the model.
     """
 
-    config: pdcore.Config
-    backend: pdcore.Backend
+    loaded: LoadedConfig
     lease: float
     bootstrap_port: int
     metrics_port: int | None
     fingerprint: Mapping[str, str]
+
+    @property
+    def config(self) -> pdcore.Config:
+        """pdcore's own configuration."""
+        return self.loaded.config
 
     @classmethod
     def load(cls, extra: Mapping[str, Any], host: Callable[[], str]) -> Settings:
@@ -100,41 +104,30 @@ class Settings:
 
         Raises:
             ConfigError: values are wrong, or no backend is named; all of them are listed.
-            SelectionError: the backend is not installed, or cannot run here.
         """
         names = discover().names
         own = {name: extra[name] for name in OWN if name in extra}
         loaded = load_config(
             cli={name: value for name, value in extra.items() if name not in OWN}, plugin_prefixes=names
         )
-        config = loaded.config
-        problems = _problems(own)
-        if loaded.origins["backend"].kind is OriginKind.DEFAULT:
+        config, origins, problems = loaded.config, loaded.origins, _problems(own)
+        if config.backend is None:
             problems.append(ConfigProblem("backend", FLAG, f"must be named; installed: {', '.join(names)}"))
         if problems:
             raise ConfigError(problems)
-        if loaded.origins["host"].kind is OriginKind.DEFAULT and not is_wildcard(here := host()):
+        if origins["host"].kind is OriginKind.DEFAULT and not is_wildcard(here := host()):
             config = attrs.evolve(config, host=here)
         lease = float(own.get("lease", 60.0))
-        timeouts = config.timeouts
-        if loaded.origins["timeouts.request"].kind is OriginKind.DEFAULT:
-            timeouts = pdcore.Timeouts(
-                request=lease,
-                pairing=min(timeouts.pairing, lease),
-                bootstrap=min(timeouts.bootstrap, lease),
-                engine_start=timeouts.engine_start,
-                shutdown=timeouts.shutdown,
-            )
-        config = attrs.evolve(config, timeouts=timeouts)
-        backend = pdcore.select(config, origins=loaded.origins)
-        return cls(
-            config,
-            backend,
-            lease,
-            int(own.get("bootstrap_port", 0)),
-            own.get("metrics_port"),
-            dict(own.get("fingerprint", {})),
-        )
+        if origins["timeouts.request"].kind is OriginKind.DEFAULT:
+            config = attrs.evolve(config, timeouts=_within(config.timeouts, lease))
+        port, metrics_port = int(own.get("bootstrap_port", 0)), own.get("metrics_port")
+        return cls(LoadedConfig(config, origins), lease, port, metrics_port, dict(own.get("fingerprint", {})))
+
+
+def _within(timeouts: pdcore.Timeouts, seconds: float) -> pdcore.Timeouts:
+    """Return timeouts of which a request has no more than so many seconds."""
+    pairing, bootstrap = min(timeouts.pairing, seconds), min(timeouts.bootstrap, seconds)
+    return attrs.evolve(timeouts, request=seconds, pairing=pairing, bootstrap=bootstrap)
 
 
 def _problems(own: Mapping[str, Any]) -> list[ConfigProblem]:

@@ -203,7 +203,7 @@ class PdcoreConnector(KVConnectorBase_V1):
 
     def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:
         rank = self._rank
-        return BootstrapAddress(rank.bootstrap) if rank is not None and rank.server is not None else None
+        return BootstrapAddress(rank.bootstrap) if rank is not None and rank.serves else None
 
     @contained(lambda: None)
     def start_load_kv(self, forward_context: ForwardContext, **kwargs: Any) -> None:

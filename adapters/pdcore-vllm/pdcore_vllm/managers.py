@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import attrs
 
-from pdcore import BootstrapServer, DecodeManager, PDCoreError, Pools, PrefillManager, Topology
+import pdcore
+from pdcore import BootstrapServer, DecodeManager, Pools, PrefillManager, Topology
 from pdcore.address import parse_advertised
 from pdcore.errors import BootstrapError
 from pdcore.events import Subscriber
@@ -18,34 +20,32 @@ __all__ = ["Rank", "start_decode", "start_prefill"]
 
 @attrs.frozen
 class Rank:
-    """A manager with its company. ``bootstrap`` is the address of the service where prefill registered."""
+    """A manager with its company. ``bootstrap`` is the address of the service where prefill registered;
+    ``serves`` tells whether it is here."""
 
     manager: PrefillManager | DecodeManager
+    _company: ExitStack
     bootstrap: str = ""
-    server: BootstrapServer | None = None
-    metrics: Callable[[], None] | None = None
+    serves: bool = False
 
     def close(self) -> None:
         """End all of it, the manager first; what cannot be ended in order is logged."""
-        for end in (self.manager.close, self.server.close if self.server else None, self.metrics):
-            if end is not None:
-                contained(lambda: None)(end)()
+        contained(lambda: None)(self.manager.close)()
+        contained(lambda: None)(self._company.close)()
 
 
 def start_decode(settings: Settings, pools: Pools, topology: Topology) -> Rank:
     """Start the decode side of a rank.
 
     Raises:
-        What :class:`~pdcore.DecodeManager` raises.
+        What :func:`~pdcore.select` and :class:`~pdcore.DecodeManager` raise.
     """
-    subscribers, metrics = _metrics(settings, topology)
-    try:
-        manager = DecodeManager(settings.backend, pools, topology, settings.config, subscribers)
-    except BaseException:
-        _end(metrics)
-        raise
-    log.info("decode %s runs on %s", topology, manager.engine.effective_transport)
-    return Rank(manager, metrics=metrics)
+    with ExitStack() as company:
+        subscribers = _metrics(settings, topology, company)
+        backend = pdcore.select(settings.loaded)
+        manager = DecodeManager(backend, pools, topology, settings.config, subscribers)
+        log.info("decode %s runs on %s", topology, manager.engine.effective_transport)
+        return Rank(manager, company.pop_all())
 
 
 def start_prefill(
@@ -62,47 +62,46 @@ def start_prefill(
 
     Raises:
         BootstrapError, AddressError: the service cannot be started, on this rank or on the first.
-        What :class:`~pdcore.PrefillManager` raises.
+        What :func:`~pdcore.select` and :class:`~pdcore.PrefillManager` raise.
     """
-    server, error = None, None
-    if topology.unique_rank == 0:
-        try:
-            server = _serve(settings, engine_index)
-        except PDCoreError as refused:
-            error = refused
-    address, why = agree((server.address if server else "", str(error) if error else ""))
-    if error is not None:
-        raise error
-    if why:
-        raise BootstrapError("the first rank has no bootstrap service", why, "see its log")
-    subscribers, metrics = _metrics(settings, topology)
-    config = settings.config
-    if config.control.port:  # one machine may hold several ranks
-        port = config.control.port + topology.unique_rank
-        config = attrs.evolve(config, control=attrs.evolve(config.control, port=port))
-    try:
-        manager = PrefillManager(settings.backend, pools, topology, address, config, subscribers)
-    except BaseException:
-        _end(metrics)
-        _end(server.close if server else None)
-        raise
-    log.info("prefill %s runs on %s, bootstrap %s", topology, manager.engine.effective_transport, address)
-    return Rank(manager, address, server, metrics)
+    serves, address, error = topology.unique_rank == 0, "", None
+    with ExitStack() as company:
+        if serves:
+            try:
+                address = company.enter_context(_server(settings, engine_index)).address
+            except Exception as failure:  # first the others must hear of it, who wait
+                error = failure
+        address, why = agree((address, str(error) if error is not None else ""))
+        if error is not None:
+            raise error
+        if why:
+            raise BootstrapError("the first rank has no bootstrap service", why, "see the first rank's log")
+        subscribers = _metrics(settings, topology, company)
+        config, backend = _of_rank(settings.config, topology), pdcore.select(settings.loaded)
+        manager = PrefillManager(backend, pools, topology, address, config, subscribers)
+        log.info("prefill %s runs on %s, bootstrap %s", topology, manager.engine.effective_transport, address)
+        return Rank(manager, company.pop_all(), address, serves)
 
 
-def _serve(settings: Settings, engine_index: int) -> BootstrapServer:
+def _of_rank(config: pdcore.Config, topology: Topology) -> pdcore.Config:
+    """Return the configuration of one rank: one machine may hold several, and each has a port of its own."""
+    port = config.control.port
+    if not port:
+        return config
+    return attrs.evolve(config, control=attrs.evolve(config.control, port=port + topology.unique_rank))
+
+
+def _server(settings: Settings, engine_index: int) -> BootstrapServer:
     config, port = settings.config, settings.bootstrap_port
     told = parse_advertised(config.advertise)[0] if config.advertise is not None else None
     port = port + engine_index if port else 0
-    server = BootstrapServer(config.host, port, advertise=told, auth_key=config.auth_key)
-    server.start()
-    return server
+    return BootstrapServer(config.host, port, advertise=told, auth_key=config.auth_key)
 
 
-def _metrics(settings: Settings, topology: Topology) -> tuple[list[Subscriber], Callable[[], None] | None]:
-    """Serve the metrics of this rank, if that is wanted; return who counts, and how to end it."""
+def _metrics(settings: Settings, topology: Topology, company: ExitStack) -> list[Subscriber]:
+    """Serve the metrics of this rank, if that is wanted; return who counts."""
     if settings.metrics_port is None:
-        return [], None
+        return []
     from prometheus_client import CollectorRegistry, start_http_server
 
     from pdcore.telemetry.prometheus import PrometheusEvents
@@ -117,16 +116,8 @@ def _metrics(settings: Settings, topology: Topology) -> tuple[list[Subscriber], 
             str(error),
             "choose another metrics_port: each rank takes the next one",
         ) from error
-    log.info("pdcore's metrics of this rank: port %d", server.server_port)
-
-    def end() -> None:
-        server.shutdown()
-        server.server_close()
-        thread.join(5)
-
-    return [PrometheusEvents(registry)], end
-
-
-def _end(what: Callable[[], None] | None) -> None:
-    if what is not None:
-        what()
+    company.callback(thread.join, 5)
+    company.callback(server.server_close)
+    company.callback(server.shutdown)
+    log.info("pdcore's metrics of rank %d: port %d", topology.unique_rank, server.server_port)
+    return [PrometheusEvents(registry)]
