@@ -69,6 +69,13 @@ def say(manager: Manager, route: Route, frames: list[bytes]) -> None:
     manager.channel.call(lambda: manager.channel._send(route, list(frames)))
 
 
+def all_said(manager: Manager) -> None:
+    """Wait until a manager's control thread has sent what it was to send."""
+    done = threading.Event()
+    manager.channel.call(done.set)
+    assert done.wait(30)
+
+
 @contextmanager
 def mad_decode(pair: Pair) -> Iterator[DecodeManager]:
     """A second decode, paired with prefill by one good request."""
@@ -147,7 +154,8 @@ def test_nothing_that_a_paired_prefill_says_disturbs_decode_or_another_prefill(
         there = Route(mad.address.encode())
         for number, frames in enumerate(broken_frames(SAMPLES[name])):
             if pair.decode._sources.of(there) is None:
-                # What could be read had decode lose it: it pairs again.
+                # What could be read had decode lose it: it pairs again, once nothing of before is on its way.
+                all_said(mad)
                 again(10_000 + number)
             say(mad, only_route(mad), frames)
         pair.move(2, [3, 4, 5], [6, 7, 8])
