@@ -120,7 +120,7 @@ class KVSender(RoomHandle):
     def wait(self, deadline: Deadline) -> KVPoll:
         self._require_here()
         require_deadline("the deadline of wait()", deadline)
-        self._sent.finish(min(deadline, self.record.deadline, key=lambda d: d.remaining()))
+        self._sent.finish(deadline, self.record.deadline)
         return super().wait(deadline)
 
     def release_safe(self) -> bool:

@@ -38,10 +38,10 @@ class Sent:
             if not shipment.ended:
                 shipment.advance() if wanted else shipment.cancel()
 
-    def finish(self, deadline: Deadline) -> None:
-        """Drive those shipments until they end, or the deadline passes."""
+    def finish(self, deadline: Deadline, own: Deadline) -> None:
+        """Drive those shipments until they end, or a deadline passes: the caller's or the room's own."""
         for shipment in self._shipments:
-            shipment.finish(deadline)
+            shipment.finish(min(deadline, own, key=lambda d: d.remaining()))
 
     def chunks_to(self, peer: PeerIdentity) -> list[TransferKVChunk]:
         """Return what was sent to a peer, in order."""
