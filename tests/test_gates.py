@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import io
 import pkgutil
 import re
 import subprocess
 import sys
+import tokenize
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +23,8 @@ from pdcore.hookspecs import BackendHooks
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "pdcore"
 PLUGINS = sorted((ROOT / "plugins").iterdir())
-SOURCES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "plugins").rglob("*.py")])
+ADAPTERS = sorted((ROOT / "adapters").iterdir())
+SOURCES = sorted(path for root in (PACKAGE, *PLUGINS, *ADAPTERS) for path in root.rglob("*.py"))
 
 FLOW = """
 errors
@@ -163,6 +166,33 @@ def test_modules_and_functions_stay_small(path: Path) -> None:
     assert not long
 
 
+def code_lines(path: Path) -> int:
+    """Return the lines that hold code: neither blank, nor comment, nor docstring."""
+    text = path.read_text()
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    told = {
+        line
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None
+        for line in range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1)
+    }
+    noise = {
+        tokenize.COMMENT,
+        tokenize.NL,
+        tokenize.NEWLINE,
+        tokenize.INDENT,
+        tokenize.DEDENT,
+        tokenize.ENDMARKER,
+    }
+    tokens = [t for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type not in noise]
+    return len({n for t in tokens for n in range(t.start[0], t.end[0] + 1)} - told)
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda p: p.name)
+def test_an_adapter_stays_thin(adapter: Path) -> None:
+    assert 0 < sum(map(code_lines, adapter.rglob("*.py"))) < 600
+
+
 def test_no_module_is_called_after_nothing() -> None:
     vague = {"utils", "util", "helpers", "helper", "common", "misc"}
     assert not [p for p in SOURCES if p.stem in vague]
@@ -181,10 +211,10 @@ def test_the_core_names_no_backend() -> None:
 
 def test_every_distribution_is_typed_and_of_one_version() -> None:
     pattern = re.compile(r'^version = "(.+)"$', re.MULTILINE)
-    for root in (ROOT, *PLUGINS):
+    for root in (ROOT, *PLUGINS, *ADAPTERS):
         declared = pattern.findall((root / "pyproject.toml").read_text())
         assert declared == [pdcore.__version__], root
-    for plugin in PLUGINS:
+    for plugin in (*PLUGINS, *ADAPTERS):
         package = plugin / plugin.name.replace("-", "_")
         assert (package / "py.typed").is_file()
         assert 'dependencies = ["pdcore>=0.1,<0.2"]' in (plugin / "pyproject.toml").read_text()
