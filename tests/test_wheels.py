@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SOURCES = [ROOT, *sorted((ROOT / "plugins").iterdir())]
+SOURCES = [ROOT, *sorted((ROOT / "plugins").iterdir()), *sorted((ROOT / "adapters").iterdir())]
 
 
 def run(*command: str | Path, cwd: Path) -> str:
@@ -30,7 +30,14 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_every_distribution_builds_a_typed_wheel(wheels: list[Path]) -> None:
-    assert [w.name.split("-")[0] for w in wheels] == ["pd_mooncake", "pd_mori", "pd_nixl", "pdcore"]
+    assert [w.name.split("-")[0] for w in wheels] == [
+        "pd_mooncake",
+        "pd_mori",
+        "pd_nixl",
+        "pdcore",
+        "pdcore_sglang",
+        "pdcore_vllm",
+    ]
     for wheel in wheels:
         names = zipfile.ZipFile(wheel).namelist()
         assert f"{wheel.name.split('-')[0]}/py.typed" in names
