@@ -26,8 +26,9 @@ NO_PY311 := no Python 3.11 was found. Install one (apt-get install python3.11-ve
 demo: $(VENV)/.installed
 	$(BIN)/pdcore demo $(ARGS)
 
-# Three workers on two cores: most tests wait for other processes. Those of one file stay together.
-WORKERS := -n 3 --dist loadfile
+# Three workers on two cores: most tests wait for other processes. Those of one file stay together, and
+# tests/conftest.py has the longest files begin first.
+WORKERS := -n 3 --dist loadfile --no-loadscope-reorder
 
 # Unequal groups of ranks, each case over each engine.
 ENGINES := local mooncake_tcp nixl
@@ -40,9 +41,10 @@ groups: $(VENV)/.developed
 	  echo "$$out" | grep ^verified; \
 	done <tests/group_cases.txt; done
 
-# What takes long on the real engines: conformance in full, and processes that are killed or stopped.
+# What takes long, most of it on the real engines: conformance in full, processes that are killed, stopped,
+# forked or short of descriptors, and wheels in a clean environment.
 ENGINE_TESTS := $(patsubst %,tests/test_%.py,mooncake_conformance nixl_conformance conform_local \
-  parcel_conformance engines_kill dead_prefill descriptors)
+  parcel_conformance engines_kill dead_prefill descriptors chaos kill fork shortage mooncake_ipv6 wheels)
 
 # With ARGS, the tests that they pick; without, all but those of test-engines.
 test: $(VENV)/.developed
