@@ -22,8 +22,10 @@ import pytest
 
 from pdcore.bootstrap import BootstrapClient, BootstrapServer, RankRecord, ReplicaQuery, RoomsRecord
 from pdcore.bootstrap.attempts import MAX_ADDRESSES, Attempts
+from pdcore.bootstrap.record import Traits
 from pdcore.bootstrap.rooms import ROOM_SECONDS, RoomRanks
 from pdcore.errors import BootstrapError
+from pdcore.fingerprint import Fingerprint
 from pdcore.model import Deadline, Incarnation, RoomId
 from pdcore.topology import DPChoice, Topology
 
@@ -320,6 +322,53 @@ def test_a_query_that_need_not_wait_is_answered_now(server: BootstrapServer, que
     status, refused = ask(server.address, "GET", f"/v1/ranks{query}")
     assert status == 404
     assert "is not registered in full" in refused["happened"]
+
+
+def test_any_rank_is_told_of_as_soon_as_there_is_one(
+    server: BootstrapServer, client: BootstrapClient
+) -> None:
+    waiting = client.any_rank(server.address, 30.0, soon())
+    while not len(server._waiting):
+        threading.Event().wait(0.01)
+    client.register(server.address, RECORD, soon())
+    assert waiting.result(30) == RECORD
+    assert client.any_rank(server.address, 0.0, soon()).result(30) == RECORD
+
+
+@pytest.mark.parametrize("query", ["", "?wait=nan", "?wait=-5", "?wait=0"])
+def test_a_query_for_any_rank_that_need_not_wait_is_answered_now(server: BootstrapServer, query: str) -> None:
+    status, refused = ask(server.address, "GET", f"/v1/ranks/any{query}")
+    assert status == 404
+    assert refused == {
+        "happened": "no prefill rank is registered",
+        "there_is": "none of which the lease holds",
+        "to_do": "start prefill, or ask the service that it registers with",
+    }
+
+
+def test_a_malformed_query_for_any_rank_is_refused(server: BootstrapServer) -> None:
+    status, refused = ask(server.address, "GET", "/v1/ranks/any?wait=long")
+    assert (status, refused["happened"]) == (400, "a query for any rank is malformed")
+    assert refused["to_do"] == "send wait=SECONDS"
+
+
+def test_what_a_rank_says_of_itself_is_optional_json(
+    server: BootstrapServer, client: BootstrapClient
+) -> None:
+    traits = Traits("local", "shm", "0.1.0", "7", 16, "bfloat16", Fingerprint({"model": "a"}))
+    told = json.loads(msgspec.json.encode(attrs.evolve(RECORD, traits=traits)))
+    assert told["traits"] == {
+        "backend": "local",
+        "protocol": "shm",
+        "version": "0.1.0",
+        "engine_version": "7",
+        "page_size": 16,
+        "dtype": "bfloat16",
+        "fingerprint": {"fields": [["model", "a"]]},
+    }
+    del told["traits"]
+    assert ask(server.address, "PUT", "/v1/ranks", json.dumps(told).encode())[0] == 204
+    assert resolved(client, server) == (RECORD,)
 
 
 def test_a_port_in_use_is_a_clear_error(server: BootstrapServer) -> None:

@@ -129,6 +129,8 @@ def test_no_query_disturbs_the_service(query: str) -> None:
         ("DELETE", "/v1/ranks/" + "a" * 7000, None),
         ("DELETE", "/v1/ranks", None),
         ("POST", "/v1/ranks", b"{}"),
+        ("PUT", "/v1/ranks/any", b"{}"),
+        ("GET", "/v1/ranks/any?wait=x", None),
         ("PUT", "/health", b"{}"),
         ("GET", "/../../etc/passwd", None),
         ("GET", "/v2/ranks", None),
