@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 from serving.engines import Engine
-from serving.fixtures import running, servers, started_reference, wanted
+from serving.fixtures import pytest_collection_modifyitems, running, servers, started_reference, wanted
 
-__all__ = ["engine", "running", "servers", "started_reference", "wanted"]
+__all__ = ["engine", "pytest_collection_modifyitems", "running", "servers", "started_reference", "wanted"]
 
 
 @pytest.fixture(scope="session")

@@ -52,3 +52,14 @@ def running(
     """A prefill and a decode server over the backend that the test's parameter names; one pair at a time."""
     with pair(servers, engine, request.param) as made:
         yield made
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one backend follow one another, over all files: a pair of servers takes a minute to start."""
+
+    def backend(item: pytest.Item) -> str:
+        call = getattr(item, "callspec", None)
+        return str(call.params.get("running", "")) if call is not None else ""
+
+    items.sort(key=backend)
