@@ -53,6 +53,14 @@ def test_a_decode_that_is_killed_costs_only_its_requests(running: Pair, wanted: 
 
 
 @over_nixl
+def test_two_prefill_servers_take_turns_and_one_may_die(
+    running: Pair, wanted: Wanted, servers: Servers
+) -> None:
+    (second,) = servers.up(**{"second-prefill": vllm_pdcore(Role.PREFILL, "nixl_tcp")})
+    cases.two_prefills(running, wanted, second, 81)
+
+
+@over_nixl
 def test_other_block_sizes_are_refused_and_both_servers_live(
     running: Pair, wanted: Wanted, servers: Servers
 ) -> None:

@@ -10,7 +10,7 @@ from .client import Answer, Prompt, ask_all, hang_up, in_waves
 from .compare import Comparison, compare
 from .engines import Role
 from .fixtures import Wanted
-from .pairs import Pair
+from .pairs import Pair, routed
 from .prompts import make_prompts
 from .servers import Server
 
@@ -112,6 +112,21 @@ def kill_and_restart(running: Pair, wanted: Wanted, victim: Server, seed: int) -
     assert not [f for f in compared.failed if (f.error or "").startswith("no answer within")], str(compared)
     assert other.alive(), other.end_of_log()
     require_equal(running, wanted, make_prompts(16, seed + 1, longest=600, most_tokens=24))
+
+
+def two_prefills(running: Pair, wanted: Wanted, second: Server, seed: int) -> None:
+    """Two prefill servers behind one router: all answers equal, and when one is killed the other's go on."""
+    with routed(running.engine, [running.prefill, second], [running.decode]) as both:
+        require_equal(both, wanted, make_prompts(24, seed, longest=600, most_tokens=24))
+        require_rooms(Pair(both.engine, both.url, (second,), both.decodes), 12)
+        with Flow(both, wanted, seed + 1) as flow:
+            flow.await_more(4)
+            second.kill()
+            flow.await_more(16)
+        compared = flow.compared()
+        assert not compared.different, str(compared)
+        assert compared.equal >= 8, str(compared)
+    assert running.decode.alive(), running.decode.end_of_log()
 
 
 def hang_ups(running: Pair, wanted: Wanted, seed: int) -> None:
