@@ -60,7 +60,7 @@ test-mori: $(MORI)/.emulated
 
 # Real servers, asked over HTTP; their logs stay in .serving, PDCORE_SERVING_LOGS names another folder.
 $(SERVERS:%=test-%): test-%: .venv-%/.ready
-	.venv-$*/bin/python -m pytest -o pythonpath= -o timeout=600 tests/real_$* $(ARGS)
+	.venv-$*/bin/python -m pytest -o pythonpath= -o timeout=900 tests/real_$* $(ARGS)
 
 # A prefill server, a decode server, a router and a single server:  make serve-demo ARGS="--engine sglang --requests 50"
 serve-demo: .venv-$(if $(findstring sglang,$(ARGS)),sglang,vllm)/.ready

@@ -17,8 +17,8 @@ from . import sessions
 from .engines import Command, Role
 from .sessions import Usage
 
-UP = 240.0
-"""Seconds for a server to answer /health on a loaded machine; an idle one takes 30 to 50."""
+UP = 600.0
+"""Seconds for a server to answer /health on an overloaded machine; on an idle one it takes 30 to 60."""
 LOOK = 0.2
 TAIL = 60
 """Lines of its log that a failure shows."""
