@@ -207,7 +207,7 @@ FIELD = st.builds(
 PLACE = st.sampled_from([None, 0, 2])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(FIELD, min_size=1, max_size=5), PLACE, PLACE, st.integers(0, 2), st.integers(0, 4))
 def test_any_two_forms_of_a_schema_exchange_slots(
     fields: list[tuple[str, tuple[int, ...]]], here: int | None, there: int | None, slot: int, other: int

@@ -7,6 +7,7 @@ import attrs
 import pytest
 from wire_samples import DESCRIPTION
 
+from pdcore.aux_form import AuxForm
 from pdcore.backend import AuxTransport
 from pdcore.errors import IncompatiblePeerError
 from pdcore.layout import KVBuffer, KVLayout, PageOrder, StateBuffer, StateComponent
@@ -223,6 +224,13 @@ ONE_MISFIT: list[tuple[PeerDescription, str, str, str, str]] = [
         "first_token:int32[2]@1",
         "use the same AuxSchema on both sides",
     ),
+    (
+        attrs.evolve(DECODE, aux_form=AuxForm.rows(AuxSchema())),
+        "aux form",
+        "good",
+        "1 cells for the room and 2 fields",
+        "report it: a form of aux data contradicts its schema",
+    ),
 ]
 
 
@@ -234,6 +242,14 @@ def test_a_misfit_has_both_values_and_what_to_change(
 ) -> None:
     (misfit,) = pairing_misfits(PREFILL, decode)
     assert (misfit.field, misfit.prefill, misfit.decode, misfit.change) == (field, here, there, change)
+
+
+def test_where_aux_data_lies_is_each_sides_own_affair() -> None:
+    assert PREFILL.aux is not None
+    apart = attrs.evolve(DECODE, aux_form=AuxForm.apart(PREFILL.aux, {"logprobs": 96}))
+    assert pairing_misfits(PREFILL, apart) == ()
+    assert apart.aux_memory == apart.aux_form
+    assert PREFILL.aux_memory == AuxForm.rows(PREFILL.aux)
 
 
 def test_every_misfit_is_listed_at_once() -> None:
