@@ -24,7 +24,7 @@ class FarDecode:
     def __init__(self, command: c.Serve) -> None:
         backend = select(command.backend, command.options)
         self._bootstrap = command.bootstrap
-        self._pools = make_pools()
+        self._pools = make_pools(apart=False)
         self.fill(FAR_POOL_SEED)
         self._manager = DecodeManager(
             backend, self._pools, Topology(), make_config(command.model, command.aux)

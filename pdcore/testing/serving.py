@@ -50,7 +50,7 @@ class Serving:
     ) -> None:
         self.far = far
         self.patience = target.patience
-        self._pools = make_pools()
+        self._pools = make_pools(apart=True)
         for i, array in enumerate(self._pools.arrays):
             array.reshape(-1)[:] = pattern(NEAR_POOL_SEED + i, array.size)
         with contextlib.ExitStack() as stack:

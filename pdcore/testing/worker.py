@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
+
 from pdcore.config import Config, LivenessConfig, Timeouts, TransferConfig, TransferModel
 from pdcore.layout import KVLayout
 from pdcore.metadata import MetadataBuffers
@@ -19,10 +21,12 @@ NUM_PAGES = 64
 AUX_SLOTS = 8
 
 
-def make_pools() -> Pools:
-    """Return pools of 2 layers of 64 pages (K and V, 64 KiB a page, 16 MiB in all), and aux rows."""
+def make_pools(*, apart: bool) -> Pools:
+    """Return pools of 2 layers of 64 pages (K and V, 64 KiB a page, 16 MiB in all), and aux data: with each
+    field in a region of its own (``apart``), or in rows."""
     layout = KVLayout.heads(layers=range(2), kv_heads=8, head_dim=128, page_size=32, num_pages=NUM_PAGES)
-    aux = MetadataBuffers(AuxSchema((AuxField("token", "int64"),)), AUX_SLOTS)
+    fields = {"token": np.zeros(AUX_SLOTS, np.int64)} if apart else None
+    aux = MetadataBuffers(AuxSchema((AuxField("token", "int64"),)), AUX_SLOTS, memory=fields)
     return Pools.allocate(layout, aux=aux)
 
 

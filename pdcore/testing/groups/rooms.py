@@ -78,7 +78,7 @@ class Rooms:
 
     @Rule(
         "aux rows travel through the engine exactly if it declares aux",
-        "the aux region is not registered with the others, or its rows are too small or unaligned for it",
+        "an aux region is not registered with the others, or its rows or fields are too small or unaligned",
     )
     def test_aux_travels_through_the_engine_exactly_if_it_declares_so(self, target: Target) -> None:
         engine = target.start_engine(Role.PREFILL)
