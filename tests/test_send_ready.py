@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import attrs
 import numpy as np
 import pytest
+from groups import Model, ended, groups, ranks
 from pair import Pair, config, finish, paired, pools, same_pages, soon
 
 from pdcore import Deadline, FailureCode, KVPoll, PlanError, RoomError, RoomId, TransferModel
@@ -308,6 +309,27 @@ def test_what_can_be_neither_asked_nor_called_is_refused_and_nothing_is_lost(pai
     assert "hand in a threading.Event, a torch.cuda.Event, or a callable" in caught.value.to_do
     sender.send([10])
     finish(sender, receiver)
+
+
+@pytest.mark.parametrize(("here", "there"), [(1, 2), (2, 1)])
+def test_each_rank_of_unequal_groups_waits_for_its_own_pages(here: int, there: int) -> None:
+    with groups(Model(kv_heads=2), ranks(tp=here), ranks(tp=there)) as both:
+        both.meet()
+        senders, receivers = both.open(2)
+        both.wipe()
+        sources = [event() for _ in senders]
+        with released(*sources):
+            for sender, source in zip(senders, sources, strict=True):
+                sender.init(3)
+                sender.send([5], ready=source.ready)
+                sender.send([6, 7])
+            for receiver in receivers:
+                receiver.send_metadata([1, 2, 3])
+            for manager in both.prefill:
+                both.write(manager, [5, 6, 7])
+        ended([*senders, *receivers])
+        for decode in both.decode:
+            both.check(decode, [1, 2, 3])
 
 
 def test_pages_that_were_waited_for_are_verified_too() -> None:
