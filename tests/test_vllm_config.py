@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import attrs
 import pytest
-from pdcore_vllm.config import Engine, Settings, UnsupportedError, fingerprint_of
+from pdcore_vllm.config import Settings, UnsupportedError, check_engine, fingerprint_of
 
 from pdcore import ConfigError
 
-FITTING = Engine("0.32.0", "kv_producer", ("FullAttentionSpec",))
+FITTING: dict[str, Any] = {
+    "version": "0.32.0",
+    "role": "kv_producer",
+    "caches": ("FullAttentionSpec",),
+    "context_parallel": 1,
+}
 
 
 def here() -> str:
@@ -18,42 +22,38 @@ def here() -> str:
 
 
 @pytest.mark.parametrize(
-    ("change", "happened", "there_is", "to_do"),
+    ("change", "there_is", "to_do"),
     [
-        ({"version": "0.33.1"}, "was not tried with vLLM 0.33.1", "tried: 0.32.*", "install vllm==0.32.*"),
-        ({"role": "kv_both"}, "does not support kv_role 'kv_both'", "either", "kv_producer for prefill"),
+        ({"version": "0.33.1"}, "vLLM 0.33.1; tried: 0.32.*", "install vllm==0.32.*"),
+        ({"role": "kv_both"}, "kv_role 'kv_both'", "kv_producer for prefill"),
         (
-            {"cache_groups": ("FullAttentionSpec", "SlidingWindowSpec")},
-            "the KV cache of this model",
-            "groups: FullAttentionSpec, SlidingWindowSpec; supported: one of FullAttentionSpec or MLA",
+            {"caches": ("FullAttentionSpec", "SlidingWindowSpec")},
+            "groups FullAttentionSpec, SlidingWindowSpec; supported: one of FullAttentionSpec or MLA",
             "--no-disable-hybrid-kv-cache-manager",
         ),
-        ({"cache_groups": ("MambaSpec",)}, "the KV cache of this model", "MambaSpec", "all have attention"),
-        ({"context_parallel": 2}, "context parallelism", "size 2", "tensor parallelism"),
+        ({"caches": ("MambaSpec",)}, "MambaSpec", "all have attention"),
+        ({"context_parallel": 2}, "size 2", "tensor parallelism"),
     ],
 )
-def test_what_does_not_work_is_refused_at_the_start(
-    change: dict[str, Any], happened: str, there_is: str, to_do: str
-) -> None:
-    FITTING.check()
-    with pytest.raises(UnsupportedError) as refused:
-        attrs.evolve(FITTING, **change).check()
-    assert happened in refused.value.happened
+def test_what_does_not_work_is_refused(change: dict[str, Any], there_is: str, to_do: str) -> None:
+    check_engine(**FITTING)
+    with pytest.raises(UnsupportedError, match="does not support this engine") as refused:
+        check_engine(**{**FITTING, **change})
     assert there_is in refused.value.there_is
     assert to_do in refused.value.to_do
 
 
 def test_defaults_come_from_the_engine() -> None:
     made = Settings.load({"backend": "local"}, here)
-    assert made.config.backend == "local"
-    assert made.config.host == "127.0.0.7"
-    assert (made.lease, made.bootstrap_port, made.metrics_port, made.fingerprint) == (60.0, 0, None, {})
-    assert made.config.timeouts.request == 60.0
-    assert made.config.timeouts.pairing == 30.0
+    assert made.loaded.config.backend == "local"
+    assert made.loaded.config.host == "127.0.0.7"
+    assert made.own == type(made.own)(60.0, 0, None, {})
+    assert made.loaded.config.timeouts.request == 60.0
+    assert made.loaded.config.timeouts.pairing == 30.0
 
 
 def test_a_wildcard_is_no_address_of_the_engine() -> None:
-    assert Settings.load({"backend": "local"}, lambda: "0.0.0.0").config.host == "127.0.0.1"
+    assert Settings.load({"backend": "local"}, lambda: "0.0.0.0").loaded.config.host == "127.0.0.1"
 
 
 def test_fields_of_pdcore_may_be_nested_or_dotted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,11 +68,11 @@ def test_fields_of_pdcore_may_be_nested_or_dotted(monkeypatch: pytest.MonkeyPatc
         "metrics_port": 0,
     }
     made = Settings.load(extra, here)
-    assert made.config.host == "127.0.0.1"
-    assert made.config.transfer.verify == "all"
-    assert (made.config.liveness.max_failures, made.config.liveness.interval) == (5, 7.0)
-    assert (made.lease, made.config.timeouts.pairing) == (20.0, 20.0)
-    assert (made.metrics_port, made.fingerprint) == (0, {"model": "x"})
+    assert made.loaded.config.host == "127.0.0.1"
+    assert made.loaded.config.transfer.verify == "all"
+    assert (made.loaded.config.liveness.max_failures, made.loaded.config.liveness.interval) == (5, 7.0)
+    assert (made.own.lease, made.loaded.config.timeouts.pairing) == (20.0, 20.0)
+    assert (made.own.metrics_port, made.own.fingerprint) == (0, {"model": "x"})
 
 
 @pytest.mark.parametrize(
@@ -83,12 +83,12 @@ def test_fields_of_pdcore_may_be_nested_or_dotted(monkeypatch: pytest.MonkeyPatc
         ({"backend": "local", "transfer.verify": "some"}, "transfer.verify (from command line)"),
         (
             {"backend": "local", "lease": 0},
-            "lease (from --kv-transfer-config): must be seconds above 0, is 0",
+            "lease (from --kv-transfer-config)",
         ),
         ({"backend": "local", "lease": True}, "lease (from"),
         ({"backend": "local", "bootstrap_port": "1"}, "bootstrap_port (from"),
-        ({"backend": "local", "metrics_port": 70000}, "must be a port in 0..65535, is 70000"),
-        ({"backend": "local", "fingerprint": {"model": 3}}, "fingerprint (from"),
+        ({"backend": "local", "metrics_port": 70000}, "metrics_port (from --kv-transfer-config)"),
+        ({"backend": "local", "fingerprint": {"model": 3}}, "fingerprint.model (from"),
     ],
 )
 def test_wrong_values_are_told_with_their_origin(extra: dict[str, Any], told: str) -> None:

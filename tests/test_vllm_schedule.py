@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pickle
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pdcore_vllm.scheduler import REMEMBERED, Decline, Load, Report, Schedule, Send, Work
+from pdcore_vllm.scheduler import REMEMBERED, Report, Room, Schedule, Work
 
 SOURCE = {"do_remote_prefill": True, "pdcore_bootstrap": "10.0.0.1:8998", "pdcore_room": 7}
 
@@ -15,11 +16,11 @@ def asked() -> dict[str, Any]:
     return dict(SOURCE)
 
 
-def loading(schedule: Schedule, request: str = "r") -> Load:
+def loading(schedule: Schedule, request: str = "r") -> Room:
     """Have a request of 100 tokens begin, the first 32 of which are here, in blocks of 32."""
     schedule.allocated(request, asked(), [4, 5, 6, 7], 100, 68)
-    (load,) = schedule.work(idle=True).loads
-    return load
+    (room,) = schedule.work(idle=True).rooms
+    return room
 
 
 class Blocks:
@@ -43,18 +44,18 @@ class Blocks:
 def test_prefill_draws_a_room_and_keeps_the_blocks_of_the_prompt() -> None:
     schedule = Schedule(32, 2)
     schedule.bootstrap = "10.0.0.1:8998"
-    schedule.holds.pool = pool = Blocks()
+    schedule.pool = pool = Blocks()
     told = schedule.finished("r", {"do_remote_decode": True}, [4, 5, 6, 7], 65, complete=True)
     assert [pool.references[block] for block in (4, 5, 6, 7)] == [1, 1, 1, 0]
     assert told is not None
     assert told["do_remote_prefill"]
     assert not told["do_remote_decode"]
     assert told["pdcore_bootstrap"] == "10.0.0.1:8998"
-    assert schedule.work(idle=True) == Work((Send("r", told["pdcore_room"], (4, 5, 6)),), idle=True)
+    assert schedule.work(idle=True) == Work([Room("r", told["pdcore_room"], (4, 5, 6))], idle=True)
     assert schedule.work(idle=False) == Work()
-    schedule.reported([], Report(safe={"r": 1}))
+    schedule.reported([], Report(safe=Counter("r")))
     assert not pool.freed, "the other worker still sends"
-    schedule.reported([], Report(safe={"r": 1}))
+    schedule.reported([], Report(safe=Counter("r")))
     assert pool.freed == [6, 5, 4], "the last one is evicted first"
 
 
@@ -70,7 +71,7 @@ def test_decode_loads_what_it_lacks_behind_whole_blocks_that_it_has() -> None:
     schedule, params = Schedule(32, 2), asked()
     assert schedule.matched("r", params, 68) == 68
     schedule.allocated("r", params, [4, 5, 6, 7], 100, 68)
-    assert schedule.work(idle=True).loads == (Load("r", "10.0.0.1:8998", 7, (5, 6, 7), 32),)
+    assert schedule.work(idle=True).rooms == [Room("r", 7, (5, 6, 7), "10.0.0.1:8998", 32)]
     assert not params["do_remote_prefill"]
     assert schedule.matched("r", params, 100) == 0, "after a preemption it is computed here"
     schedule.allocated("r", params, [4, 5, 6, 7], 100, 0)
@@ -83,24 +84,23 @@ def test_a_request_without_a_prefill_is_computed_here() -> None:
     assert schedule.matched("b", {}, 100) == 0
     assert schedule.matched("c", {"do_remote_prefill": True, "remote_engine_id": "x"}, 100) == 0
     assert schedule.matched("d", {**SOURCE, "pdcore_room": "7"}, 100) == 0
-    assert schedule.matched("e", {**SOURCE, "pdcore_room": True}, 100) == 0
     assert schedule.matched("f", asked(), 0) == 0
 
 
 def test_decode_declines_what_it_has_all_of() -> None:
     schedule = Schedule(32, 2)
     schedule.allocated("r", asked(), [4, 5], 64, 0)
-    assert schedule.work(idle=False).declines == (
-        Decline("10.0.0.1:8998", 7, "decode has all of its tokens"),
-    )
+    assert schedule.work(idle=False).declines == [
+        (Room("r", 7, (), "10.0.0.1:8998"), "decode has all of its tokens")
+    ]
 
 
 def test_decode_declines_what_ended_before_it_began() -> None:
     schedule, params = Schedule(32, 2), asked()
     assert schedule.finished("r", params, [], 64, complete=False) is None
-    (decline,) = schedule.work(idle=False).declines
-    assert decline.room == 7
-    assert "before decode began" in decline.reason
+    ((room, reason),) = schedule.work(idle=False).declines
+    assert room == Room("r", 7, (), "10.0.0.1:8998")
+    assert "before decode began" in reason
     assert not params["do_remote_prefill"]
 
 
@@ -108,17 +108,17 @@ def test_a_request_that_ends_while_it_loads_is_aborted_until_the_workers_say_so(
     schedule = Schedule(32, 2)
     loading(schedule)
     assert schedule.finished("r", asked(), [4, 5, 6, 7], 100, complete=False) is None
-    assert schedule.work(idle=True).aborts == ("r",)
-    schedule.reported(["r"], None)
+    assert schedule.work(idle=True).aborts == ["r"]
+    schedule.reported(["r"], Report())
     schedule.finished("r", None, [], 100, complete=False)
-    assert schedule.work(idle=True).aborts == ()
+    assert schedule.work(idle=True).aborts == []
 
 
 def test_a_second_request_for_a_room_waits_for_the_first_and_then_computes() -> None:
     schedule = Schedule(32, 2)
     loading(schedule, "first")
     assert schedule.matched("second", asked(), 100) is None
-    schedule.reported(["first"], None)
+    schedule.reported(["first"], Report())
     assert schedule.matched("second", asked(), 100) == 0
     schedule.allocated("second", asked(), [8, 9, 10, 11], 100, 0)
     schedule.finished("second", asked(), [], 100, complete=False)
@@ -143,40 +143,52 @@ def test_why_a_request_failed_stands_in_its_answer() -> None:
 
 def test_unsafe_blocks_are_held_until_each_worker_has_called_them_safe() -> None:
     schedule, pool = Schedule(32, 2), Blocks()
-    schedule.holds.pool = pool
-    one, two = (Report(unsafe={"r": ((5, 6), 1)}) for _ in range(2))
+    schedule.pool = pool
+    loading(schedule)
+    one, two = (Report(unsafe=Counter("r")) for _ in range(2))
     schedule.reported(["r"], one.merged(two))
-    assert [pool.references[block] for block in (4, 5, 6, 7)] == [0, 1, 1, 0]
-    schedule.reported([], Report(safe={"r": 1}))
+    assert [pool.references[block] for block in (4, 5, 6, 7)] == [0, 1, 1, 1]
+    schedule.reported([], Report(safe=Counter("r")))
     assert not pool.freed
-    schedule.reported([], Report(safe={"r": 1}))
-    assert pool.freed == [6, 5], "the last one is evicted first"
+    schedule.reported([], Report(safe=Counter("r")))
+    assert pool.freed == [7, 6, 5], "the last one is evicted first"
 
 
 def test_an_engine_without_work_looks_again_while_blocks_should_soon_be_safe() -> None:
     schedule = Schedule(32, 2)
-    watched = [schedule.holds.watched]
-    for report in (Report(unsafe={"r": ((5,), 1)}), Report(safe={"r": 1})):
+    schedule.pool = Blocks()
+    loading(schedule)
+    watched = [schedule.watching]
+    for report in (Report(unsafe=Counter("r")), Report(safe=Counter("r"))):
         schedule.reported([], report)
-        watched.append(schedule.holds.watched)
+        watched.append(schedule.watching)
     assert watched == [False, True, False]
 
 
 def test_a_worker_may_call_blocks_safe_before_another_calls_them_unsafe() -> None:
     schedule, pool = Schedule(32, 2), Blocks()
-    schedule.holds.pool = pool
-    schedule.reported([], Report(unsafe={"r": ((5,), 1)}))
-    schedule.reported(["r"], Report(safe={"r": 1}).merged(Report(unsafe={"r": ((5,), 1)})))
+    schedule.pool = pool
+    loading(schedule)
+    schedule.reported([], Report(unsafe=Counter("r")))
+    schedule.reported(["r"], Report(safe=Counter("r")).merged(Report(unsafe=Counter("r"))))
     assert pool.references[5] == 1
-    schedule.reported([], Report(safe={"r": 1}))
+    schedule.reported([], Report(safe=Counter("r")))
     assert pool.references[5] == 0
 
 
+def test_prefill_holds_once_what_is_shared_by_reference_alone() -> None:
+    schedule = Schedule(32, 1)
+    schedule.pool = pool = Blocks()
+    for name in ("a", "b"):
+        schedule.finished(name, {"do_remote_decode": True}, [4], 20, complete=True)
+    assert pool.references[4] == 2
+    schedule.reported([], Report(safe=Counter("a")))
+    assert pool.references[4] == 1
+
+
 def test_what_travels_between_processes_can() -> None:
-    work = Work(
-        (Send("a", 1, (2,)),), (Load("b", "h:1", 3, (4,), 5),), (Decline("h:1", 6, "x"),), ("c",), True
-    )
-    report = Report({"a": ((1,), 1)}, {"b": 2}, {"c": "why"})
+    work = Work([Room("a", 1, (2,))], [(Room("b", 3, (), "h:1"), "why")], ["c"], idle=True)
+    report = Report(Counter("a"), Counter("b"), {"c": "why"})
     assert pickle.loads(pickle.dumps((work, report))) == (work, report)
     assert not Report()
     assert report

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from pair import MHA, Pair, paired, pools, same_pages
-from pdcore_vllm.caches import Cache, Tensor, layer_of
-from pdcore_vllm.metrics import added, summary
-from pdcore_vllm.scheduler import Decline, Load, Report, Send, Work
-from pdcore_vllm.worker import Ended, Worker
+from pdcore_vllm.caches import Cache, layer_of
+from pdcore_vllm.scheduler import Report, Room, Work
+from pdcore_vllm.worker import Worker
 
-from pdcore import Attention, KVPoll, KVReceiver, LayoutError, PageOrder, RoomId
+from pdcore import Attention, KVPoll, KVReceiver, LayoutError, PageOrder
 
 
 class HostTensor:
@@ -24,15 +24,20 @@ class HostTensor:
     layout, device = "torch.strided", SimpleNamespace(type="cpu", index=None)
 
     def __init__(self, array: np.ndarray) -> None:
-        self.array = array
-        self.shape = array.shape
+        self.array, self.shape, self.ndim = array, array.shape, array.ndim
         self.dtype = f"torch.{array.dtype.name}"
+
+    def __getitem__(self, index: int) -> HostTensor:
+        return HostTensor(self.array[index])
 
     def stride(self) -> tuple[int, ...]:
         return tuple(step // self.array.itemsize for step in self.array.strides)
 
-    def permute(self, *dims: int) -> Tensor:
-        return HostTensor(self.array.transpose(dims))
+    def transpose(self, one: int, other: int) -> HostTensor:
+        return HostTensor(self.array.swapaxes(one, other))
+
+    def is_contiguous(self) -> bool:
+        return self.array.flags.c_contiguous
 
     def data_ptr(self) -> int:
         return int(self.array.ctypes.data)
@@ -50,9 +55,8 @@ def lying(*shape: int, order: Sequence[int] = (0, 1, 2, 3)) -> HostTensor:
     return HostTensor(flat.transpose(np.argsort(order)))
 
 
-def cache(tensors: dict[str, HostTensor], **more: object) -> Cache:
-    given = {"blocks": 8, "block_size": 16, "kv_heads": 4, "latent": False, "fingerprint": {"model": "m"}}
-    return Cache.of(tensors, **{**given, **more})  # type: ignore[arg-type] # what it is given is the test's
+def cache(tensors: dict[str, HostTensor], heads: int = 4) -> Cache:
+    return Cache.of(tensors, 8, 16, heads, {"model": "m"})  # type: ignore[arg-type] # as much as is looked at
 
 
 def named(count: int, make: Callable[[], HostTensor]) -> dict[str, HostTensor]:
@@ -83,7 +87,7 @@ def test_pages_of_several_layers_may_lie_between_each_other() -> None:
 def test_mla_is_latent_and_shared_memory_counts_once() -> None:
     first = lying(8, 1, 16, 72)
     made = cache(
-        {"layers.0.attn": first, "layers.1.attn": lying(8, 1, 16, 72), "layers.2.attn": first}, latent=True
+        {"layers.0.attn": first, "layers.1.attn": lying(8, 1, 16, 72), "layers.2.attn": first}, heads=0
     )
     assert made.pools.layout.attention is Attention.LATENT
     assert [b.name for b in made.pools.layout.buffers] == ["layer.0.latent", "layer.1.latent"]
@@ -102,7 +106,7 @@ def test_a_block_is_several_pages_where_kernels_split_it() -> None:
         (named(1, lambda: lying(8, 4, 16, 64, order=(1, 0, 2, 3))), "layer 0 of shape"),
         (
             {"layers.0.attn": lying(8, 4, 16, 64), "layers.1.attn": lying(8, 4, 8, 64)},
-            "(blocks, heads, tokens, type)",
+            "2 tensors of 2 layers",
         ),
         (named(1, lambda: lying(8, 4, 8, 64)), "8 pages of 8 tokens for 8 blocks of 16"),
         ({"embed": lying(8, 4, 16, 64)}, "a layer named 'embed'"),
@@ -137,93 +141,114 @@ def workers(pair: Pair) -> tuple[Worker, Worker]:
     return Worker(pair.prefill, pages, 30.0), Worker(pair.decode, pages, 30.0)
 
 
+Ended = tuple[set[str], set[str]]
+
+
 def until(worker: Worker, there: Callable[[Ended, Report], bool]) -> tuple[Ended, Report]:
     """Look as idle steps do, until what was seen together is enough."""
-    ended, report, end = Ended(), Report(), time.monotonic() + 30
-    while not there(ended, report):
-        assert time.monotonic() < end, (ended, report)
+    received, failed = set[str](), set[str]()
+    report, end = Report(), time.monotonic() + 30
+    while not there((received, failed), report):
+        assert time.monotonic() < end, (received, failed, report)
         now = worker.ended(idle=True)
-        ended.received |= now.received
-        ended.failed |= now.failed
-        report = report.merged(worker.report() or Report())
-    return ended, report
+        received, failed = received | now[0], failed | now[1]
+        report = report.merged(worker.report())
+    return (received, failed), report
+
+
+def loaded(worker: Worker) -> tuple[Ended, Report]:
+    return until(worker, lambda ended, _: bool(ended[0]))
+
+
+def released(worker: Worker) -> tuple[Ended, Report]:
+    return until(worker, lambda _, report: bool(report.safe))
+
+
+def load(pair: Pair, room: int, *blocks: int, prefix: int = 0) -> Work:
+    return Work([Room("d", room, blocks, pair.bootstrap.address, prefix)])
+
+
+def send(room: int, *blocks: int) -> Work:
+    return Work([Room("p", room, blocks)])
 
 
 def test_blocks_come_over_behind_a_prefix(pair: Pair, workers: tuple[Worker, Worker]) -> None:
     prefill, decode = workers
-    decode.begin(Work(loads=(Load("d", pair.bootstrap.address, 1, (9, 8), MHA.page_size),)))
-    prefill.begin(Work(sends=(Send("p", 1, (3, 4, 5)),)))
-    assert until(decode, lambda ended, _: bool(ended.received))[0] == Ended({"d"})
-    assert until(prefill, lambda _, report: bool(report.safe))[1] == Report(safe={"p": 1})
+    decode.begin(load(pair, 1, 9, 8, prefix=MHA.page_size))
+    prefill.begin(send(1, 3, 4, 5))
+    assert loaded(decode) == (({"d"}, set()), Report())
+    assert released(prefill) == ((set(), set()), Report(safe=Counter("p")))
     assert same_pages(pair.prefill.pools, [4, 5], pair.decode.pools, [9, 8])
     for worker in workers:
-        data = worker.transfers.taken()
-        assert data is not None
-        assert data["outcomes"] == {"success": 1}
-        assert worker.transfers.taken() is None
+        figures = worker.figures()
+        assert figures["success"] == 1
+        assert figures["bytes"] > 0
+        assert worker.figures() == {}
 
 
 def test_what_decode_declines_is_free_on_prefill_at_once(
     pair: Pair, workers: tuple[Worker, Worker], caplog: pytest.LogCaptureFixture
 ) -> None:
     prefill, decode = workers
-    prefill.begin(Work(sends=(Send("p", 2, (3,)),)))
-    decode.begin(Work(declines=(Decline(pair.bootstrap.address, 2, "it has all"),)))
-    until(prefill, lambda _, report: bool(report.safe))
-    assert (prefill.transfers.taken() or {})["outcomes"] == {"declined": 1}
+    prefill.begin(send(2, 3))
+    decode.begin(Work(declines=[(Room("d", 2, (), pair.bootstrap.address), "it has all")]))
+    released(prefill)
+    assert prefill.figures() == {"declined": 1}
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING], "nothing is wrong"
 
 
 def test_an_aborted_load_ends_on_both_sides(pair: Pair, workers: tuple[Worker, Worker]) -> None:
     prefill, decode = workers
-    decode.begin(Work(loads=(Load("d", pair.bootstrap.address, 3, (9,), 0),)))
-    decode.begin(Work(aborts=("d", "unknown")))
-    assert until(decode, lambda ended, _: bool(ended.received))[0].failed == {"d"}
-    prefill.begin(Work(sends=(Send("p", 3, (3,)),)))
-    until(prefill, lambda _, report: bool(report.safe))
+    decode.begin(load(pair, 3, 9))
+    decode.begin(Work(aborts=["d", "unknown"]))
+    assert loaded(decode)[0] == ({"d"}, {"d"})
+    prefill.begin(send(3, 3))
+    released(prefill)
 
 
 @pytest.mark.parametrize(
     ("bootstrap", "room", "why"),
-    [("nonsense", 4, "it has no port"), ("127.0.0.1:9", -1, "no room id"), ("", 2**70, "no room id")],
+    [
+        ("nonsense", 4, "it has no port"),
+        ("10.0.0.1:9", -1, "no room id"),
+        ("10.0.0.1:9", 2**70, "no room id"),
+    ],
 )
 def test_a_load_that_cannot_begin_has_failed(
     workers: tuple[Worker, Worker], bootstrap: str, room: int, why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     _, decode = workers
-    decode.begin(Work(loads=(Load("d", bootstrap, room, (9,), 0),)))
-    ended, report = until(decode, lambda ended, _: bool(ended.received))
-    assert ended == Ended({"d"}, {"d"})
-    assert why in report.failures["d"] or "address" in report.failures["d"]
+    decode.begin(Work([Room("d", room, (9,), bootstrap)]))
+    ended, report = loaded(decode)
+    assert ended == ({"d"}, {"d"})
+    assert why in report.failures["d"]
     assert "\n" not in report.failures["d"]
     assert "the KV cache of request d did not come over" in caplog.text
+    assert decode.figures() == {"refused": 1}
 
 
 def test_a_room_that_is_open_already_fails_the_second_request_alone(
     pair: Pair, workers: tuple[Worker, Worker]
 ) -> None:
     prefill, decode = workers
-    load = Load("d", pair.bootstrap.address, 5, (9,), 0)
-    decode.begin(Work(loads=(load, Load("e", pair.bootstrap.address, 5, (10,), 0))))
-    assert until(decode, lambda ended, _: bool(ended.received))[0] == Ended({"e"}, {"e"})
-    prefill.begin(Work(sends=(Send("p", 5, (3,)),)))
-    assert until(decode, lambda ended, _: bool(ended.received))[0] == Ended({"d"})
-    until(prefill, lambda _, report: bool(report.safe))
+    work = load(pair, 5, 9)
+    work.rooms.append(Room("e", 5, (10,), pair.bootstrap.address))
+    decode.begin(work)
+    assert loaded(decode)[0] == ({"e"}, {"e"})
+    prefill.begin(send(5, 3))
+    assert loaded(decode)[0] == ({"d"}, set())
+    released(prefill)
 
 
 def test_a_defect_fails_its_request_alone(
-    pair: Pair,
-    workers: tuple[Worker, Worker],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    pair: Pair, workers: tuple[Worker, Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, decode = workers
     monkeypatch.setattr(decode, "_pages", lambda blocks: 1 // 0)
-    decode.begin(Work(loads=(Load("d", pair.bootstrap.address, 6, (9,), 0),)))
-    ended, report = until(decode, lambda ended, _: bool(ended.received))
-    assert ended == Ended({"d"}, {"d"})
+    decode.begin(load(pair, 6, 9))
+    ended, report = loaded(decode)
+    assert ended == ({"d"}, {"d"})
     assert "ZeroDivisionError" in report.failures["d"]
-    assert (decode.transfers.taken() or {})["outcomes"] == {"defect": 1}
 
 
 def test_blocks_that_are_not_safe_are_told_of_until_they_are(
@@ -232,13 +257,14 @@ def test_blocks_that_are_not_safe_are_told_of_until_they_are(
     _, decode = workers
     with monkeypatch.context() as patch:
         patch.setattr(KVReceiver, "release_safe", lambda self: False)
-        decode.begin(Work(loads=(Load("d", pair.bootstrap.address, 7, (9, 10), 0),), aborts=("d",)))
-        ended, report = until(decode, lambda ended, _: bool(ended.received))
-        assert ended.failed == {"d"}, "vLLM need not wait"
-        assert report.unsafe == {"d": ((9, 10), 1)}
-        assert decode.ended(idle=True) == Ended()
-        assert decode.report() is None
-    assert until(decode, lambda _, report: bool(report.safe))[1].safe == {"d": 1}
+        decode.begin(load(pair, 7, 9, 10))
+        decode.begin(Work(aborts=["d"]))
+        ended, report = loaded(decode)
+        assert ended == ({"d"}, {"d"}), "vLLM need not wait"
+        assert report.unsafe == Counter("d")
+        assert decode.ended(idle=True) == (set(), set())
+        assert not decode.report()
+    assert released(decode)[1].safe == Counter("d")
 
 
 def test_a_room_that_cannot_tell_has_failed_and_its_blocks_stay_out(
@@ -251,26 +277,10 @@ def test_a_room_that_cannot_tell_has_failed_and_its_blocks_stay_out(
         raise RuntimeError("a defect")
 
     _, decode = workers
-    decode.begin(Work(loads=(Load("d", pair.bootstrap.address, 8, (9,), 0),)))
+    decode.begin(load(pair, 8, 9))
     with monkeypatch.context() as patch:
         patch.setattr(KVReceiver, "poll", broken)
         ended, report = decode.ended(idle=False), decode.report()
-    assert ended == Ended({"d"}, {"d"})
-    assert report == Report({"d": ((9,), 1)}, {}, {"d": "RuntimeError('a defect')"})
+    assert ended == ({"d"}, {"d"})
+    assert report == Report(Counter("d"), Counter(), {"d": "RuntimeError('a defect')"})
     assert "cannot tell how it stands" in caplog.text
-    pair.decode.receiver(pair.bootstrap.address, RoomId(9)).clear()
-
-
-def test_figures_of_workers_and_intervals_add_up() -> None:
-    one = {"seconds": [0.25], "bytes": [2_000_000], "outcomes": {"success": 1}}
-    other = {"seconds": [0.75], "bytes": [4_000_000], "outcomes": {"success": 1, "deadline": 2}}
-    both = added(one, other)
-    assert both["outcomes"] == {"success": 2, "deadline": 2}
-    assert summary(both) == {
-        "Transfers": 2,
-        "Avg transfer (ms)": 500.0,
-        "Max transfer (ms)": 750.0,
-        "Avg MB per transfer": 3.0,
-        "Failed (deadline)": 2,
-    }
-    assert summary(added({}, {"outcomes": {"aux": 1}})) == {"Transfers": 0, "Failed (aux)": 1}

@@ -1,23 +1,14 @@
-"""vLLM's KV connector over pdcore: ``--kv-transfer-config`` with ``"kv_connector": "PdcoreConnector"``.
-
-Importing this imports no vLLM; the connector comes when it is asked for.
-"""
+"""vLLM's KV connector over pdcore: ``--kv-transfer-config`` with ``"kv_connector": "PdcoreConnector"``."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pdcore_vllm.connector import PdcoreConnector
-
 __version__ = "0.1.0"
 
-__all__ = ["PdcoreConnector", "__version__"]
 
+def register() -> None:
+    """Give the connector its name; vLLM calls this in each of its processes, perhaps twice."""
+    from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 
-def __getattr__(name: str) -> object:
-    if name != "PdcoreConnector":
-        raise AttributeError(f"module 'pdcore_vllm' has no attribute {name!r}")
-    from pdcore_vllm.connector import PdcoreConnector
-
-    return PdcoreConnector
+    name = "PdcoreConnector"
+    if name not in KVConnectorFactory._registry:
+        KVConnectorFactory.register_connector(name, "pdcore_vllm.connector", name)

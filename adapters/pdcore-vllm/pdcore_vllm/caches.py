@@ -6,8 +6,8 @@ one head of one token side by side (or MLA's latent); how it lies in memory, its
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import attrs
 import numpy as np
@@ -15,20 +15,10 @@ import numpy.typing as npt
 
 from pdcore import Attention, KVBuffer, KVLayout, LayoutError, PageOrder, Pools
 
-__all__ = ["Cache", "Tensor", "layer_of"]
+if TYPE_CHECKING:
+    import torch
 
-
-class Tensor(Protocol):
-    """The part of ``torch.Tensor`` that is looked at here."""
-
-    @property
-    def shape(self) -> Sequence[int]: ...
-    @property
-    def dtype(self) -> object: ...
-    def stride(self) -> Sequence[int]: ...
-    def permute(self, *dims: int) -> Tensor: ...
-    def data_ptr(self) -> int: ...
-    def element_size(self) -> int: ...
+__all__ = ["Cache", "layer_of"]
 
 
 @attrs.frozen
@@ -40,53 +30,32 @@ class Cache:
 
     @classmethod
     def of(
-        cls,
-        tensors: Mapping[str, Tensor],
-        *,
-        blocks: int,
-        block_size: int,
-        kv_heads: int,
-        latent: bool,
-        fingerprint: Mapping[str, str],
+        cls, tensors: Mapping[str, torch.Tensor], blocks: int, size: int, heads: int, made_by: dict[str, str]
     ) -> Cache:
-        """Return the pools of vLLM's tensors, by the names of their layers.
+        """Return the pools of vLLM's tensors, by the names of their layers, of ``blocks`` of ``size`` tokens.
 
-        ``kv_heads`` counts over all TP ranks. Layers that share a tensor are one.
+        ``heads`` counts the KV heads over all TP ranks, 0 for MLA. Layers that share a tensor are one.
+        ``made_by`` is the fingerprint.
 
         Raises:
             LayoutError: a tensor is not as described above, or they differ in more than what a head holds.
         """
-        layers = {
-            tensor.data_ptr(): (layer_of(name), tensor) for name, tensor in reversed(list(tensors.items()))
-        }
+        # of layers that share memory, the first one counts
+        layers = {t.data_ptr(): (layer_of(name), t) for name, t in reversed(list(tensors.items()))}
         chosen = dict(sorted(layers.values(), key=lambda one: one[0]))
-        if len(chosen) != len(layers) or not chosen:
-            raise _unknown(f"{len(layers)} tensors of {len(chosen)} layers: {', '.join(tensors)}")
-        shapes = {(*tensor.shape[:3], tensor.dtype) for tensor in chosen.values()}
-        orders = {_order(layer, tensor) for layer, tensor in chosen.items()}
-        if len(shapes) > 1 or len(orders) > 1:
-            raise _unknown(
-                f"(blocks, heads, tokens, type) {shapes}, orders {[str(order) for order in orders]}"
-            )
-        first, order = next(iter(chosen.values())), orders.pop()
-        pages, page_size = int(first.shape[0]), int(first.shape[2])
-        if pages % blocks or page_size * (pages // blocks) != block_size:
-            raise _unknown(f"{pages} pages of {page_size} tokens for {blocks} blocks of {block_size}")
-        layout = KVLayout(
-            page_size,
-            pages,
-            first.dtype,
-            Attention.LATENT if latent else Attention.HEADS,
-            0 if latent else kv_heads,
-            tuple(
-                KVBuffer(layer, "latent" if latent else "kv", _page_bytes(tensor))
-                for layer, tensor in chosen.items()
-            ),
-            order=PageOrder.TOKEN_HEAD if latent else order,
-            fingerprint=fingerprint,
-        )
-        lying = [t.permute(0, 2, 1, 3) if order is PageOrder.TOKEN_HEAD_KV else t for t in chosen.values()]
-        return cls(Pools(layout, lying), pages // blocks)
+        kinds = {(*t.shape[:3], t.dtype, _order(layer, t)) for layer, t in chosen.items()}
+        if len(chosen) != len(layers) or len(kinds) != 1:
+            raise _unknown(f"{len(layers)} tensors of {len(chosen)} layers: {', '.join(map(str, kinds))}")
+        pages, _, page_size, dtype, order = kinds.pop()
+        if pages % blocks or page_size * (pages // blocks) != size:
+            raise _unknown(f"{pages} pages of {page_size} tokens for {blocks} blocks of {size}")
+        part, attention = ("kv", Attention.HEADS) if heads else ("latent", Attention.LATENT)
+        buffers = tuple(KVBuffer(n, part, t[0].numel() * t.element_size()) for n, t in chosen.items())
+        lie = {"order": order} if heads else {}
+        layout = KVLayout(page_size, pages, dtype, attention, heads, buffers, fingerprint=made_by, **lie)
+        turned = order is PageOrder.TOKEN_HEAD_KV
+        memory = [t.transpose(1, 2) if turned else t for t in chosen.values()]
+        return cls(Pools(layout, memory), pages // blocks)
 
     def pages(self, blocks: tuple[int, ...]) -> npt.NDArray[np.int64]:
         """Return the pages of some blocks, in their order: int64 of shape (len(blocks) * ratio,)."""
@@ -106,25 +75,13 @@ def layer_of(name: str) -> int:
     return numbers[0]
 
 
-def _order(layer: int, tensor: Tensor) -> PageOrder:
-    """Return the order of a tensor's pages, the outermost dimension first."""
-    shape, strides = tuple(tensor.shape), tuple(tensor.stride())
-    if len(shape) == 4:
-        _, heads, tokens, content = shape
-        inner = {
-            PageOrder.HEAD_TOKEN_KV: (tokens * content, content, 1),
-            PageOrder.TOKEN_HEAD_KV: (content, heads * content, 1),
-        }
-        for order, wanted in inner.items():
-            told = zip(shape[1:], strides[1:], wanted, strict=True)
-            if all(extent == 1 or stride == want for extent, stride, want in told):
-                return order
-    raise _unknown(f"layer {layer} of shape {shape} and strides {strides}")
-
-
-def _page_bytes(tensor: Tensor) -> int:
-    _, heads, tokens, content = tensor.shape
-    return int(heads * tokens * content * tensor.element_size())
+def _order(layer: int, tensor: torch.Tensor) -> PageOrder:
+    """Return the order of a tensor's pages: which of its two views is a page without gaps."""
+    if tensor.ndim == 4 and tensor[0].is_contiguous():
+        return PageOrder.HEAD_TOKEN_KV
+    if tensor.ndim == 4 and tensor[0].transpose(0, 1).is_contiguous():
+        return PageOrder.TOKEN_HEAD_KV
+    raise _unknown(f"layer {layer} of shape {tuple(tensor.shape)} and strides {tensor.stride()}")
 
 
 def _unknown(there_is: str) -> LayoutError:

@@ -8,14 +8,13 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 from pdcore import PDCoreError
 
-__all__ = ["contained", "log", "one_line"]
+__all__ = ["contained", "join_log", "log", "one_line"]
 
 log = logging.getLogger("pdcore.vllm")
-
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
@@ -30,8 +29,7 @@ def contained(otherwise: Callable[[], Any]) -> Callable[[Callable[Given, Result]
                 return function(*args, **kwargs)
             except Exception:
                 log.exception("%s failed; the engine goes on without it", function.__qualname__)
-                result: Result = otherwise()
-                return result
+                return cast("Result", otherwise())
 
         return call
 
@@ -40,7 +38,14 @@ def contained(otherwise: Callable[[], Any]) -> Callable[[Callable[Given, Result]
 
 def one_line(error: BaseException) -> str:
     """Return an error as one line: in a log, or in an answer."""
-    if isinstance(error, PDCoreError):
-        parts = (" ".join(part.split()) for part in (error.happened, error.there_is, error.to_do))
-        return "; ".join(part for part in parts if part)
-    return repr(error)
+    parts = str(error).splitlines() if isinstance(error, PDCoreError) else [repr(error)]
+    return "; ".join(" ".join(part.split()) for part in parts)
+
+
+def join_log() -> None:
+    """Have pdcore's log lines come out as vLLM's do, unless somebody has seen to them: vLLM configures only
+    its own logger."""
+    ours, theirs = logging.getLogger("pdcore"), logging.getLogger("vllm")
+    if not ours.handlers and theirs.handlers:
+        ours.handlers, ours.propagate = list(theirs.handlers), False
+        ours.setLevel(ours.level or theirs.getEffectiveLevel())

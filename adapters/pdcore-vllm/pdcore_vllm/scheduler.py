@@ -1,4 +1,4 @@
-"""What the scheduler side decides: which request asks which room for what, and who keeps which blocks.
+"""What the scheduler side decides: which request asks which room for what, and which blocks are kept.
 
 Pure: plain values in, plain values out; vLLM's objects are the connector's matter. One thread calls it.
 """
@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import attrs
 
 from pdcore_vllm.guard import log
 
-__all__ = ["Decline", "Load", "Report", "Schedule", "Send", "Work"]
+__all__ = ["Report", "Room", "Schedule", "Work"]
 
 ROOM_BITS = 62
 REMEMBERED = 10_000
@@ -24,157 +24,70 @@ failures that were not told yet."""
 WATCH_SENDS, WATCH_UNSAFE = 1.0, 5.0
 """Seconds for which an idle engine looks after blocks of a prompt that decode shall fetch, and after those of
 a transfer that failed. Each look costs: for a second after it, vLLM's processes spin."""
-Key = TypeVar("Key")
 
 
 @attrs.frozen
-class Send:
-    """Prefill: send these blocks, in order, to whom asks for the room."""
+class Room:
+    """A request's room, and its blocks in order. On decode ``bootstrap`` says where prefill is, and
+    ``prefix`` tokens before the blocks are here already."""
 
     request: str
     room: int
-    blocks: tuple[int, ...]
+    blocks: tuple[int, ...] = ()
+    bootstrap: str = ""
+    prefix: int = 0
 
 
-@attrs.frozen
-class Load:
-    """Decode: have these blocks, in order, filled from a room; ``prefix`` tokens before them are here."""
-
-    request: str
-    bootstrap: str
-    room: int
-    blocks: tuple[int, ...]
-    prefix: int
-
-
-@attrs.frozen
-class Decline:
-    """Decode: nobody here wants this room."""
-
-    bootstrap: str
-    room: int
-    reason: str
-
-
-@attrs.frozen
+@attrs.define
 class Work:
-    """What the workers shall begin in a step. ``idle``: the step computes nothing."""
+    """What the workers shall do in a step: open rooms, decline others with a reason, give up requests.
 
-    sends: tuple[Send, ...] = ()
-    loads: tuple[Load, ...] = ()
-    declines: tuple[Decline, ...] = ()
-    aborts: tuple[str, ...] = ()
+    ``idle``: the step computes nothing.
+    """
+
+    rooms: list[Room] = attrs.field(factory=list)
+    declines: list[tuple[Room, str]] = attrs.field(factory=list)
+    aborts: list[str] = attrs.field(factory=list)
     idle: bool = False
 
 
-@attrs.frozen
+@attrs.define
 class Report:
-    """What workers tell beside which requests ended: blocks that late bytes may still reach or leave
-    (``unsafe``, by request), how many workers had them and have them no more (``safe``), and why requests
-    failed."""
+    """What workers tell of requests that ended: of how many of them late bytes may still reach the blocks
+    (``unsafe``), how many need the blocks no more (``safe``), and why loads failed."""
 
-    unsafe: Mapping[str, tuple[tuple[int, ...], int]] = attrs.field(factory=dict)
-    safe: Mapping[str, int] = attrs.field(factory=dict)
-    failures: Mapping[str, str] = attrs.field(factory=dict)
+    unsafe: Counter[str] = attrs.field(factory=Counter)
+    safe: Counter[str] = attrs.field(factory=Counter)
+    failures: dict[str, str] = attrs.field(factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.unsafe or self.safe or self.failures)
 
     def merged(self, other: Report) -> Report:
         """Return what two workers tell."""
-        unsafe = dict(self.unsafe)
-        for request, (blocks, workers) in other.unsafe.items():
-            unsafe[request] = (blocks, workers + unsafe.get(request, ((), 0))[1])
-        safe = {
-            request: self.safe.get(request, 0) + other.safe.get(request, 0)
-            for request in (*self.safe, *other.safe)
-        }
-        return Report(unsafe, safe, {**other.failures, **self.failures})
-
-
-class Pool(Protocol):
-    """The part of vLLM's block pool that keeps blocks out of reuse."""
-
-    @property
-    def blocks(self) -> Sequence[Any]: ...
-    def touch(self, blocks: Sequence[Any]) -> None: ...
-    def free_blocks(self, ordered_blocks: Iterable[Any]) -> None: ...
-
-
-class Holds:
-    """Blocks that workers may yet read or write although vLLM is done with their request: each has a
-    reference more, until all workers that had it have said that it is safe.
-
-    An engine without other work is stepped on for a while, so that they come back soon. Then it may sleep:
-    who needs blocks wakes it, and the first step brings back what has become safe.
-    """
-
-    def __init__(self) -> None:
-        self.pool: Pool | None = None
-        self._held: dict[str, tuple[tuple[int, ...], int]] = {}
-        self._until = 0.0
-
-    @property
-    def watched(self) -> bool:
-        """Whether an engine without other work shall look again."""
-        return bool(self._held) and time.monotonic() < self._until
-
-    def hold(self, request: str, blocks: tuple[int, ...], workers: int, watch: float) -> None:
-        """Keep blocks that still belong to their request, and look after them for ``watch`` seconds."""
-        kept, before = self._held.get(request, (blocks, 0))
-        if self.pool is not None and not before:
-            self.pool.touch([self.pool.blocks[block] for block in kept])
-        self._held[request] = (kept, before + workers)
-        self._until = max(self._until, time.monotonic() + watch)
-
-    def release(self, request: str, workers: int) -> None:
-        """Give them back once nobody needs them kept."""
-        blocks, before = self._held.pop(request, ((), 0))
-        if before > workers:
-            self._held[request] = (blocks, before - workers)
-        elif self.pool is not None:
-            self.pool.free_blocks([self.pool.blocks[block] for block in reversed(blocks)])
-
-
-@attrs.frozen
-class _Source:
-    """Where a request's prefill is, as its ``kv_transfer_params`` say."""
-
-    bootstrap: str
-    room: int
-
-    @classmethod
-    def of(cls, params: Mapping[str, Any] | None) -> _Source | None:
-        """Return it; None if nobody prefilled, or the parameters are not ours."""
-        if not params or not params.get("do_remote_prefill"):
-            return None
-        bootstrap, room = params.get("pdcore_bootstrap"), params.get("pdcore_room")
-        if isinstance(bootstrap, str) and isinstance(room, int) and not isinstance(room, bool):
-            return cls(bootstrap, room)
-        return None
-
-
-class _Recent(OrderedDict[Key, str]):
-    """The latest of what was put in."""
-
-    def __setitem__(self, key: Key, value: str) -> None:
-        super().__setitem__(key, value)
-        if len(self) > REMEMBERED:
-            self.popitem(last=False)
+        failures = other.failures | self.failures
+        return Report(self.unsafe + other.unsafe, self.safe + other.safe, failures)
 
 
 class Schedule:
-    """The scheduler's side of one engine."""
+    """The scheduler's side of one engine; ``pool`` is vLLM's block pool.
+
+    Blocks that workers may yet read or write although vLLM is done with their request have a reference more
+    in the pool, until all workers that had them have said that they are safe. An engine without other work is
+    stepped on for a while, so that they come back soon. Then it may sleep: who needs blocks wakes it, and the
+    first step brings back what has become safe.
+    """
 
     def __init__(self, block_size: int, workers: int) -> None:
         self.bootstrap = ""
-        self.holds = Holds()
-        self._workers = workers
-        self._block_size = block_size
+        self.pool: Any = None
+        self._block_size, self._workers = block_size, workers
         self._next = Work()
-        self._loading: dict[str, _Source] = {}
-        self._spent: _Recent[_Source] = _Recent()
-        self._failures: _Recent[str] = _Recent()
+        self._loading: dict[str, Room] = {}
+        self._spent: dict[tuple[str, int], str] = {}
+        self._failures: dict[str, str] = {}
+        self._held: dict[str, tuple[tuple[int, ...], int]] = {}
+        self._watch_until = 0.0
 
     def matched(self, request: str, params: Mapping[str, Any] | None, missing: int) -> int | None:
         """Return how many of the ``missing`` tokens come from prefill; None: it is not known yet.
@@ -182,88 +95,102 @@ class Schedule:
         Of several requests with one room the first loads it, and the others wait for what it leaves in the
         prefix cache.
         """
-        source = _Source.of(params)
-        if source is None:
-            if params and params.get("do_remote_prefill"):
-                log.warning(
-                    "request %s is computed here: its kv_transfer_params name no room of pdcore", request
-                )
-            return 0
-        user = self._spent.get(source, request)
-        if user == request:
-            return max(0, missing) if request not in self._loading else 0
-        return None if user in self._loading else 0
+        source = _source(request, params)
+        user = self._spent.get(source, request) if source is not None else ""
+        if user in self._loading and user != request:
+            return None
+        return max(0, missing) if user == request and request not in self._loading else 0
 
     def allocated(
-        self, request: str, params: dict[str, Any] | None, blocks: Sequence[int], tokens: int, loaded: int
+        self, request: str, params: dict[str, Any], blocks: list[int], tokens: int, loaded: int
     ) -> None:
         """A request has its blocks: ``tokens`` of its prompt go there, the last ``loaded`` by a transfer."""
-        source = _Source.of(params)
-        if source is None or params is None:
-            return
-        params["do_remote_prefill"] = False  # vLLM asks again after a preemption
-        if source in self._spent:
-            return
-        self._spent[source] = request
-        if not loaded:
-            self._decline(source, "decode has all of its tokens")
-            return
-        prefix = tokens - loaded
-        first, end = prefix // self._block_size, -(-tokens // self._block_size)
-        load = Load(request, source.bootstrap, source.room, tuple(blocks[first:end]), prefix)
-        self._next = attrs.evolve(self._next, loads=(*self._next.loads, load))
-        self._loading[request] = source
+        room, prefix = self._take(request, params), tokens - loaded
+        if room is not None and loaded:
+            wanted = tuple(blocks[prefix // self._block_size : -(-tokens // self._block_size)])
+            self._loading[request] = room = attrs.evolve(room, blocks=wanted, prefix=prefix)
+            self._next.rooms.append(room)
+        elif room is not None:
+            self._next.declines.append((room, "decode has all of its tokens"))
 
     def finished(
-        self,
-        request: str,
-        params: dict[str, Any] | None,
-        blocks: Sequence[int],
-        tokens: int,
-        *,
-        complete: bool,
+        self, request: str, params: dict[str, Any] | None, blocks: list[int], tokens: int, *, complete: bool
     ) -> dict[str, Any] | None:
         """A request has ended; return what its answer tells.
 
         ``complete``: it was computed to its end, so that decode may have its ``blocks``.
         """
-        source, failure = _Source.of(params), self._failures.pop(request, None)
-        told = {"pdcore_failure": failure} if failure else None
+        failure, unasked = self._failures.pop(request, None), self._take(request, params)
         if request in self._loading:
-            self._next = attrs.evolve(self._next, aborts=(*self._next.aborts, request))
-        elif source is not None and params is not None and source not in self._spent:
-            params["do_remote_prefill"] = False
-            self._spent[source] = request
-            self._decline(source, "the request ended before decode began with it")
+            self._next.aborts.append(request)
+        elif unasked is not None:
+            self._next.declines.append((unasked, "the request ended before decode began with it"))
         if not (params and params.get("do_remote_decode") and complete and blocks):
-            return told
-        send = Send(request, secrets.randbits(ROOM_BITS), tuple(blocks[: -(-tokens // self._block_size)]))
-        self._next = attrs.evolve(self._next, sends=(*self._next.sends, send))
-        self.holds.hold(request, send.blocks, self._workers, WATCH_SENDS)
-        return {
-            "do_remote_prefill": True,
-            "do_remote_decode": False,
-            "pdcore_bootstrap": self.bootstrap,
-            "pdcore_room": send.room,
-        }
+            return {"pdcore_failure": failure} if failure else None
+        prompt = tuple(blocks[: -(-tokens // self._block_size)])
+        room = Room(request, secrets.randbits(ROOM_BITS), prompt)
+        self._next.rooms.append(room)
+        self._hold(request, prompt, self._workers, WATCH_SENDS)
+        here = {"pdcore_bootstrap": self.bootstrap, "pdcore_room": room.room}
+        return {"do_remote_prefill": True, "do_remote_decode": False, **here}
 
     def work(self, *, idle: bool) -> Work:
         """Return what is to begin, once."""
-        work, self._next = attrs.evolve(self._next, idle=idle), Work()
+        work, self._next = self._next, Work()
+        work.idle = idle
         return work
 
-    def reported(self, received: Iterable[str], report: Report | None) -> None:
+    def reported(self, received: Iterable[str], report: Report) -> None:
         """Take what the workers tell, before vLLM frees blocks of requests that ended."""
+        for request, workers in report.unsafe.items():
+            if request in self._loading:
+                self._hold(request, self._loading[request].blocks, workers, WATCH_UNSAFE)
         for request in received:
             self._loading.pop(request, None)
-        if report is None:
-            return
-        for request, (blocks, workers) in report.unsafe.items():
-            self.holds.hold(request, blocks, workers, WATCH_UNSAFE)
         for request, workers in report.safe.items():
-            self.holds.release(request, workers)
+            self._release(request, workers)
         self._failures.update(report.failures)
+        if len(self._failures) > REMEMBERED:  # of requests that vLLM had ended before
+            self._failures.clear()
 
-    def _decline(self, source: _Source, reason: str) -> None:
-        decline = Decline(source.bootstrap, source.room, reason)
-        self._next = attrs.evolve(self._next, declines=(*self._next.declines, decline))
+    @property
+    def watching(self) -> bool:
+        """Whether an engine without other work shall look again for blocks that have become safe."""
+        return bool(self._held) and time.monotonic() < self._watch_until
+
+    def _take(self, request: str, params: dict[str, Any] | None) -> Room | None:
+        """Return a request's room if nobody has asked for it; vLLM asks again after a preemption."""
+        source = _source(request, params)
+        if source is None or params is None:
+            return None
+        params["do_remote_prefill"] = False
+        if self._spent.setdefault(source, request) != request:
+            return None
+        if len(self._spent) > REMEMBERED:
+            del self._spent[next(iter(self._spent))]
+        return Room(request, source[1], bootstrap=source[0])
+
+    def _hold(self, request: str, blocks: tuple[int, ...], workers: int, watch: float) -> None:
+        kept, before = self._held.get(request, (blocks, 0))
+        if not before:
+            self.pool.touch([self.pool.blocks[block] for block in kept])
+        self._held[request] = (kept, before + workers)
+        self._watch_until = max(self._watch_until, time.monotonic() + watch)
+
+    def _release(self, request: str, workers: int) -> None:
+        blocks, before = self._held.pop(request, ((), 0))
+        if before > workers:
+            self._held[request] = (blocks, before - workers)
+        else:
+            self.pool.free_blocks([self.pool.blocks[block] for block in reversed(blocks)])
+
+
+def _source(request: str, params: Mapping[str, Any] | None) -> tuple[str, int] | None:
+    """Return where a request's prefill is, and in which room; None if there is none, or it is not ours."""
+    if not params or not params.get("do_remote_prefill"):
+        return None
+    bootstrap, room = params.get("pdcore_bootstrap"), params.get("pdcore_room")
+    if isinstance(bootstrap, str) and isinstance(room, int):
+        return bootstrap, room
+    log.warning("request %s is computed here: its kv_transfer_params name no room of pdcore", request)
+    return None

@@ -5,53 +5,29 @@ One thread calls it, that of vLLM's worker. A request whose room cannot be opene
 
 from __future__ import annotations
 
-import time
+from collections import Counter
 from collections.abc import Callable
-from functools import partial
 
-import attrs
 import numpy as np
 import numpy.typing as npt
 
-from pdcore import Deadline, DecodeManager, FailureCode, KVPoll, PrefillManager, RoomId
-from pdcore.handle import RoomHandle
+from pdcore import Deadline, DecodeManager, FailureCode, KVReceiver, KVSender, PrefillManager, RoomId
 from pdcore_vllm.guard import contained, log, one_line
-from pdcore_vllm.metrics import Transfers
-from pdcore_vllm.scheduler import Decline, Load, Report, Send, Work
+from pdcore_vllm.scheduler import Report, Room, Work
 
-__all__ = ["Ended", "Worker"]
+__all__ = ["Worker"]
 
-NAP, LONG_NAP = 0.002, 0.01
-"""Seconds that a step without computation waits for a room to end, while one is young and later: so long may
-a request that arrives meanwhile wait, and so often does an idle engine look."""
-YOUNG = 1.0
+NAP = 0.002
+"""Seconds that a step without computation waits for a room to end: so long may a new request wait."""
 WANTED = (FailureCode.ABORTED, FailureCode.DECLINED)
 """Codes of failures that somebody asked for."""
-
-
-@attrs.define
-class Ended:
-    """Whose loads have ended since the last look; who ``failed`` is in ``received`` as well."""
-
-    received: set[str] = attrs.field(factory=set)
-    failed: set[str] = attrs.field(factory=set)
-
-
-@attrs.define(eq=False)
-class _Room:
-    """The room of a request: ``handle`` is None if it could not be opened."""
-
-    blocks: tuple[int, ...]
-    sends: bool
-    handle: RoomHandle | None = None
-    why: str = ""
-    since: float = attrs.field(factory=time.monotonic)
 
 
 class Worker:
     """The rooms of one rank, of a manager of either role.
 
-    ``pages`` translates vLLM's block numbers into pdcore's pages; a room has ``seconds`` to succeed.
+    ``pages`` translates vLLM's block numbers into pdcore's pages; a room has ``seconds`` to succeed. A
+    request that a defect of ours kept from having a room has a text instead: why.
     """
 
     def __init__(
@@ -61,133 +37,106 @@ class Worker:
         seconds: float,
     ) -> None:
         self.manager = manager
-        self.transfers = Transfers()
-        self._pages = pages
-        self._seconds = seconds
-        self._rooms: dict[str, _Room] = {}
-        self._unsafe: dict[str, RoomHandle] = {}
-        self._report = Report()
+        self._pages, self._seconds = pages, seconds
+        self._rooms: dict[str, KVSender | KVReceiver | str] = {}
+        self._unsafe: dict[str, KVSender | KVReceiver] = {}
+        self._report, self._figures = Report(), Counter[str]()
 
     def begin(self, work: Work) -> None:
         """Open the rooms of a step, and give up those that nobody wants."""
-        for send in work.sends:
-            self._open(send.request, _Room(send.blocks, sends=True), partial(self._send, send))
-        for load in work.loads:
-            self._open(load.request, _Room(load.blocks, sends=False), partial(self._load, load))
-        for decline in work.declines:
-            self._decline(decline)
-        for request in work.aborts:
-            self._abort(request)
+        for room in work.rooms:
+            try:
+                self._rooms[room.request] = self._opened(room)
+            except Exception as error:
+                self._rooms[room.request] = one_line(error)
+        for room, reason in work.declines:
+            if isinstance(self.manager, DecodeManager):
+                self.manager.decline(room.bootstrap, RoomId(room.room), reason)
+        for handle in map(self._rooms.get, work.aborts):
+            if isinstance(handle, KVReceiver):
+                handle.abort()
 
-    def ended(self, *, idle: bool) -> Ended:
-        """Return whose transfers have ended; a step that is ``idle`` waits a little for one."""
-        if idle and self._rooms and not any(_is_over(room) for room in self._rooms.values()):
-            young = any(time.monotonic() - room.since < YOUNG for room in self._rooms.values())
-            self.manager.finished(Deadline.after(NAP if young else LONG_NAP))
-        ended = Ended()
+    def ended(self, *, idle: bool) -> tuple[set[str], set[str]]:
+        """Return whose loads have ended since the last look, and whose of them failed; a step that is
+        ``idle`` waits a little for one."""
+        if idle and self._rooms and not any(map(_is_over, self._rooms.values())):
+            self.manager.finished(Deadline.after(NAP))
+        received, failed = set[str](), set[str]()
         for request in list(self._rooms):
-            self._settle(request, ended)
+            why = self._settled(request)
+            if why is not None and isinstance(self.manager, DecodeManager):
+                received.add(request)
+                if why:
+                    failed.add(request)
+                    self._report.failures[request] = why
         for request in list(self._unsafe):
             self._release(request)
-        return ended
+        return received, failed
 
-    def report(self) -> Report | None:
+    def report(self) -> Report:
         """Return what the scheduler must know beside that, once."""
         report, self._report = self._report, Report()
-        return report if report else None
+        return report
 
-    def close(self) -> None:
-        """End all rooms and the manager."""
-        self.manager.close()
+    def figures(self) -> dict[str, int]:
+        """Return, once, how many rooms have ended how (``success``, or pdcore's code of the failure), and the
+        ``microseconds`` and ``bytes`` of the transfers that succeeded."""
+        figures, self._figures = self._figures, Counter()
+        return dict(figures)
 
-    # --- how rooms begin -------------------------------------------------------------------------
-
-    def _open(self, request: str, room: _Room, begin: Callable[[_Room], None]) -> None:
-        self._rooms[request] = room
-        try:
-            begin(room)
-        except Exception as error:
-            room.why = one_line(error)
-
-    def _send(self, send: Send, room: _Room) -> None:
-        assert isinstance(self.manager, PrefillManager)
-        pages, deadline = self._pages(send.blocks), Deadline.after(self._seconds)
-        room.handle = sender = self.manager.sender(RoomId(send.room), deadline, may_raise=False)
-        sender.init(len(pages))
-        sender.send(pages)
-
-    def _load(self, load: Load, room: _Room) -> None:
-        assert isinstance(self.manager, DecodeManager)
-        pages, deadline = self._pages(load.blocks), Deadline.after(self._seconds)
-        room.handle = receiver = self.manager.receiver(
-            load.bootstrap, RoomId(load.room), deadline, may_raise=False
-        )
+    def _opened(self, room: Room) -> KVSender | KVReceiver:
+        pages, number, deadline = self._pages(room.blocks), RoomId(room.room), Deadline.after(self._seconds)
+        if isinstance(self.manager, PrefillManager):
+            sender = self.manager.sender(number, deadline, may_raise=False)
+            sender.init(len(pages))
+            sender.send(pages)
+            return sender
+        receiver = self.manager.receiver(room.bootstrap, number, deadline, may_raise=False)
         receiver.init()
-        receiver.send_metadata(pages, decode_prefix_len=load.prefix)
+        receiver.send_metadata(pages, decode_prefix_len=room.prefix)
+        return receiver
 
-    @contained(lambda: None)
-    def _decline(self, decline: Decline) -> None:
-        assert isinstance(self.manager, DecodeManager)
-        self.manager.decline(decline.bootstrap, RoomId(decline.room), decline.reason)
-
-    @contained(lambda: None)
-    def _abort(self, request: str) -> None:
-        room = self._rooms.get(request)
-        if room is not None and room.handle is not None:
-            room.handle.abort()
-
-    # --- how they end ----------------------------------------------------------------------------
-
-    def _settle(self, request: str, ended: Ended) -> None:
-        room = self._rooms[request]
+    def _settled(self, request: str) -> str | None:
+        """Return why a request's room failed, or "" if it succeeded; None while it is open."""
+        handle, safe = self._rooms[request], True
         try:
-            if not _is_over(room):
-                return
-            failed = room.handle is None or room.handle.poll() is KVPoll.FAILED
-            safe = room.handle is None or room.handle.release_safe()
-            self._note(request, room)
-            if safe and room.handle is not None:
-                room.handle.clear()
+            if not _is_over(handle):
+                return None
+            why = handle if isinstance(handle, str) else self._noted(request, handle)
+            safe = isinstance(handle, str) or handle.release_safe()
+            if safe and not isinstance(handle, str):
+                handle.clear()
         except Exception as error:  # a room that cannot tell has failed, and its blocks are never used again
             log.exception("the room of request %s cannot tell how it stands", request)
-            failed, safe, room.why = True, False, one_line(error)
+            why, safe = one_line(error), False
         del self._rooms[request]
-        if not room.sends:
-            ended.received.add(request)
-            if failed:
-                ended.failed.add(request)
-                self._tell(Report(failures={request: room.why}))
-            if not safe:
-                self._tell(Report(unsafe={request: (room.blocks, 1)}))
-        elif safe:
-            self._tell(Report(safe={request: 1}))
-        if not safe and room.handle is not None:
-            self._unsafe[request] = room.handle
+        loads = isinstance(self.manager, DecodeManager)
+        if safe is not loads:  # vLLM frees the blocks of a load that ended; those of a send are held anyhow
+            (self._report.safe if safe else self._report.unsafe)[request] += 1
+        if not safe and not isinstance(handle, str):
+            self._unsafe[request] = handle
+        return why
 
-    def _tell(self, more: Report) -> None:
-        self._report = self._report.merged(more)
-
-    def _note(self, request: str, room: _Room) -> None:
-        """Count a room that is over, and say why it failed if it did."""
-        handle, failure = room.handle, None
-        if handle is not None:
-            failure = handle.failure()
-            room.why = "" if failure is None else one_line(failure)
-        code = failure.code if failure is not None else None
-        outcome = code.value if code is not None else "success" if handle is not None else "defect"
-        self.transfers.note(outcome, handle.metric() if handle is not None else None)
-        if outcome != "success":
-            say = log.debug if code in WANTED else log.warning
-            say("the KV cache of request %s did not come over: %s", request, room.why)
+    def _noted(self, request: str, handle: KVSender | KVReceiver) -> str:
+        """Count a room that is over; return and log why it failed if it did."""
+        failure, metric = handle.failure(), handle.metric()
+        if failure is None:
+            transfer = {"microseconds": int(1e6 * metric.transfer), "bytes": metric.nbytes}
+            self._figures.update(success=1, **transfer)
+            return ""
+        self._figures[failure.code.value] += 1
+        say = log.debug if failure.code in WANTED else log.warning
+        say("the KV cache of request %s did not come over: %s", request, one_line(failure))
+        return one_line(failure)
 
     @contained(lambda: None)
     def _release(self, request: str) -> None:
         handle = self._unsafe[request]
         if handle.release_safe():
             del self._unsafe[request]
-            self._tell(Report(safe={request: 1}))
+            self._report.safe[request] += 1
             handle.clear()
 
 
-def _is_over(room: _Room) -> bool:
-    return room.handle is None or room.handle.poll().terminal
+def _is_over(handle: KVSender | KVReceiver | str) -> bool:
+    return isinstance(handle, str) or handle.poll().terminal
