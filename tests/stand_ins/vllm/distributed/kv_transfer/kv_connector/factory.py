@@ -12,3 +12,7 @@ class KVConnectorFactory:
     @classmethod
     def register_connector(cls, name: str, module_path: str, class_name: str) -> None:
         raise NotImplementedError
+
+    @classmethod
+    def get_connector_class_by_name(cls, connector_name: str) -> type[Any]:
+        raise NotImplementedError
