@@ -173,6 +173,9 @@ class Doubles:
                 await asyncio.sleep(60)
             finally:
                 self.left.set()
+        if body["prompt"] == [99]:
+            assert request.transport is not None
+            request.transport.abort()
         if body["prompt"] == [13]:
             await out.write(b'data: {"error": {"message": "the room failed"}}\n\n')
         await out.write(b"data: [DONE]\n\n")
@@ -230,6 +233,12 @@ def test_an_error_says_which_side_refused(doubles: Doubles) -> None:
 
 def test_an_error_within_a_stream_is_an_error(vllm_router: str) -> None:
     assert "the room failed" in str(ask(vllm_router, Prompt((13,), 2)).error)
+
+
+def test_a_decode_that_dies_while_it_answers_is_an_error(vllm_router: str) -> None:
+    answer = ask(vllm_router, Prompt((99,), 2))
+    assert "the answer broke off" in str(answer.error)
+    assert answer.tokens == (4, 5)
 
 
 def test_too_few_tokens_are_an_error(vllm_router: str) -> None:

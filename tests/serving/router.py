@@ -57,11 +57,18 @@ async def _post(session: ClientSession, who: str, url: str, body: dict[str, Any]
 
 
 async def _pass_on(request: web.Request, reply: ClientResponse) -> web.StreamResponse:
-    """Hand decode's answer to the client as it comes."""
-    out = web.StreamResponse(headers={"Content-Type": reply.headers.get("Content-Type", "application/json")})
+    """Hand decode's answer to the client: a stream as it comes, with an error event if decode dies."""
+    kind = reply.headers.get("Content-Type", "application/json")
+    if "event-stream" not in kind:
+        return web.Response(body=await reply.read(), headers={"Content-Type": kind})
+    out = web.StreamResponse(headers={"Content-Type": kind})
     await out.prepare(request)
-    async for piece in reply.content.iter_any():
-        await out.write(piece)
+    try:
+        async for piece in reply.content.iter_any():
+            await out.write(piece)
+    except (ClientError, ConnectionError) as error:
+        event = {"error": {"message": f"decode at {reply.url.origin()}: the answer broke off: {error!r}"}}
+        await out.write(b"data: " + json.dumps(event).encode() + b"\n\n")
     await out.write_eof()
     return out
 
@@ -113,6 +120,9 @@ class Router:
         except RefusedError as refused:
             text = json.dumps({"object": "error", "message": str(refused)})
             return web.Response(status=refused.status or 502, text=text, content_type="application/json")
+        except (ClientError, ConnectionError) as error:  # no byte of an answer has gone out
+            text = json.dumps({"object": "error", "message": f"an answer broke off: {error!r}"})
+            return web.Response(status=502, text=text, content_type="application/json")
 
     async def _one_by_one(
         self, request: web.Request, body: dict[str, Any], prefill: Prefill, decode: str
