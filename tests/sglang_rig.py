@@ -151,18 +151,24 @@ class Pair:
 
 @contextmanager
 def paired(
-    monkeypatch: pytest.MonkeyPatch, *, pages: int = 16, state: int = 0, sizes: tuple[int, int] = (PAGE, PAGE)
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    pages: int = 16,
+    state: int = 0,
+    sizes: tuple[int, int] = (PAGE, PAGE),
+    **parallel: object,
 ) -> Iterator[Pair]:
-    """Start a pair whose pages have ``sizes`` tokens."""
+    """Start a pair whose pages have ``sizes`` tokens; ``parallel`` is the place of the prefill rank."""
     source, target = (Memory.of(pages, n, page_size=sizes[n], state=state) for n in range(2))
     with BootstrapServer() as bootstrap:
-        configure(monkeypatch, bootstrap.address)
         made: list[PdcoreManager] = []
         try:
             for memory, mode, size in (
                 (source, DisaggregationMode.PREFILL, sizes[0]),
                 (target, DisaggregationMode.DECODE, sizes[1]),
             ):
+                place = parallel if mode is DisaggregationMode.PREFILL else {}
+                configure(monkeypatch, bootstrap.address, **place)  # type: ignore[arg-type]  # one of many
                 made.append(PdcoreManager(arguments(memory, page_size=size), mode, ServerArgs()))
             yield Pair(bootstrap.address, made[0], made[1], source, target)
         finally:

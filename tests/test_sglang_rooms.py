@@ -218,6 +218,18 @@ def test_page_sizes_that_differ_fail_requests_and_no_manager(monkeypatch: pytest
             sender.abort()
 
 
+def test_decode_asks_which_data_parallel_rank_has_its_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    with paired(monkeypatch, attn_dp_size=2, attn_dp_rank=1) as pair:
+        receiver, sender = pair.receiver(2), pair.sender(2)  # by its number the room would be rank 0's
+        comes_to(receiver, KVPoll.WaitingForInput)
+        receiver.send_metadata(pages(4), 3)
+        comes_to(sender, KVPoll.WaitingForInput)
+        sender.init(1, 6)
+        sender.send(pages(9))
+        comes_to(receiver, KVPoll.Success)
+        assert same(pair, (9,), (4,))
+
+
 def test_a_prefill_that_is_not_there_fails_the_request_with_the_reason(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
