@@ -115,4 +115,6 @@ def broken_by(seeds: range, faults: list[Fault]) -> str:
 
 def test_pages_that_are_released_too_early_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(KVReceiver, "release_safe", lambda self: self.record.status.terminal)
-    assert "of decode were written to" in broken_by(range(30), [Fault.LATE, Fault.HANG])
+    broken = broken_by(range(30), [Fault.LATE, Fault.HANG])
+    # Free pages, or those that decode has filled since with what it holds of another request.
+    assert "of decode were written to" in broken or "with wrong bytes" in broken, broken

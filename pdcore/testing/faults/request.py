@@ -55,14 +55,31 @@ class Side:
 
 @attrs.define(eq=False)
 class Request:
-    """One use of a room. ``serial`` is what its pages are filled from."""
+    """One use of a room. ``serial`` is what its pages are filled from.
+
+    Every third decode holds some of the pages already, and of those prefill every other time announces and
+    sends only the rest.
+    """
 
     serial: int
     count: int
     prefill: Side | None = None
     decode: Side | None = None
-    sent: int = 0
+    sent: int = attrs.field(init=False)
     complete: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        self.sent = self.start
+
+    @property
+    def held(self) -> int:
+        """How many pages decode holds."""
+        return 0 if self.serial % 3 else self.serial % (self.count + 1)
+
+    @property
+    def start(self) -> int:
+        """The first page that prefill announces."""
+        return self.held if self.serial % 2 else 0
 
     @property
     def sides(self) -> list[Side]:

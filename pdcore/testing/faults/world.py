@@ -9,6 +9,7 @@ from contextlib import ExitStack
 
 from pdcore.bootstrap import BootstrapServer
 from pdcore.config import Config, LivenessConfig, Timeouts
+from pdcore.decode import KVReceiver
 from pdcore.errors import KVTransferError
 from pdcore.model import Deadline, KVPoll, RoomId
 from pdcore.prefill import KVSender
@@ -81,9 +82,13 @@ class World:
         side.handle.send(chunk)
 
     def abort(self, room: int, prefill: bool) -> None:
-        """Abort one side of a request."""
+        """Abort one side of a request; decode declines every other one."""
         side = self._side(room, prefill)
-        if side is not None and not side.cleared:
+        if side is None or side.cleared:
+            return
+        if isinstance(side.handle, KVReceiver) and self._requests[room].serial % 2:
+            side.handle.decline("the world says so")
+        else:
             side.handle.abort()
 
     def clear(self, room: int, prefill: bool) -> None:
@@ -199,7 +204,7 @@ class World:
         request.prefill = Side(sender, memory, *taken)
         memory.fill(request.serial, taken[0])
         memory.aux.set(taken[1], RoomId(room), {"serial": request.serial})
-        sender.init(request.count, taken[1])
+        sender.init(request.count - request.start, taken[1], start_page=request.start)
 
     def _open_decode(self, room: int, request: Request) -> None:
         memory = self._receiver_memory
@@ -209,7 +214,9 @@ class World:
         receiver = self.decode.receiver(self._bootstrap, RoomId(room))
         request.decode = Side(receiver, memory, *taken)
         receiver.init()
-        receiver.send_metadata(*taken)
+        (pages, slot), held = taken, request.held
+        memory.fill(request.serial, pages[:held])
+        receiver.send_metadata(pages[held:], slot, decode_prefix_len=held * memory.pools.layout.page_size)
 
     def _side(self, room: int, prefill: bool) -> Side | None:
         request = self._requests.get(room)
