@@ -7,6 +7,7 @@ from serving import cases
 from serving.client import Prompt, ask, get, metric
 from serving.engines import Role, vllm_pdcore
 from serving.fixtures import Wanted
+from serving.lives import blocks_in_use
 from serving.pairs import Pair, prefill_of
 from serving.prompts import make_prompts
 from serving.router import REMOTE, Router, Running
@@ -16,10 +17,8 @@ over_nixl = pytest.mark.parametrize("running", ["nixl_tcp"], indirect=True)
 
 
 def free(server: Server) -> bool:
-    """Whether all blocks of a server are free again. It says so in a step, and an idle engine makes none."""
-    ask(server.url, Prompt((3,), 1), stream=False)
-    page = get(server.url, "/metrics")
-    return metric(page, "vllm:kv_cache_usage_perc") == 0 and metric(page, "vllm:num_requests_running") == 0
+    """Whether all blocks of a server are free again."""
+    return blocks_in_use(server) == 0
 
 
 @over_nixl

@@ -6,7 +6,7 @@ from typing import Any
 
 import attrs
 
-from .client import get, metric
+from .client import Prompt, ask, get, metric
 from .servers import Server
 
 WARM = 180.0
@@ -15,6 +15,22 @@ GROWTH = 1.2
 """A server whose memory grew by more than a fifth after it was warm is not flat."""
 MORE_HANDLES = 12
 """Threads or sockets: so many more are noise of the requests in flight."""
+
+
+PROBE = Prompt((7, 7, 7), 2)
+
+
+def blocks_in_use(server: Server) -> float:
+    """The share of vLLM's blocks that is taken, 1.0 if it does not tell.
+
+    An idle engine takes no step, and its gauge stays where the last one left it: it is asked something first.
+    """
+    if ask(server.url, PROBE, timeout=30.0).error is not None:
+        return 1.0
+    try:
+        return round(metric(get(server.url, "/metrics"), "vllm:kv_cache_usage_perc"), 4)
+    except OSError:
+        return 1.0
 
 
 @attrs.define

@@ -20,7 +20,7 @@ from typing import Any
 from .client import Answer, Prompt, ask, ask_all
 from .demo import LOGS, say
 from .engines import Engine, Role, missing
-from .lives import Life, held
+from .lives import Life, blocks_in_use, held
 from .pairs import Pair, routed, side, single
 from .prompts import make_prompts
 from .servers import Server, ServerError, Servers
@@ -102,7 +102,7 @@ class Soak:
         """Wait until every server says that all its blocks are free; return the share that is not."""
         until = time.monotonic() + DRAINED
         while True:
-            left = {s.name: held(s).get("blocks", 1.0) for s in self._servers()}
+            left = {s.name: blocks_in_use(s) for s in self._servers()}
             if not any(left.values()) or time.monotonic() > until:
                 self._journal.write("drained", left=left)
                 return left
