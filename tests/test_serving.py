@@ -280,12 +280,13 @@ def test_a_tally_tells_right_wrong_failed_late_and_missing_apart() -> None:
 
 
 def test_a_life_is_flat_unless_it_grew_after_it_was_warm() -> None:
-    life = Life("decode", since=0.0)
-    small = {"rss": 100.0, "threads": 10.0, "sockets": 10.0}
-    for at, sample in ((10.0, {"rss": 1.0, "threads": 1.0, "sockets": 1.0}), (200.0, small), (900.0, small)):
+    life = Life("decode")
+    small = {"rss": 100.0, "threads": 10.0, "sockets": 10.0, "blocks": 0.0}
+    starting = {"rss": 1.0, "threads": 1.0, "sockets": 1.0}
+    for at, sample in ((10.0, starting), (300.0, starting), (310.0, small), (500.0, small), (900.0, small)):
         life.see(at, sample)
     assert life.flat()
-    assert life.summary()["first"] == small
+    assert (life.since, life.warm_at, life.summary()["first"]) == (310.0, 500.0, small)
     life.see(950.0, small | {"sockets": 40.0})
     assert not life.flat()
     life.see(960.0, small | {"rss": 130.0})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from serving import cases
-from serving.client import Prompt, ask, get, metric
+from serving.client import ask
 from serving.engines import Role, vllm_pdcore
 from serving.fixtures import Wanted
 from serving.lives import blocks_in_use

@@ -38,14 +38,18 @@ class Life:
     """What one server held between its start and its end, while warm: the first sample and the last."""
 
     name: str
-    since: float
+    since: float | None = None
+    """When it first answered."""
     first: dict[str, float] | None = None
     last: dict[str, float] | None = None
     warm_at: float = 0.0
     seen_at: float = 0.0
 
     def see(self, now: float, sample: dict[str, float]) -> None:
-        """Take a sample, unless it is still warming up."""
+        """Take a sample, unless it is still starting or warming up."""
+        if "blocks" not in sample:
+            return
+        self.since = now if self.since is None else self.since
         if now - self.since < WARM:
             return
         if self.first is None:

@@ -37,7 +37,7 @@ class Soak:
 
     def __init__(self, running: Pair, journal: Journal, tally: Tally, every: float) -> None:
         self._pair, self._journal, self._tally, self._every = running, journal, tally, every
-        self._lives = {s.name: Life(s.name, journal.now) for s in (*running.prefills, *running.decodes)}
+        self._lives = {s.name: Life(s.name) for s in (*running.prefills, *running.decodes)}
         self._starting: set[str] = set()
         self.over: list[Life] = []
         self.kills: Counter[str] = Counter()
@@ -68,7 +68,7 @@ class Soak:
 
     def _restart(self, server: Server) -> None:
         self.over.append(self._lives[server.name])
-        self._lives[server.name] = Life(server.name, self._journal.now)
+        self._lives[server.name] = Life(server.name)
         self._starting.add(server.name)
         server.restart()
 
