@@ -48,9 +48,8 @@ class _End:
     """What sender and receiver have in common: a room that SGLang polls, fails and clears."""
 
     bootstrap_room: int
-
-    def _take(self, handle: RoomHandle) -> None:
-        self._room, self._cleared = handle, False
+    _room: RoomHandle
+    _cleared = False
 
     def poll(self) -> Any:  # SGLang's KVPoll is a namespace of integers
         """Return the state of the room, in SGLang's numbers, which are pdcore's."""
@@ -100,8 +99,7 @@ class PdcoreSender(_End, base.BaseKVSender):
         assert mgr.prefill is not None
         self.kv_mgr = mgr
         self.bootstrap_room = bootstrap_room
-        self._handle = mgr.prefill.sender(RoomId(bootstrap_room), may_raise=False)
-        self._take(self._handle)
+        self._room = self._handle = mgr.prefill.sender(RoomId(bootstrap_room), may_raise=False)
         self._left = 0
         self._aux_index: int | None = None
         place = mgr.prefill.topology
@@ -171,9 +169,10 @@ class PdcoreReceiver(_End, base.BaseKVReceiver):
         self.bootstrap_room = -1 if bootstrap_room is None else bootstrap_room
         self.bootstrap_infos = ()  # SGLang counts the acknowledgements due by it: is_abort_release_safe knows
         self._decode = mgr.decode
-        self._handle = mgr.decode.receiver(bootstrap_addr, RoomId(self.bootstrap_room), may_raise=False)
-        self._take(self._handle)
+        room = RoomId(self.bootstrap_room)
+        self._room = self._handle = mgr.decode.receiver(bootstrap_addr, room, may_raise=False)
         self._asking_since: float | None = None
+        self._patience = mgr.config.timeouts.bootstrap
         self._placed = False
         if not self._handle.stillborn:
             mgr.receivers[self.bootstrap_room] = self
@@ -205,15 +204,15 @@ class PdcoreReceiver(_End, base.BaseKVReceiver):
         return state
 
     def _begin(self, since: float) -> None:
-        """Choose the DP rank once the group is known; give up if its service was not reached for as long as
-        pdcore itself would try."""
+        """Choose the DP rank once the group is known. Give up where asking again is of no use, or the service
+        was not reached for as long as pdcore itself would try."""
         facts = self._decode.prefill_group(self.bootstrap_addr)
         if facts is None or self._handle.poll().terminal:
             return
         if not isinstance(facts, KVTransferError):
             self._asking_since = None
             self._handle.init(DPChoice.QUERY if facts.dp_size > 1 else 0)
-        elif time.monotonic() - since > self.kv_mgr.config.timeouts.bootstrap:
+        elif facts.code is not FailureCode.PEER_LOST or time.monotonic() - since > self._patience:
             self._asking_since = None
             self._handle.fail(facts)
 

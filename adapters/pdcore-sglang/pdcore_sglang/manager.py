@@ -53,7 +53,7 @@ class PdcoreManager(BaseKVManager):
     ) -> None:
         rank = read_rank(args, disaggregation_mode, server_args, bool(is_mla_backend))
         config = settings.of_rank(rank)
-        backend = pdcore.select(rank.backend, config.backend_options)
+        backend = pdcore.select(config)
         layout, regions = kv_pool(args, rank)
         pools = Pools(layout, regions, state=state_pools(args, rank), aux=aux_buffers(args, rank))
         parts, heard = (backend, pools, rank.topology), settings.exporters(rank)
