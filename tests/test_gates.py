@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import io
 import pkgutil
 import re
 import subprocess
 import sys
+import tokenize
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -162,6 +164,32 @@ def test_modules_and_functions_stay_small(path: Path) -> None:
         and node.end_lineno - node.lineno >= 60
     ]
     assert not long
+
+
+def code_lines(path: Path) -> int:
+    """Return the lines that hold code: neither blank, nor comment, nor a string that only documents."""
+    text = path.read_text()
+    told = {
+        line
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+    }
+    noise = {
+        tokenize.COMMENT,
+        tokenize.NL,
+        tokenize.NEWLINE,
+        tokenize.INDENT,
+        tokenize.DEDENT,
+        tokenize.ENDMARKER,
+    }
+    tokens = [t for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type not in noise]
+    return len({n for t in tokens for n in range(t.start[0], t.end[0] + 1)} - told)
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda p: p.name)
+def test_an_adapter_stays_thin(adapter: Path) -> None:
+    assert 0 < sum(map(code_lines, adapter.rglob("*.py"))) < 600
 
 
 def test_no_module_is_called_after_nothing() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -42,13 +43,19 @@ def until(true: Callable[[], object]) -> None:
 def cut_off(pair: Pair, monkeypatch: pytest.MonkeyPatch, *, by: str) -> tuple[KVSender, KVReceiver]:
     """A room whose write hangs when one side loses the other; no engine can prove anything."""
     pair.move(1, [0], [0])
-    monkeypatch.setattr(pair.prefill.engine, "do_write", lambda *given: Hung())
+    written = threading.Event()
+
+    def hang(*_: object) -> Hung:
+        written.set()
+        return Hung()
+
+    monkeypatch.setattr(pair.prefill.engine, "do_write", hang)
     monkeypatch.setattr(pair.decode.engine, "revoke", lambda *given: Quiescence.UNKNOWN)
     sender, receiver = pair.open(2)
     sender.init(2)
     receiver.send_metadata([1, 2])
     sender.send([1, 2])
-    until(lambda: sender.poll() is KVPoll.TRANSFERRING)
+    until(written.is_set)
     if by == "decode":
         (source,) = pair.decode._sources.all()
         pair.decode.channel.call(partial(pair.decode._lose, source.route, "a cable was pulled"))
