@@ -54,7 +54,8 @@ def every_lock_held() -> Iterator[int]:
 
 
 def tell(*words: object) -> None:
-    print(">", *words, flush=True)  # engines print as well
+    # Whole at once: engines write there as well, and parent and child at the same time.
+    os.write(sys.stdout.fileno(), (" ".join(map(str, (">", *words))) + "\n").encode())
 
 
 def outcome(call: Callable[[], object]) -> str:
