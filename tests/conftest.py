@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pair import Pair
 
 sys.path.append(str(Path(__file__).parent / "stand_ins"))  # last: an engine that is installed wins
 
@@ -44,3 +45,12 @@ def _no_thread_is_left() -> Iterator[None]:
         thread.join(max(0.0, until - time.monotonic()))
     left = [t.name for t in new if t.is_alive()]
     assert not left, f"threads were left behind: {left}"
+
+
+@pytest.fixture(autouse=True)
+def _pages_are_free_again(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tests that share a pair use the same pages, which those of the last one have given back by then."""
+    yield
+    for value in request.node.funcargs.values():
+        if isinstance(value, Pair):
+            value.settle()

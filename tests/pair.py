@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Literal
@@ -24,6 +25,7 @@ from pdcore import (
     MetadataBuffers,
     Pools,
     PrefillManager,
+    RoomError,
     RoomId,
     StateComponent,
     Timeouts,
@@ -106,10 +108,20 @@ class Pair:
         if aux_slot is not None and self.prefill.pools.aux:
             self.prefill.pools.aux.set(aux_slot, RoomId(room), {"first_token": room})
         sender.init(len(source), aux_slot)
-        receiver.send_metadata(target, aux_slot)
+        try:
+            receiver.send_metadata(target, aux_slot)
+        except RoomError:  # a room that failed has a page yet
+            self.settle()
+            receiver.send_metadata(target, aux_slot)
         sender.send(source)
         finish(sender, receiver)
         assert same_pages(self.prefill.pools, source, self.decode.pools, target)
+
+    def settle(self) -> None:
+        """Wait until pages of rooms that ended may be used again, as a scheduler would."""
+        deadline = soon()
+        while self.decode.unsafe().rooms and not deadline.expired:
+            time.sleep(0.002)
 
 
 def finish(sender: KVSender, receiver: KVReceiver) -> None:

@@ -275,6 +275,7 @@ def test_a_ready_that_raises_fails_its_room_with_that_reason(
         assert sender.release_safe()
         sender.clear()
         receiver.clear()
+        pair.settle()
 
 
 @pytest.mark.parametrize("kind", KINDS)
