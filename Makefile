@@ -5,8 +5,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
-ALL    := pdcore plugins $(wildcard adapters) tests
-ADAPTERS := $(wildcard adapters/pdcore-*)
+ALL    := pdcore plugins adapters tests
+ADAPTERS := adapters/pdcore-vllm adapters/pdcore-sglang
 DISTS  := plugins/pd-mooncake plugins/pd-nixl plugins/pd-mori $(ADAPTERS)
 
 MORI     := .venv-mori

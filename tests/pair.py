@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Literal
 
@@ -122,6 +122,14 @@ class Pair:
         deadline = soon()
         while self.decode.unsafe().rooms and not deadline.expired:
             time.sleep(0.002)
+
+
+def until(true: Callable[[], object]) -> None:
+    """Wait until something is true that no call waits for."""
+    deadline = soon()
+    while not true():
+        assert not deadline.expired
+        time.sleep(0.005)
 
 
 def finish(sender: KVSender, receiver: KVReceiver) -> None:

@@ -6,12 +6,12 @@ import itertools
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 from groups import Groups, Model, ended, groups, ranks
-from pair import Pair, config, paired, soon
+from pair import Pair, config, paired, soon, until
 
 from pdcore import (
     BootstrapServer,
@@ -79,13 +79,6 @@ def short() -> Deadline:
 
 def long() -> Deadline:
     return Deadline.after(300)
-
-
-def until(true: Callable[[], object]) -> None:
-    deadline = soon()
-    while not true():
-        assert not deadline.expired
-        time.sleep(0.005)
 
 
 class Hung(Transfer):

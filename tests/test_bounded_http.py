@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 import attrs
 import msgspec
 import pytest
+from pair import until
 
 from pdcore.bootstrap import BootstrapClient, BootstrapServer, RankRecord, ReplicaQuery, RoomsRecord
 from pdcore.bootstrap.auth import Challenges
@@ -37,13 +38,6 @@ class OwnClock:
 
 def soon() -> Deadline:
     return Deadline.after(60)
-
-
-def until(holds: Callable[[], bool]) -> None:
-    deadline = soon()
-    while not holds():
-        assert not deadline.expired
-        time.sleep(0.005)
 
 
 @pytest.fixture

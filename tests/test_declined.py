@@ -6,12 +6,11 @@ All deadlines are 300 s: nobody who waits for one ends in time.
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
 from groups import Groups, Model, groups, ranks
-from pair import Pair, config, paired, pools, soon
+from pair import Pair, config, paired, pools, soon, until
 
 from pdcore import (
     BootstrapServer,
@@ -41,13 +40,6 @@ def pair() -> Iterator[Pair]:
 @pytest.fixture
 def room() -> RoomId:
     return RoomId(next(ROOMS))
-
-
-def until(true: Callable[[], object]) -> None:
-    deadline = soon()
-    while not true():
-        assert not deadline.expired
-        time.sleep(0.005)
 
 
 def declined(*handles: KVSender | KVReceiver, reason: str = "it holds all") -> None:

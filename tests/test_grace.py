@@ -5,12 +5,11 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable
 from functools import partial
 
 import attrs
 import pytest
-from pair import Pair, config, paired, soon
+from pair import Pair, config, paired, soon, until
 
 from pdcore.config import Config, QuarantineConfig
 from pdcore.decode import KVReceiver
@@ -31,13 +30,6 @@ class Hung(Transfer):
     def wait(self, deadline: Deadline) -> TransferState:
         time.sleep(min(0.01, deadline.remaining()))
         return TransferState.PENDING
-
-
-def until(true: Callable[[], object]) -> None:
-    deadline = soon()
-    while not true():
-        assert not deadline.expired
-        time.sleep(0.005)
 
 
 def cut_off(pair: Pair, monkeypatch: pytest.MonkeyPatch, *, by: str) -> tuple[KVSender, KVReceiver]:

@@ -13,7 +13,7 @@ import attrs
 import numpy as np
 import pytest
 from groups import Model, groups, ranks
-from pair import Pair, config, fill, finish, paired, pools, same_pages, soon
+from pair import Pair, config, fill, finish, paired, pools, same_pages, soon, until
 
 import pdcore.decode.manager
 import pdcore.prefill.manager
@@ -46,14 +46,6 @@ from pdcore.events import Event, MetadataReceived, MetadataSent
 from pdcore.model import Incarnation
 from pdcore.outcome import Quiescence, Transfer, TransferState
 from pdcore.prefill.watched import Watched
-
-
-def until(true: Callable[[], object]) -> None:
-    """Wait until something is true that no call waits for."""
-    deadline = soon()
-    while not true():
-        assert not deadline.expired
-        time.sleep(0.005)
 
 
 def limited(cfg: Config, **seconds: float) -> Config:

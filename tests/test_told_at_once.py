@@ -6,14 +6,13 @@ All deadlines are 300 s: nobody who waits for one ends in time.
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import attrs
 import pytest
 from groups import Groups, Model, groups, ranks
-from pair import MHA, Pair, config, finish, paired, pools, same_pages, soon
+from pair import MHA, Pair, config, finish, paired, pools, same_pages, soon, until
 
 from pdcore import (
     Config,
@@ -62,13 +61,6 @@ def failed(*handles: KVSender | KVReceiver) -> KVTransferError:
     failure = handles[0].failure()
     assert failure is not None
     return failure
-
-
-def until(true: Callable[[], object]) -> None:
-    deadline = soon()
-    while not true():
-        assert not deadline.expired
-        time.sleep(0.005)
 
 
 def opened(pair: Pair, room: RoomId, decode: DecodeManager | None = None) -> KVReceiver:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import attrs
 import numpy as np
 import pytest
-from pair import SCHEMA, Pair, config, fill, finish, paired, pools, soon
+from pair import SCHEMA, Pair, config, fill, finish, paired, pools, soon, until
 
 from pdcore import (
     AuxField,
@@ -68,13 +67,6 @@ def failed(handle: KVSender | KVReceiver) -> KVTransferError:
     failure = handle.failure()
     assert failure is not None
     return failure
-
-
-def until(true: Callable[[], object]) -> None:
-    deadline = soon()
-    while not true():
-        assert not deadline.expired
-        time.sleep(0.005)
 
 
 @pytest.mark.parametrize("limit", [(SMALL, None), (None, SMALL), (SMALL, SMALL)])
