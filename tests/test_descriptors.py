@@ -7,6 +7,7 @@ import threading
 
 import numpy as np
 import pytest
+from pair import until
 
 from pdcore.model import Deadline, Role
 from pdcore.outcome import TransferState
@@ -24,6 +25,10 @@ def soon() -> Deadline:
     return Deadline.after(60)
 
 
+def descriptors_and_threads() -> tuple[int, int]:
+    return len(os.listdir("/proc/self/fd")), threading.active_count()
+
+
 @pytest.mark.parametrize("backend", ["mooncake_tcp", "nixl_tcp"])
 def test_lives_of_a_peer_leave_no_descriptor_and_no_thread_behind(backend: str) -> None:
     target = Target(backend)
@@ -31,7 +36,7 @@ def test_lives_of_a_peer_leave_no_descriptor_and_no_thread_behind(backend: str) 
     held: list[tuple[int, int]] = []
     try:
         near.register([Region.of("near", np.ones(LENGTH, np.uint8))])
-        for _ in range(2):
+        for _ in range(3):
             far = FarProcess()
             try:
                 there = far.ask(commands.Start(backend, {}, "decode", [LENGTH], 1), commands.Started)
@@ -40,7 +45,11 @@ def test_lives_of_a_peer_leave_no_descriptor_and_no_thread_behind(backend: str) 
             finally:
                 far.end()
             near.disconnect(peer)
-            held.append((len(os.listdir("/proc/self/fd")), threading.active_count()))
+            held.append(descriptors_and_threads())
+        # What an engine still dials when its peer dies closes a moment later, or it is a leak and never does.
+        least = min(held)
+        until(
+            lambda: all(now <= before for now, before in zip(descriptors_and_threads(), least, strict=True))
+        )
     finally:
         near.close()
-    assert held[1] <= held[0], held
