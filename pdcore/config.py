@@ -173,8 +173,10 @@ class Timeouts:
 class LivenessConfig:
     """Heartbeats: seconds between two, and how many may fail in a row before a peer counts as lost.
 
-    One that is connected does not: its interpreter may stand still for long, and its connection answers on a
-    thread of libzmq, or is ended by the kernel of a process that died.
+    One that is connected does not: its interpreter may stand still for long. Its connection is ended at once
+    by the kernel of a process that died, after ``interval * max_failures`` seconds where a whole machine is
+    gone, and after three times as long where only libzmq's thread over there does not answer. A process of
+    this machine that is stopped (SIGSTOP, a debugger) is lost after ``interval * max_failures`` seconds.
     """
 
     interval: float = attrs.field(default=2.0, validator=_within(0.01, 3600.0))

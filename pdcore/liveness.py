@@ -1,9 +1,10 @@
 """Who is alive: pure bookkeeping of heartbeats and connections, driven by a manager's control thread.
 
 A heartbeat comes from the peer's control thread, and so needs its interpreter: one that is busy in a graph
-capture or a long collection sends none, and lives. What needs no interpreter is the connection: libzmq's own
-thread answers for a process that runs, and the kernel ends the connections of one that is dead. So a peer is
-lost only when it is not heard *and* its connection is gone.
+capture or a long collection sends none, and lives. What needs no interpreter is the connection: the kernel
+ends those of a process that is dead, and of a machine that is gone; libzmq's own thread answers for a process
+that runs, though one that gets no CPU or no memory may take long. So a peer is lost only when it is not heard
+*and* its connection is gone, or its process is seen to be stopped.
 """
 
 from __future__ import annotations
@@ -119,6 +120,15 @@ class Heartbeats(Generic[Key]):
             self._unmet = {key: since + asleep for key, since in self._unmet.items()}
         return [(key, self._why(key)) for key in self._cut if self._lost(key, now)]
 
+    def quiet(self, now: float) -> list[Key]:
+        """Return who is connected and was not heard for ``limit`` seconds; ask ``silent`` first."""
+        late = now - self.limit
+        return [key for key, last in self._heard.items() if last < late and key not in self._cut]
+
+    def stopped(self) -> str:
+        """Return what to say of a quiet peer whose process is seen to be stopped."""
+        return f"its process is stopped, and {self._missing()}"
+
     def _lost(self, key: Key, now: float) -> bool:
         if key in self._unmet:
             return now - self._unmet[key] > min(self.limit, self.patience)
@@ -128,8 +138,10 @@ class Heartbeats(Generic[Key]):
         if key in self._unmet:
             tries, seconds = self._attempts[key], min(self.limit, self.patience)
             return f"nobody takes connections there: {tries} attempts in {seconds:g} s"
-        missing = f"{self.max_failures} heartbeats in a row are missing, {self.limit:g} s"
-        return f"its connection is gone, and {missing}"
+        return f"its connection is gone, and {self._missing()}"
+
+    def _missing(self) -> str:
+        return f"{self.max_failures} heartbeats in a row are missing, {self.limit:g} s"
 
     def beat_due(self, now: float) -> list[Key]:
         """Return whom to send a heartbeat now; everybody once per interval."""

@@ -15,7 +15,7 @@ import attrs
 
 from pdcore.model import Deadline
 
-__all__ = ["Life", "ProcessIdentity", "boot_id", "life_of", "namespace", "start_time"]
+__all__ = ["Life", "ProcessIdentity", "boot_id", "is_stopped", "life_of", "namespace", "start_time"]
 
 
 class Life(Enum):
@@ -98,6 +98,12 @@ def life_of(process: ProcessIdentity, deadline: Deadline | None = None) -> Life:
         os.close(handle)
 
 
+def is_stopped(process: ProcessIdentity) -> bool:
+    """Whether a process is seen to stand still by a signal or a debugger; one out of sight is not."""
+    fields = _fields(process.pid) if process.in_sight() else None
+    return fields is not None and int(fields[_STARTED]) == process.started and fields[_STATE] in b"Tt"
+
+
 @functools.cache
 def boot_id() -> str:
     """Return what tells this boot of this machine from every other."""
@@ -114,9 +120,18 @@ def namespace(kind: str) -> int:
 
 def start_time(pid: int) -> int | None:
     """Return when process ``pid`` started (clock ticks since boot), None when there is no such process."""
+    fields = _fields(pid)
+    return None if fields is None else int(fields[_STARTED])
+
+
+_STATE, _STARTED = 0, 19
+"""Places among the fields that follow the name."""
+
+
+def _fields(pid: int) -> list[bytes] | None:
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return None
     # The second field is the program's name, which may hold spaces and parentheses.
-    return int(stat[stat.rindex(b")") + 2 :].split()[19])
+    return stat[stat.rindex(b")") + 2 :].split()

@@ -11,7 +11,7 @@ from pdcore.duties import Duties
 from pdcore.events import Events, HeartbeatMissed
 from pdcore.liveness import Heartbeats
 from pdcore.model import Deadline
-from pdcore.process import Life, life_of
+from pdcore.process import Life, is_stopped, life_of
 from pdcore.wire import Heartbeat, Message, Route
 
 __all__ = ["Pulse"]
@@ -35,12 +35,18 @@ class Pulse:
             self.chores.do("reporting missed heartbeats", lambda: self._report_missed(now))
         each("looking for a process", beats.without_connection(), self._look_for_process)
         each("losing a peer", beats.silent(now), lambda lost: self.role._lose(*lost))
+        each("looking at a quiet process", beats.quiet(now), self._look_whether_it_is_stopped)
 
     def _look_for_process(self, route: Route) -> None:
         """Lose a peer of this machine whose process has ended; of others nothing is known so soon."""
         process = self.role._process_of(route)
         if process is not None and life_of(process, Deadline(0.0)) is Life.ENDED:
             self.role._lose(route, f"{process} has ended")
+
+    def _look_whether_it_is_stopped(self, route: Route) -> None:
+        process = self.role._process_of(route)
+        if process is not None and is_stopped(process):
+            self.role._lose(route, self.heartbeats.stopped())
 
     def _report_missed(self, now: float) -> None:
         missed = self.heartbeats.missed(now)

@@ -14,8 +14,8 @@ __all__ = ["Relay"]
 class Relay:
     """Passes TCP connections on to a bound side; without one, it sends everything back to the dialler.
 
-    The lists hold what was read at a time. ``change`` bends what goes to the bound side. Everything ends
-    with the ``with``.
+    The lists hold what was read at a time. ``change`` bends what goes to the bound side; while ``flows`` is
+    cleared, the kernels take what is said and nobody hears it. Everything ends with the ``with``.
     """
 
     def __init__(self, bound: str | None) -> None:
@@ -25,6 +25,8 @@ class Relay:
         self.to_bound: list[bytes] = []
         self.to_dialler: list[bytes] = []
         self.change: Callable[[bytes], bytes] | None = None
+        self.flows = threading.Event()
+        self.flows.set()
         self._open: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
 
@@ -36,6 +38,7 @@ class Relay:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
+        self.flows.set()
         for thread in self._threads[:1]:
             thread.join(30)
         self.hang_up()
@@ -86,6 +89,7 @@ class Relay:
         try:
             while said := source.recv(65_536):
                 heard.append(said)
+                self.flows.wait()
                 bend = self.change if heard is self.to_bound else None
                 target.sendall(bend(said) if bend is not None else said)
         except OSError:

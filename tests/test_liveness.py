@@ -27,6 +27,18 @@ def test_a_peer_that_is_not_heard_lives_while_it_is_connected() -> None:
     assert beats.without_connection() == []
 
 
+def test_a_peer_that_is_connected_and_not_heard_for_the_limit_is_quiet() -> None:
+    beats = tracked("a", "b")
+    beats.disconnected("b")
+    beats.silent(105.0)
+    assert beats.quiet(106.0) == []
+    beats.silent(106.1)
+    assert beats.quiet(106.1) == ["a"]
+    assert beats.stopped() == "its process is stopped, and 3 heartbeats in a row are missing, 6 s"
+    beats.heard("a", 106.2)
+    assert beats.quiet(106.3) == []
+
+
 def test_a_peer_without_a_connection_is_lost_once_it_was_not_heard_for_the_limit() -> None:
     beats = tracked("a")
     beats.disconnected("a")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,10 +16,13 @@ import attrs
 import pytest
 from pair import config, fill, pools, soon
 from recorder import Recorder
+from relay import Relay
+from serving.ports import free_port
 
 from pdcore import (
     BootstrapServer,
     Config,
+    ControlConfig,
     Deadline,
     FailureCode,
     KVPoll,
@@ -38,6 +42,7 @@ from pdcore.model import new_incarnation
 LIMIT = 1.0
 QUICK = attrs.evolve(config(interval=LIMIT / 5, max_failures=5), timeouts=Timeouts(request=120.0))
 PATIENT = attrs.evolve(QUICK, liveness=LivenessConfig(interval=60.0, max_failures=10))
+STARVED = attrs.evolve(QUICK, liveness=LivenessConfig(interval=0.5, max_failures=4))
 CONFIGS = {"QUICK": QUICK, "PATIENT": PATIENT}
 
 DECODE = """
@@ -146,6 +151,36 @@ def test_a_process_that_holds_its_interpreter_for_long_is_not_lost(who: str) -> 
         serve(prefill, decode, 8)
 
 
+def test_a_side_that_stands_still_while_its_kernel_answers_is_not_lost() -> None:
+    """As a process that gets no CPU or no memory for longer than the limit, its libzmq's thread included."""
+    memory, port = pools(), free_port()
+    fill(memory, 1)
+    told = Recorder()
+    with Relay(f"127.0.0.1:{port}") as relay, BootstrapServer() as bootstrap:
+        prefilling = attrs.evolve(STARVED, control=ControlConfig(port=port), advertise=relay.address)
+        with (
+            PrefillManager(
+                select("local"), memory, Topology(), bootstrap.address, prefilling, [told]
+            ) as prefill,
+            DecodeManager(select("local"), pools(), Topology(), STARVED, [told]) as decode,
+        ):
+            receiver = decode.receiver(bootstrap.address, RoomId(7))
+            receiver.init()
+            receiver.send_metadata([7])
+            sender = prefill.sender(RoomId(7))
+            sender.init(1)
+            while sender.poll() is KVPoll.BOOTSTRAPPING:
+                prefill.finished(Deadline.after(0.01))
+            relay.flows.clear()
+            for role in Role:
+                told.wait_for(HeartbeatMissed, role, lambda missed: missed.in_a_row >= 5)
+            relay.flows.set()
+            sender.send([7])
+            assert receiver.wait(soon()) is KVPoll.SUCCESS, receiver.failure()
+            assert sender.wait(soon()) is KVPoll.SUCCESS, sender.failure()
+            assert not told.of(PeerLost)
+
+
 def test_a_stopped_process_is_told_as_lost_with_its_rooms_and_taken_back_when_it_goes_on() -> None:
     told = Recorder()
     with sides(subscribers=[told]) as (prefill, decode):
@@ -163,7 +198,7 @@ def test_a_stopped_process_is_told_as_lost_with_its_rooms_and_taken_back_when_it
         assert failure.code is FailureCode.PEER_LOST
         assert lost.rooms == 1
         assert lost.why == failure.there_is
-        assert lost.why == "its connection is gone, and 5 heartbeats in a row are missing, 1 s"
+        assert lost.why == "its process is stopped, and 5 heartbeats in a row are missing, 1 s"
         missed = [e for e in told.of(HeartbeatMissed, Role.PREFILL) if e.at < lost.at]
         assert {e.peer for e in missed} == {lost.peer}
         assert max(e.in_a_row for e in missed) >= 4
@@ -173,6 +208,56 @@ def test_a_stopped_process_is_told_as_lost_with_its_rooms_and_taken_back_when_it
         assert decode.end(7) == "FAILED"
         serve(prefill, decode, 8)
         assert len(told.of(PeerPaired, Role.PREFILL)) == 2
+
+
+UNPLUGGED = """
+import fcntl, socket, struct, sys
+sys.path.insert(0, sys.argv[1])
+from pair import fill, paired, soon
+from test_pauses import QUICK
+from pdcore import Deadline, KVPoll, RoomId
+from pdcore.events import HeartbeatMissed
+from recorder import Recorder
+
+def plugged(yes):
+    with socket.socket() as any:
+        fcntl.ioctl(any, 0x8914, struct.pack("16sh22x", b"lo", 1 if yes else 0))  # SIOCSIFFLAGS, IFF_UP
+
+plugged(True)
+told = Recorder()
+with paired(QUICK, subscribers=[told]) as pair:
+    pair.move(1, [1], [1])
+    receiver = pair.decode.receiver(pair.bootstrap.address, RoomId(7))
+    receiver.init()
+    receiver.send_metadata([7])
+    sender = pair.prefill.sender(RoomId(7))
+    sender.init(1)
+    while sender.poll() is KVPoll.BOOTSTRAPPING:
+        pair.prefill.finished(Deadline.after(0.01))
+    plugged(False)
+    for end in (sender, receiver):
+        assert end.wait(soon()) is KVPoll.FAILED
+        print(end.failure().there_is)
+    print(max(missed.in_a_row for missed in told.of(HeartbeatMissed)))
+    plugged(True)
+"""
+
+
+def test_a_machine_that_is_gone_is_lost_after_the_limit_though_nothing_hangs_up() -> None:
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-n", "true"], check=False).returncode:
+        pytest.skip("no network namespace can be made here")
+    run = subprocess.run(
+        ["unshare", "-n", sys.executable, "-c", UNPLUGGED, os.path.dirname(__file__)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    gone = "its connection is gone, and 5 heartbeats in a row are missing, 1 s"
+    *why, missed = run.stdout.splitlines()
+    assert why == [gone, gone]
+    assert int(missed) < 2.5 * 5  # libzmq alone would have waited for three times as many
 
 
 def test_a_killed_process_of_this_machine_is_lost_at_once_whatever_the_heartbeats() -> None:

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from pdcore.model import Deadline
-from pdcore.process import Life, ProcessIdentity, life_of, start_time
+from pdcore.process import Life, ProcessIdentity, is_stopped, life_of, start_time
 
 WAITING = "print(flush=True); input()"
 NOW = Deadline.after(1e-6)
@@ -51,10 +51,18 @@ def test_a_killed_process_has_ended_whether_or_not_somebody_reaps_it() -> None:
         assert life_of(identity, NOW) is Life.ENDED
 
 
-def test_a_stopped_process_lives() -> None:
+def test_a_stopped_process_lives_and_is_seen_to_be_stopped() -> None:
     with child(WAITING) as (process, identity):
+        assert not is_stopped(identity)
         os.kill(process.pid, signal.SIGSTOP)
         assert life_of(identity, Deadline.after(0.05)) is Life.LIVES
+        assert is_stopped(identity)
+        assert not is_stopped(attrs.evolve(identity, started=identity.started + 1))
+        assert not is_stopped(attrs.evolve(identity, boot="another"))
+        os.kill(process.pid, signal.SIGCONT)
+        process.kill()
+        process.wait(30)
+        assert not is_stopped(identity)
 
 
 def test_a_process_whose_first_thread_has_ended_lives_until_the_last_one_has() -> None:

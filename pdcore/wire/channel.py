@@ -47,8 +47,8 @@ class Channel:
     ``on_message``, ``on_tick``, ``on_refused`` (a dialled peer wants no key, or another) and
     ``on_connection`` (what happens to a dialled connection; route None: to one of those that dialled us)
     and ``on_unreachable`` (one that dialled us has no connection any more) run on that thread: they must
-    neither block nor plan. A connection whose other side does not answer libzmq for ``dead_after`` seconds
-    is cut (0: never), whatever its interpreter does. ``counts`` holds how many messages were malformed,
+    neither block nor plan. A connection to a machine that does not answer for ``dead_after`` seconds is cut
+    (0: never), whatever its interpreter does. ``counts`` holds how many messages were malformed,
     repeated (or late) or undeliverable, and how many connections were unauthenticated: they ended in
     their handshake. ``sent`` says how many messages were sent.
 

@@ -31,9 +31,14 @@ _HIGH_WATER = 100_000
 _MOST_SOCKETS = 16_384
 """Of one context; libzmq's default is 1,023, and a dialled peer takes three: one to talk, two to watch it."""
 LEAST_PATIENCE = 1.0
-"""Seconds that the other side's libzmq has to answer at least: cutting a connection loses what is on it."""
+"""Seconds that the other side has to answer at least: cutting a connection loses what is on it."""
+STANDSTILLS = 3
+"""A machine that is gone acknowledges nothing: the kernel cuts its connections. A process whose kernel does
+and whose libzmq does not answer is short of CPU or of memory, or frozen: it has so many times as long."""
+_MOST_MILLISECONDS = 2**31 - 1
+"""What an option of libzmq takes."""
 PINGS = 4
-"""How often it is asked in that time; it answers on a thread of its own, which needs no interpreter."""
+"""How often libzmq is asked in that time; it answers on a thread of its own, which needs no interpreter."""
 
 
 @attrs.frozen(eq=False)
@@ -50,13 +55,15 @@ class Sockets:
 
     Belongs to the owner thread of the channel; ``bind`` comes before that starts. ``identity`` is the one
     under which peers are dialled. With ``curve`` only who has the key gets through the handshake, either
-    way; until then, and of each frame, a peer makes us hold no more than a piece. One that does not answer
-    for ``dead_after`` seconds is cut off (0: never).
+    way; until then, and of each frame, a peer makes us hold no more than a piece. One whose machine does not
+    answer for ``dead_after`` seconds is cut off, and one that does not answer itself for STANDSTILLS times as
+    long (0: neither).
     """
 
     def __init__(self, identity: bytes, curve: Curve | None, wake: int, dead_after: float = 0.0) -> None:
         self._identity, self._curve = identity, curve
-        self._patience = 0 if not dead_after else math.ceil(1000 * max(LEAST_PATIENCE, dead_after))
+        milliseconds = math.ceil(1000 * max(LEAST_PATIENCE, dead_after))
+        self._patience = min(milliseconds, _MOST_MILLISECONDS // STANDSTILLS) if dead_after else 0
         self._context = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, _MOST_SOCKETS)
         self._bound: _Line | None = None
@@ -207,8 +214,9 @@ class Sockets:
         socket.setsockopt(zmq.RCVHWM, _HIGH_WATER)
         socket.setsockopt(zmq.MAXMSGSIZE, PIECE_BYTES + CURVE_OVERHEAD_BYTES)
         socket.setsockopt(zmq.LINGER, 1000)
-        socket.setsockopt(zmq.HEARTBEAT_IVL, math.ceil(self._patience / PINGS))
-        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, self._patience)
+        socket.setsockopt(zmq.TCP_MAXRT, self._patience)
+        socket.setsockopt(zmq.HEARTBEAT_IVL, math.ceil(self._patience * STANDSTILLS / PINGS))
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, self._patience * STANDSTILLS)
         return socket
 
     def _poll(self, socket: zmq.Socket[bytes], route: Route | None) -> _Line:
