@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 import attrs
 
-from pdcore.address import parse_advertised, parse_host
+from pdcore.address import join, parse_advertised, parse_host
 from pdcore.errors import AddressError, ConfigError, ConfigProblem
 from pdcore.scalars import real, shown, whole
 from pdcore.secret import AuthKey
@@ -97,6 +97,7 @@ def _advertised(_instance: object, attribute: attrs.Attribute[str | None], value
 
 
 _seconds = _within(0.001, MAX_SECONDS)
+_port = _within(0, 65535)
 
 
 class TransferModel(Enum):
@@ -110,7 +111,7 @@ class TransferModel(Enum):
 class ControlConfig:
     """The control channel: ``port`` to listen on (0: any free one) and the size limit of one message."""
 
-    port: int = attrs.field(default=0, validator=_within(0, 65535))
+    port: int = attrs.field(default=0, validator=_port)
     max_message_bytes: int = attrs.field(default=256 * 2**20, validator=_within(4096, 2**31 - 1))
 
 
@@ -206,7 +207,8 @@ class Config:
     interface (``eth0``), or a wildcard. ``advertise`` is what peers are told instead, where they dial
     another host or host:port (containers, NAT); None: what ``host`` is, and for a wildcard the source
     address of the default route. ``auth_key`` is the secret that all who may speak on the control plane
-    share; None leaves it open.
+    share; None leaves it open. ``metrics_port`` is where a manager serves its Prometheus metrics on ``host``
+    (0: any free port, which the log tells); None: nowhere.
 
     Raises:
         ConfigError: a value lies outside its range, or sub-timeouts do not nest.
@@ -218,8 +220,25 @@ class Config:
     host: str = attrs.field(default="127.0.0.1", validator=_host)
     advertise: str | None = attrs.field(default=None, validator=_advertised)
     auth_key: AuthKey | None = attrs.field(default=None, converter=to_auth_key)
+    metrics_port: int | None = attrs.field(default=None, validator=attrs.validators.optional(_port))
     control: ControlConfig = attrs.field(factory=ControlConfig, validator=_a(ControlConfig))
     transfer: TransferConfig = attrs.field(factory=TransferConfig, validator=_a(TransferConfig))
     timeouts: Timeouts = attrs.field(factory=Timeouts, validator=_a(Timeouts))
     liveness: LivenessConfig = attrs.field(factory=LivenessConfig, validator=_a(LivenessConfig))
     quarantine: QuarantineConfig = attrs.field(factory=QuarantineConfig, validator=_a(QuarantineConfig))
+
+    def of_process(self, nth: int) -> Config:
+        """Return it for the ``nth`` process of a machine: the ports that are set are ``nth`` higher.
+
+        Raises:
+            ConfigError: there is no such port.
+        """
+
+        def higher(port: int | None) -> int | None:
+            return port + nth if port else port
+
+        told = self.advertise
+        if told is not None and (place := parse_advertised(told))[1]:
+            told = join(place[0], (place[1] or 0) + nth)
+        control = attrs.evolve(self.control, port=higher(self.control.port) or 0)
+        return attrs.evolve(self, control=control, advertise=told, metrics_port=higher(self.metrics_port))

@@ -35,6 +35,7 @@ __all__ = [
     "TransportMismatchError",
     "VariantConflictError",
     "WireError",
+    "one_line",
 ]
 
 
@@ -268,3 +269,9 @@ _CODES = (
     (RoomError, FailureCode.REFUSED),
     (ForkedError, FailureCode.REFUSED),
 )
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error as one line, for a log or an answer: all parts if it is pdcore's, else its repr."""
+    parts = str(error).splitlines() if isinstance(error, PDCoreError) else [repr(error)]
+    return "; ".join(" ".join(part.split()) for part in parts)

@@ -6,6 +6,7 @@ loads the model knows which one it is: its name, revision, cache format, quantis
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping
 
@@ -15,13 +16,19 @@ from pdcore.errors import LayoutError, Misfit
 from pdcore.names import repeated
 from pdcore.scalars import shown
 
-__all__ = ["Fingerprint", "fingerprint_misfits", "to_fingerprint"]
+__all__ = ["Fingerprint", "fingerprint_misfits", "model_fingerprint", "to_fingerprint"]
 
 MOST_NAMES = 64
 MOST_CHARACTERS = 256
 """Of a value; a name has at most a quarter of that."""
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}", re.ASCII)
 NOT_GIVEN = "not given"
+CACHE_FACTS = """
+architectures vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim
+kv_lora_rank qk_rope_head_dim rope_theta rope_scaling rope_parameters sliding_window
+"""
+"""What of a model's configuration the content of its cache depends on, by Hugging Face's names. Not all of
+it: engines note in it what one side alone has (expert parallelism, drafts)."""
 
 Pairs = tuple[tuple[str, str], ...]
 
@@ -84,6 +91,18 @@ def to_fingerprint(given: Fingerprint | Mapping[str, str] | None) -> Fingerprint
     return made if made.fields else None
 
 
+def model_fingerprint(path: str, config: object, **facts: object) -> Fingerprint:
+    """Return what tells caches of two models apart, of what an engine knows of the one that it serves.
+
+    ``path`` is its name or where it lies, of which the last part counts: the sides may keep it in two places.
+    ``config`` has Hugging Face's names as attributes. ``facts`` are what else matters: the revision, the
+    quantisation, the cache's format. What is None or empty is left out.
+    """
+    given: dict[str, object] = {"model": path.rstrip("/").rpartition("/")[2]}
+    given |= {name: getattr(config, name, None) for name in CACHE_FACTS.split()} | facts
+    return Fingerprint({name: _text(fact) for name, fact in given.items() if fact})
+
+
 def fingerprint_misfits(prefill: Fingerprint | None, decode: Fingerprint | None) -> list[Misfit]:
     """Return every name of which two fingerprints say different things, or only one says something.
 
@@ -107,6 +126,15 @@ def _change(name: str, ours: Mapping[str, str], theirs: Mapping[str, str]) -> st
     if name in ours and name in theirs:
         return "serve one model, in one revision and with the same cache settings, on both sides"
     return "name the same facts in the fingerprints of both sides"
+
+
+def _text(fact: object) -> str:
+    """Return a fact as the value of a fingerprint; what is too long for one ends with a digest of it all."""
+    text = "".join(c if c.isprintable() else " " for c in str(fact))
+    if len(text) <= MOST_CHARACTERS:
+        return text
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return f"{text[: MOST_CHARACTERS - len(digest) - 1]}#{digest}"
 
 
 def _is_name(name: object) -> bool:

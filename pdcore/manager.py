@@ -32,6 +32,7 @@ from pdcore.ready import find_footing, ready_engine
 from pdcore.selection import Backend
 from pdcore.status import Room, RoomTable
 from pdcore.survivors import Survivors
+from pdcore.telemetry.endpoint import endpoints
 from pdcore.topology import Topology
 from pdcore.unsafe import Unsafe
 from pdcore.wire import (
@@ -66,6 +67,7 @@ class Manager(Duties):
         EngineError, RegistrationError, TransportMismatchError: the engine does not start as asked.
         ConfigError: the configuration asks for what this engine cannot do.
         LayoutError: aux over TCP with aux buffers on a device.
+        MissingExtraError: ``metrics_port`` is set, and prometheus_client is not installed.
     """
 
     def __init__(
@@ -87,7 +89,8 @@ class Manager(Duties):
         self.config = config
         self.incarnation = new_incarnation()
         node = Node(role, backend.name, self.incarnation)
-        self.events = Events(node, [*backend.subscribers(), *subscribers])
+        heard = [*backend.subscribers(), *subscribers, *endpoints(config)]
+        self.events = Events(node, heard)
         self.rooms = RoomTable()
         self.heartbeats: Heartbeats[Route] = Heartbeats(
             config.liveness.interval, config.liveness.max_failures, config.timeouts.bootstrap

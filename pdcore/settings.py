@@ -1,4 +1,4 @@
-"""Where configured values come from: code > command line > environment > file > default.
+"""Where configured values come from: code > command line > environment > file > engine > default.
 
 Each value remembers its source. Environment names follow from the schema: ``PDCORE_<SECTION>_<FIELD>``.
 """
@@ -40,6 +40,7 @@ class OriginKind(Enum):
     COMMAND_LINE = "command line"
     ENVIRONMENT = "environment"
     FILE = "file"
+    ENGINE = "the inference engine"
     DEFAULT = "default"
 
 
@@ -75,6 +76,7 @@ def load_config(
     *,
     code: Mapping[str, object] | None = None,
     cli: Mapping[str, object] | None = None,
+    engine: Mapping[str, object] | None = None,
     environ: Mapping[str, str] | None = None,
     toml_path: str | os.PathLike[str] | None = None,
     plugin_prefixes: Collection[str] = (),
@@ -84,6 +86,8 @@ def load_config(
     Args:
         code: values by field name, with sections as nested mappings or as dotted keys.
         cli: the same from a command line; None means that a flag was not given.
+        engine: the same from an inference engine that knows better than the defaults: where this machine is,
+            how long its requests may take.
         environ: the environment, ``os.environ`` by default. An empty variable counts as not set; those that
             Kubernetes makes of a Service named ``pdcore-...`` are ignored, which is logged once.
         toml_path: a file of the same shape; by default the one that PDCORE_CONFIG names, if any.
@@ -94,7 +98,7 @@ def load_config(
         ConfigError: listing every wrong value with its path, origin and reason.
         ArgumentError: a source is no mapping, or the path is none.
     """
-    for what, source in (("code", code), ("cli", cli), ("environ", environ)):
+    for what, source in (("code", code), ("cli", cli), ("engine", engine), ("environ", environ)):
         if source is not None:
             named(f"{what} of a configuration", source)
     if toml_path is not None and not isinstance(toml_path, str | os.PathLike):
@@ -114,9 +118,10 @@ def load_config(
     }
     in_code = dict(_flatten(code or {}, Origin(OriginKind.CODE)))
     variables = _read_environment(environ, plugin_prefixes, problems)
-    layers: list[_Settings] = [file, variables.settings, command_line, in_code]
+    beneath = dict(_flatten(engine or {}, Origin(OriginKind.ENGINE)))
+    layers: list[_Settings] = [beneath, file, variables.settings, command_line, in_code]
     backend = next((str(layer["backend"].value) for layer in reversed(layers) if "backend" in layer), "")
-    layers.insert(2, variables.options_of(backend))
+    layers.insert(3, variables.options_of(backend))
     settings: _Settings = {path: setting for layer in layers for path, setting in layer.items()}
 
     config, wrong = try_structure(Config, _nest(settings))

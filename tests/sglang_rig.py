@@ -76,6 +76,7 @@ class Model:
     dtype = "torch.bfloat16"
     num_hidden_layers = LAYERS
     quantization = None
+    model_path, revision = "/models/llama", None
 
     def __init__(self, heads: int = HEADS, **config: Any) -> None:
         self._heads = heads

@@ -6,7 +6,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from pdcore.config import Config, LivenessConfig, Timeouts, TransferConfig, TransferModel
+from pdcore.config import Config, ControlConfig, LivenessConfig, Timeouts, TransferConfig, TransferModel
 from pdcore.errors import ConfigError
 from pdcore.settings import OriginKind, load_config
 from pdcore.structuring import Text, structure_options
@@ -42,6 +42,31 @@ def test_a_stronger_source_wins_and_each_value_remembers_its_own(tmp_path: Path)
         assert loaded.config.liveness == LivenessConfig(interval=1.0, max_failures=9)
         assert str(loaded.origins["liveness.max_failures"]) == str(file)
         assert str(loaded.origins["host"]) == "default"
+
+
+def test_an_engine_knows_better_than_the_defaults_and_no_more(tmp_path: Path) -> None:
+    file = tmp_path / "pdcore.toml"
+    file.write_text('host = "::1"\n')
+    engine = {"host": "127.0.0.7", "timeouts": {"request": 8}, "liveness.interval": 5}
+    environ = {"PDCORE_LIVENESS_INTERVAL": "7"}
+    loaded = load_config(engine=engine, environ=environ, toml_path=file)
+    assert (loaded.config.host, loaded.config.liveness.interval) == ("::1", 7.0)
+    assert loaded.config.timeouts == Timeouts(request=8.0, pairing=8.0, bootstrap=8.0)
+    assert str(loaded.origins["timeouts.request"]) == "the inference engine"
+    with pytest.raises(ConfigError) as caught:
+        load_config(engine={"timeouts.request": 0}, environ={})
+    assert problems(caught.value)[0].startswith("timeouts.request (from the inference engine): must lie in")
+
+
+def test_ports_of_several_processes_of_a_machine_follow_each_other() -> None:
+    config = Config(control=ControlConfig(port=9000), metrics_port=9100, advertise="[::1]:9200")
+    third = config.of_process(2)
+    assert (third.control.port, third.metrics_port, third.advertise) == (9002, 9102, "[::1]:9202")
+    assert config.of_process(0) == config
+    anywhere = Config(metrics_port=0, advertise="node")
+    assert anywhere.of_process(3) == anywhere
+    with pytest.raises(ConfigError, match=r"0\.\.65535, is 65536"):
+        attrs.evolve(config, metrics_port=65_535).of_process(1)
 
 
 def test_the_file_is_the_one_that_the_environment_names(tmp_path: Path) -> None:

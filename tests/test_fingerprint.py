@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -17,6 +18,7 @@ from wire_samples import DESCRIPTION
 
 from pdcore import Backend, EngineError, FailureCode, Fingerprint, KVLayout, KVPoll, LayoutError, select
 from pdcore.events import PeerPaired
+from pdcore.fingerprint import model_fingerprint
 from pdcore.model import Role
 from pdcore.pairing import pairing_misfits
 from pdcore.remarks import pairing_remarks
@@ -250,3 +252,23 @@ def test_a_backend_that_cannot_tell_its_engines_version_starts_all_the_same(
 def test_every_plugin_tells_its_engines_version_without_importing_it(plugin: str, library: str) -> None:
     module = __import__(f"pd_{plugin}.plugin", fromlist=["pd_backend"])
     assert module.pd_backend().engine_version().startswith(library)
+
+
+def test_that_of_a_model_is_what_it_is_and_not_where_it_lies() -> None:
+    shape = {"hidden_size": 64, "rope_scaling": None, "rope_theta": 1e4, "_name_or_path": "/a"}
+    config = SimpleNamespace(**shape)
+    one = model_fingerprint("/models/llama-3-8b/", config, revision=None, quantisation="fp8")
+    assert one == Fingerprint(
+        {"model": "llama-3-8b", "hidden_size": "64", "rope_theta": "10000.0", "quantisation": "fp8"}
+    )
+    assert one == model_fingerprint("meta/llama-3-8b", config, quantisation="fp8")
+    assert one != model_fingerprint("meta/llama-3-8b", config, quantisation="fp8", revision="main")
+
+
+def test_long_facts_of_a_model_differ_by_their_ends() -> None:
+    def scaled(last: int) -> Fingerprint:
+        return model_fingerprint("m", SimpleNamespace(rope_scaling={"factors": [1.5] * 100 + [last]}))
+
+    assert scaled(1) == scaled(1)
+    assert scaled(1) != scaled(2)
+    assert model_fingerprint("a\tb", object()) == Fingerprint({"model": "a b"})

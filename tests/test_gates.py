@@ -96,6 +96,7 @@ remarks
 closing
 health
 handle
+containment
 overdue
 unsafe
 parts
@@ -103,10 +104,10 @@ survivors
 ready
 duties
 pulse
+telemetry
 manager
 prefill
 decode
-telemetry
 echo
 local
 demo

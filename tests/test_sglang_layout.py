@@ -146,6 +146,7 @@ def test_a_fingerprint_tells_models_apart_and_not_machines(monkeypatch: pytest.M
     here = fingerprint(rope_theta=1, _name_or_path="/data/a")
     assert here == fingerprint(rope_theta=1, _name_or_path="/models/a")
     assert here != fingerprint(rope_theta=2, _name_or_path="/data/a")
+    assert str(here) == "architectures=['LlamaForCausalLM'], model=llama, rope_theta=1"
 
 
 def test_metadata_fields_have_the_names_of_sglang(monkeypatch: pytest.MonkeyPatch) -> None:

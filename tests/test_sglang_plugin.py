@@ -9,10 +9,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from pdcore_sglang import plugin, settings
+from pdcore_sglang import plugin
 from pdcore_sglang.handles import PdcoreReceiver, PdcoreSender
 from pdcore_sglang.manager import PdcoreManager
-from pdcore_sglang.names import METRICS_PORT, backend_of
+from pdcore_sglang.names import backend_of
 from pdcore_sglang.server import PdcoreBootstrapServer
 from sglang.srt.arg_groups import choices, model_override_base, overrides
 from sglang.srt.disaggregation import utils
@@ -119,13 +119,3 @@ def test_the_bootstrap_service_lives_and_says_where_it_cannot() -> None:
     with pytest.raises(BootstrapError, match="cannot listen"):
         PdcoreBootstrapServer("127.0.0.1", port)
     server.close()
-
-
-@pytest.mark.parametrize("said", ["no", "65535"])
-def test_a_metrics_port_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
-    from pdcore import ConfigError, Topology
-
-    monkeypatch.setenv(METRICS_PORT, said)
-    rank = SimpleNamespace(topology=Topology(tp_size=2, tp_rank=1), host="127.0.0.1")
-    with pytest.raises(ConfigError, match=METRICS_PORT):
-        settings.exporters(rank)  # type: ignore[arg-type]  # the part of a rank that it reads

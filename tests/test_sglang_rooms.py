@@ -187,7 +187,7 @@ def test_a_defect_of_the_adapter_ends_its_room_and_nothing_else(
     monkeypatch.setattr("pdcore_sglang.handles._lists", lambda _: 1 // 0)
     receiver.send_metadata(pages(4), 3, [pages(2)])
     assert receiver.poll() == KVPoll.Failed
-    assert "something raised in pdcore-sglang" in reason(receiver)
+    assert "something raised on the decode side" in reason(receiver)
     comes_to(sender, KVPoll.Failed)
 
 

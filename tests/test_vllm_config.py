@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from pdcore_vllm.config import Settings, UnsupportedError, check_engine, fingerprint_of
+from pdcore_vllm.config import Settings, UnsupportedError, check_engine
 
 from pdcore import ConfigError
 
@@ -47,7 +47,7 @@ def test_defaults_come_from_the_engine() -> None:
     made = Settings.load({"backend": "local"}, here)
     assert made.loaded.config.backend == "local"
     assert made.loaded.config.host == "127.0.0.7"
-    assert made.own == type(made.own)(60.0, 0, None, {})
+    assert made.own == type(made.own)(60.0, 0, {})
     assert made.loaded.config.timeouts.request == 60.0
     assert made.loaded.config.timeouts.pairing == 30.0
 
@@ -72,7 +72,7 @@ def test_fields_of_pdcore_may_be_nested_or_dotted(monkeypatch: pytest.MonkeyPatc
     assert made.loaded.config.transfer.verify == "all"
     assert (made.loaded.config.liveness.max_failures, made.loaded.config.liveness.interval) == (5, 7.0)
     assert (made.own.lease, made.loaded.config.timeouts.pairing) == (20.0, 20.0)
-    assert (made.own.metrics_port, made.own.fingerprint) == (0, {"model": "x"})
+    assert (made.loaded.config.metrics_port, made.own.fingerprint) == (0, {"model": "x"})
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_fields_of_pdcore_may_be_nested_or_dotted(monkeypatch: pytest.MonkeyPatc
         ),
         ({"backend": "local", "lease": True}, "lease (from"),
         ({"backend": "local", "bootstrap_port": "1"}, "bootstrap_port (from"),
-        ({"backend": "local", "metrics_port": 70000}, "metrics_port (from --kv-transfer-config)"),
+        ({"backend": "local", "metrics_port": 70000}, "metrics_port (from command line)"),
         ({"backend": "local", "fingerprint": {"model": 3}}, "fingerprint.model (from"),
     ],
 )
@@ -95,16 +95,3 @@ def test_wrong_values_are_told_with_their_origin(extra: dict[str, Any], told: st
     with pytest.raises(ConfigError) as refused:
         Settings.load(extra, here)
     assert told in str(refused.value)
-
-
-def test_a_fingerprint_is_of_the_model_and_not_of_where_it_came_from() -> None:
-    shape = {"hidden_size": 64, "_name_or_path": "/a", "transformers_version": "4", "dtype": "bfloat16"}
-    one = fingerprint_of("/models/llama-3-8b/", None, shape, None, "auto")
-    assert one == fingerprint_of(
-        "meta/llama-3-8b", None, {"hidden_size": 64, "_name_or_path": "/b"}, None, "auto"
-    )
-    assert sorted(one) == ["cache_dtype", "cache_format", "config", "model"]
-    assert one["model"] == "llama-3-8b"
-    other = fingerprint_of("llama-3-8b", "main", {"hidden_size": 65}, "fp8", "auto")
-    assert (other["revision"], other["quantisation"]) == ("main", "fp8")
-    assert other["config"] != one["config"]

@@ -21,7 +21,7 @@ import pdcore_vllm
 from pdcore_vllm import connector as module
 from pdcore_vllm.config import UnsupportedError
 from pdcore_vllm.connector import PdcoreConnector, PdcoreStats, StepReport, StepWork
-from pdcore_vllm.guard import join_log
+from pdcore_vllm.log import join_log
 from pdcore_vllm.scheduler import Report
 from test_vllm_worker import HostTensor, lying
 from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory

@@ -13,8 +13,7 @@ from pair import MHA, pools
 from pdcore_vllm.config import Settings
 from pdcore_vllm.managers import start
 
-from pdcore import BootstrapError, Topology
-from pdcore.decode import DecodeManager
+from pdcore import BootstrapError, Config, Topology
 
 
 def settings(**extra: Any) -> Settings:
@@ -50,14 +49,27 @@ def test_another_rank_does_not_start_without_the_first_ones_service() -> None:
     assert refused.value.there_is == "port 1 is taken"
 
 
+def test_ports_are_counted_up_by_rank_and_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = settings(metrics_port=0, **{"control.port": 40_000, "advertise": "127.0.0.1:41000"})
+    asked: list[Config] = []
+
+    def refuse(*parts: object) -> None:
+        asked.extend(part for part in parts if isinstance(part, Config))
+        raise InterruptedError
+
+    monkeypatch.setattr("pdcore_vllm.managers.DecodeManager", refuse)
+    with pytest.raises(InterruptedError):
+        start(made, pools(MHA, None), Topology(tp_size=2, tp_rank=1), None, 3)
+    (config,) = asked
+    assert (config.control.port, config.metrics_port, config.advertise) == (40_007, 0, "127.0.0.1:41007")
+
+
 def test_a_rank_serves_pdcores_metrics_until_it_ends(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "pdcore.vllm"):
-        manager, address, company = start(settings(metrics_port=0), pools(MHA, None), Topology(), None, 0)
+    with caplog.at_level(logging.INFO, "pdcore.metrics"):
+        _, _, company = start(settings(metrics_port=0), pools(MHA, None), Topology(), None, 0)
     with company:
-        assert isinstance(manager, DecodeManager)
-        assert address == ""
-        (port,) = re.findall(r"metrics of rank 0: port (\d+)", caplog.text)
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
+        (address,) = re.findall(r"http://\S+/metrics", caplog.text)
+        with urllib.request.urlopen(address, timeout=10) as page:
             assert b"pdcore_open_rooms{" in page.read()
     with pytest.raises(OSError, match="refused"):
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10)
+        urllib.request.urlopen(address, timeout=10)

@@ -1,4 +1,4 @@
-"""The connections of the bootstrap service: how many there are, and how long each may take."""
+"""The connections of an HTTP service: how many there are, and how long each may take."""
 
 from __future__ import annotations
 
@@ -119,14 +119,14 @@ class Connections:
     """All of them, by what they are at, those that are at it for the longest time first.
 
     Belongs to the service's loop. ``counts`` says how many were ended: as ``slow``, as ``oversized``, and as
-    ``crowded`` out by one that came later.
+    ``crowded`` out by one that came later. The logger is told of it once in a while.
     """
 
-    def __init__(self, limits: Limits, clock: Clock, counts: Counter[str]) -> None:
+    def __init__(self, limits: Limits, clock: Clock, counts: Counter[str], logger: logging.Logger) -> None:
         self.limits, self.clock, self.counts = limits, clock, counts
         self._at: dict[Stage, dict[Connection, None]] = {stage: {} for stage in Stage}
         self._by_inner: dict[object, Connection] = {}
-        self._complaints = Complaints(logging.getLogger("pdcore.bootstrap"), COMPLAINT_SECONDS)
+        self._name, self._complaints = logger.name, Complaints(logger, COMPLAINT_SECONDS)
         self._held = limits.held
         self._arriving = 0  # bytes
         self.buffer = bytearray(READ_BYTES)
@@ -140,7 +140,7 @@ class Connections:
     @property
     def log(self) -> logging.Logger:
         """Where aiohttp logs: one line about the same trouble in a while, for strangers cause it."""
-        log = logging.Logger("pdcore.bootstrap.http")
+        log = logging.Logger(f"{self._name}.http")
         log.addFilter(self._said)
         return log
 

@@ -1,4 +1,4 @@
-"""How much of what reaches the bootstrap service is taken, key or not."""
+"""How much of what reaches the bootstrap service, or another of ours over HTTP, is taken, key or not."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable
@@ -24,9 +24,10 @@ from pdcore.bootstrap.loop import LoopThread
 from pdcore.bootstrap.ranks import Ranks, Refused
 from pdcore.bootstrap.record import RankGroup, RankRecord, ReplicaQuery, RoomsRecord
 from pdcore.bootstrap.rooms import RoomRanks
+from pdcore.bootstrap.site import Site
 from pdcore.bootstrap.waiting import Waiting
 from pdcore.errors import AddressError, BootstrapError
-from pdcore.machine import find_place, listen
+from pdcore.machine import find_place
 from pdcore.model import Clock, Deadline, RoomId
 from pdcore.secret import AuthKey
 from pdcore.secret import auth_key as to_auth_key
@@ -35,10 +36,10 @@ from pdcore.topology import DPChoice
 
 __all__ = ["BootstrapServer"]
 
-LINGERING = 1.0
-"""Seconds for which the rest of a refused request is read, so that its sender sees the answer."""
 _START = 10.0
 _DESCRIPTORS = 12
+
+_log = logging.getLogger("pdcore.bootstrap")
 
 
 class BootstrapServer:
@@ -70,13 +71,12 @@ class BootstrapServer:
         instance("the limits of a bootstrap service", self._limits, Limits, "hand in Limits(...)")
         callables("the clock of a bootstrap service", (clock,))
         self._door = Doorkeeper(to_auth_key(auth_key), clock)
-        self._connections = Connections(self._limits, clock, self._door.counts)
+        self._connections = Connections(self._limits, clock, self._door.counts, _log)
+        self._site = Site(self._connections)
         self._ranks = Ranks(clock, self._limits.ranks)
         self._rooms = RoomRanks(clock, self._limits.rooms)
         self._waiting = Waiting(self._limits.waiting)
         self._lookup = Lookup(self._ranks, self._rooms, self._waiting, self._limits, clock)
-        self._runner: web.AppRunner | None = None
-        self._listener: asyncio.Server | None = None
         self._loop: LoopThread | None = None
         self._birthplace = Birthplace()
         self.address = ""
@@ -119,9 +119,7 @@ class BootstrapServer:
         """Stop serving and free the port; idempotent. Nothing in a forked child."""
         if self._loop is not None and not self._birthplace.left:
             deadline = Deadline.after(_START)
-            if self._runner is not None:
-                self._loop.call(self._stop(self._runner, self._listener), deadline)
-                self._runner = self._listener = None
+            self._loop.call(self._site.close(), deadline)
             self._loop.close(deadline)
             self._loop = None
 
@@ -145,32 +143,7 @@ class BootstrapServer:
         app.router.add_put("/v1/rooms", self._put_rooms)
         app.router.add_delete("/v1/ranks/{incarnation}", self._delete)
         app.router.add_get("/health", self._health)
-        self._runner = web.AppRunner(
-            app,
-            access_log=None,
-            shutdown_timeout=1.0,
-            max_headers=limits.headers,
-            lingering_time=LINGERING,
-            logger=self._connections.log,
-        )
-        await self._runner.setup()
-        assert self._runner.server is not None
-        make = self._connections.start(self._runner.server)
-        listener = listen(host, self._port)
-        self._listener = await asyncio.get_running_loop().create_server(make, sock=listener)
-        return int(listener.getsockname()[1])
-
-    async def _stop(self, runner: web.AppRunner, listener: asyncio.Server | None) -> None:
-        if listener is not None:
-            # asyncio loses a connection that it accepts in the turn in which its server closes: so stop
-            # accepting first, and let those turns pass that make a connection known to the runner.
-            for sock in listener.sockets:
-                asyncio.get_running_loop().remove_reader(sock.fileno())
-            for _ in range(3):
-                await asyncio.sleep(0)
-            listener.close()
-        self._connections.stop()
-        await runner.cleanup()
+        return await self._site.open(app, host, self._port)
 
     async def _put(self, request: web.Request) -> web.Response:
         record = await _decoded(request, _RANK, "a rank registration")

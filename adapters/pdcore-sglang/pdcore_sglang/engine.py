@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -17,6 +16,7 @@ from sglang.srt.utils.network import NetworkAddress, get_local_ip_auto
 from pdcore import CPU, ConfigError, Device, Role, Topology
 from pdcore.address import join
 from pdcore.errors import ConfigProblem
+from pdcore.fingerprint import Fingerprint, model_fingerprint
 from pdcore_sglang.names import backend_of
 
 __all__ = ["Rank", "read_rank"]
@@ -27,11 +27,6 @@ output_ids cached_tokens output_token_logprobs_val output_token_logprobs_idx out
 output_top_logprobs_idx sampling_mask_len sampling_mask_idx sampling_logprobs output_topk_p
 output_topk_index output_hidden_states bootstrap_room
 """
-MODEL = """
-architectures vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim
-rope_theta rope_scaling rope_parameters sliding_window
-"""
-"""What of a model's configuration its cache depends on: its fingerprint, with the order of the bytes."""
 
 
 @attrs.frozen
@@ -54,7 +49,7 @@ class Rank:
     draft_kv_heads: int
     layers: int
     dtype: str
-    fingerprint: Mapping[str, str]
+    fingerprint: Fingerprint
     aux: tuple[str, ...]
 
 
@@ -125,12 +120,10 @@ def _draft_heads(server_args: ServerArgs) -> int:
     return int(draft.get_total_num_kv_heads())
 
 
-def _fingerprint(args: KVArgs, model: Any) -> dict[str, str]:
-    facts = {name: getattr(model.hf_text_config, name, None) for name in MODEL.split()}
-    facts["quantisation"] = model.quantization
-    for order in ("kv_layout", "swa_kv_cache_layout"):
-        facts[order] = getattr(args, order, None)
-    return {name: str(fact)[:256] for name, fact in facts.items() if fact}
+def _fingerprint(args: KVArgs, model: Any) -> Fingerprint:
+    facts = {order: getattr(args, order, None) for order in ("kv_layout", "swa_kv_cache_layout")}
+    facts |= {"revision": model.revision, "quantisation": model.quantization}
+    return model_fingerprint(model.model_path, model.hf_text_config, **facts)
 
 
 def _aux_names(count: int) -> tuple[str, ...]:

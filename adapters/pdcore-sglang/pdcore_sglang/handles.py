@@ -6,10 +6,8 @@ exception that leaves is SGLang's own, from ``failure_exception``, where the sch
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -18,6 +16,8 @@ from sglang.srt.disaggregation.base import conn as base
 from sglang.srt.disaggregation.common.conn import KVTransferError as TransferFailed
 
 from pdcore import DPChoice, FailureCode, KVPoll, KVTransferError, PDCoreError, RoomId
+from pdcore.containment import room_fails
+from pdcore.errors import one_line
 from pdcore.handle import RoomHandle
 
 if TYPE_CHECKING:
@@ -25,23 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PdcoreReceiver", "PdcoreSender"]
 
-log = logging.getLogger(__name__)
-
 Indices = Sequence[npt.ArrayLike | None]
-
-
-@contextmanager
-def _guarded(handle: RoomHandle) -> Iterator[None]:
-    """End a room with whatever is raised in the block, and let nothing out."""
-    try:
-        yield
-    except PDCoreError as error:
-        handle.fail(error)
-    except Exception as error:
-        log.exception("a defect of pdcore-sglang ended room %s", handle.room)
-        happened = f"something raised in pdcore-sglang while it worked on room {handle.room}"
-        to_do = "look at the log of this server, and report it"
-        handle.fail(KVTransferError(FailureCode.ENGINE, happened, repr(error), to_do))
 
 
 class _End:
@@ -54,7 +38,7 @@ class _End:
     def poll(self) -> Any:  # SGLang's KVPoll is a namespace of integers
         """Return the state of the room, in SGLang's numbers, which are pdcore's."""
         state = KVPoll.FAILED
-        with _guarded(self._room):
+        with room_fails(self._room):
             state = self._state()
         return int(state)
 
@@ -63,23 +47,23 @@ class _End:
 
     def fail(self, error: PDCoreError) -> None:
         """End the room with an error."""
-        with _guarded(self._room):
+        with room_fails(self._room):
             self._room.fail(error)
 
     def failure_exception(self) -> NoReturn:
         """Raise why the room failed; where another rank of this worker failed it, end it here as well."""
         failure = self._room.failure()
         if failure is None:
-            with _guarded(self._room):
+            with room_fails(self._room):
                 self._room.abort()
-        reason = " ".join(str(failure or "another rank of this worker failed it: see its log").split())
+        reason = one_line(failure) if failure else "another rank of this worker failed it: see its log"
         raise TransferFailed(self.bootstrap_room, reason, failure is None)
 
     def clear(self) -> None:
         """Forget the room."""
         if not self._cleared:
             self._cleared = True
-            with _guarded(self._room):
+            with room_fails(self._room):
                 self._room.clear()
 
 
@@ -104,7 +88,7 @@ class PdcoreSender(_End, base.BaseKVSender):
         self._aux_index: int | None = None
         place = mgr.prefill.topology
         if place.dp_size > 1 and place.unique_rank == 0 and not self._handle.stillborn:
-            with _guarded(self._room):
+            with room_fails(self._room):
                 mgr.prefill.register_dp_rank(RoomId(bootstrap_room))
 
     def poll_pp_consensus(self) -> Any:
@@ -117,7 +101,7 @@ class PdcoreSender(_End, base.BaseKVSender):
 
     def init(self, num_kv_indices: int, aux_index: int | None = None) -> None:
         """Announce how many pages come behind those that decode holds."""
-        with _guarded(self._room):
+        with room_fails(self._room):
             self._left, self._aux_index = num_kv_indices, aux_index
             held = self.pop_decode_prefix_len() // self.kv_mgr.kv_args.page_size
             self._handle.init(num_kv_indices, aux_index, start_page=held)
@@ -133,7 +117,7 @@ class PdcoreSender(_End, base.BaseKVSender):
         num_kv_tokens: int | None = None,
     ) -> None:
         """Send the next pages; they are read when the event that SGLang left, if any, has come."""
-        with _guarded(self._room):
+        with room_fails(self._room):
             self._left -= len(kv_indices)
             if self._left <= 0 and self._aux_index is not None and self.kv_mgr.pools.aux is not None:
                 self.kv_mgr.pools.aux.give(self._aux_index, RoomId(self.bootstrap_room))
@@ -154,7 +138,7 @@ class PdcoreSender(_End, base.BaseKVSender):
 
     def abort(self) -> None:
         """Give the request up, and forget its room: SGLang need not ask for it again."""
-        with _guarded(self._room):
+        with room_fails(self._room):
             self._handle.abort()
         self.clear()
 
@@ -191,7 +175,7 @@ class PdcoreReceiver(_End, base.BaseKVReceiver):
         destination: base.KVTransferDestination = base.KVTransferDestination.DEVICE,
     ) -> None:
         """Name the pages, the metadata slot and the state that the request is to land in."""
-        with _guarded(self._room):
+        with room_fails(self._room):
             self._placed = True
             self._handle.send_metadata(kv_indices, aux_index, _lists(state_indices), decode_prefix_len or 0)
 
@@ -218,7 +202,7 @@ class PdcoreReceiver(_End, base.BaseKVReceiver):
 
     def abort(self) -> None:
         """Give the request up; prefill is told, also before it heard of it."""
-        with _guarded(self._room):
+        with room_fails(self._room):
             if self._placed:
                 self._handle.abort()
             else:
@@ -232,7 +216,7 @@ class PdcoreReceiver(_End, base.BaseKVReceiver):
 
     def is_abort_release_safe(self) -> bool:
         """Whether nothing can land in the pages any more."""
-        with _guarded(self._room):
+        with room_fails(self._room):
             if self._handle.release_safe():
                 return True
         return False

@@ -56,7 +56,7 @@ class PdcoreManager(BaseKVManager):
         backend = pdcore.select(config)
         layout, regions = kv_pool(args, rank)
         pools = Pools(layout, regions, state=state_pools(args, rank), aux=aux_buffers(args, rank))
-        parts, heard = (backend, pools, rank.topology), settings.exporters(rank)
+        parts = backend, pools, rank.topology
         self.kv_args = args
         self.prefill_info_table = _Anybody()
         self.pools, self.config = pools, config
@@ -65,9 +65,9 @@ class PdcoreManager(BaseKVManager):
         self.decode: DecodeManager | None = None
         if rank.role is Role.PREFILL:
             announce = Announce.BACKGROUND  # SGLang starts the service in another process, meanwhile
-            self.prefill = PrefillManager(*parts, rank.bootstrap, config, heard, announce=announce)
+            self.prefill = PrefillManager(*parts, rank.bootstrap, config, announce=announce)
         else:
-            self.decode = DecodeManager(*parts, config, heard)
+            self.decode = DecodeManager(*parts, config)
         self.enable_deferred_decode_kv_release = self.decode is not None
         transport = self._manager.engine.effective_transport
         log.info("pdcore %s over %s: %s", rank.role.value, rank.backend, transport)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["METRICS_PORT", "PREFIX", "SUPPORTED", "backend_of"]
+__all__ = ["PREFIX", "SUPPORTED", "backend_of"]
 
 PREFIX = "pdcore_"
 """A transfer backend of SGLang with this before its name is the pdcore backend of the rest."""
 
 SUPPORTED = "==0.5.23.*"
 """The versions of SGLang whose calls this adapter was read from, and tested with."""
-
-METRICS_PORT = "SGLANG_PDCORE_METRICS_PORT"
-"""The variable with the port of pdcore's Prometheus endpoint; that of rank n is n higher."""
 
 
 def backend_of(name: str) -> str | None:

@@ -14,11 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from pdcore import Attention, KVBuffer, KVLayout, LayoutError, PageOrder, Pools
+from pdcore.fingerprint import Fingerprint
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["Cache", "layer_of"]
+
+MadeBy = Fingerprint | dict[str, str]
 
 
 @attrs.frozen
@@ -30,7 +33,7 @@ class Cache:
 
     @classmethod
     def of(
-        cls, tensors: Mapping[str, torch.Tensor], blocks: int, size: int, heads: int, made_by: dict[str, str]
+        cls, tensors: Mapping[str, torch.Tensor], blocks: int, size: int, heads: int, made_by: MadeBy
     ) -> Cache:
         """Return the pools of vLLM's tensors, by the names of their layers, of ``blocks`` of ``size`` tokens.
 

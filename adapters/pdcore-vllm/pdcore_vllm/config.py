@@ -6,22 +6,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
-from attrs.validators import in_, optional
+from attrs.validators import in_
 
 from pdcore import ConfigError, PDCoreError
 from pdcore.address import is_wildcard
 from pdcore.discovery import discover
 from pdcore.errors import ConfigProblem
-from pdcore.settings import LoadedConfig, OriginKind, load_config
+from pdcore.settings import LoadedConfig, load_config
 from pdcore.structuring import try_structure
 
-__all__ = ["Settings", "UnsupportedError", "check_engine", "fingerprint_of"]
+__all__ = ["Settings", "UnsupportedError", "check_engine"]
 
 TRIED = "0.32"
 """The minor version of vLLM that was tried; its connector interface calls itself experimental."""
@@ -64,13 +62,11 @@ class _Own:
 
     ``lease``: seconds that prefill keeps a request's blocks for decode, and that decode waits for them.
     ``bootstrap_port``: the port of prefill's bootstrap service, 0 for any free one; data-parallel engines add
-    their index. ``metrics_port``: where a worker serves pdcore's Prometheus metrics (the next ones for the
-    other ranks), None for nowhere. ``fingerprint``: names and values that replace those made of the model.
+    their index. ``fingerprint``: names and values that replace those made of the model.
     """
 
     lease: float = attrs.field(default=60.0, validator=attrs.validators.gt(0))
     bootstrap_port: int = attrs.field(default=0, validator=PORT)
-    metrics_port: int | None = attrs.field(default=None, validator=optional(PORT))
     fingerprint: dict[str, str] = attrs.field(factory=dict)
 
 
@@ -93,34 +89,12 @@ class Settings:
         names, ours = discover().names, {field.name for field in attrs.fields(_Own)}
         own, wrong = try_structure(_Own, {name: value for name, value in extra.items() if name in ours})
         rest = {name: value for name, value in extra.items() if name not in ours}
-        loaded = load_config(cli=rest, plugin_prefixes=names)
-        config, origins = loaded.config, loaded.origins
-        if config.backend is None:
+        knows: dict[str, object] = {} if own is None else {"timeouts.request": own.lease}
+        if not is_wildcard(here := host()):
+            knows["host"] = here
+        loaded = load_config(cli=rest, engine=knows, plugin_prefixes=names)
+        if loaded.config.backend is None:
             wrong = [*wrong, ("backend", f"must be named; installed: {', '.join(names)}")]
         if wrong or own is None:
             raise ConfigError([ConfigProblem(path, FLAG, reason) for path, reason in wrong])
-        if origins["host"].kind is OriginKind.DEFAULT and not is_wildcard(here := host()):
-            config = attrs.evolve(config, host=here)
-        if origins["timeouts.request"].kind is OriginKind.DEFAULT:
-            within = {
-                name: min(getattr(config.timeouts, name), own.lease) for name in ("pairing", "bootstrap")
-            }
-            config = attrs.evolve(config, timeouts=attrs.evolve(config.timeouts, request=own.lease, **within))
-        return cls(own, LoadedConfig(config, origins))
-
-
-def fingerprint_of(
-    model: str, revision: str | None, shape: Mapping[str, Any], quantisation: str | None, cache_dtype: str
-) -> dict[str, str]:
-    """Return what tells caches of two models apart.
-
-    ``model`` is a name or a path, of which the last part counts; of ``shape``, the model's configuration, all
-    that is not about where it came from.
-    """
-    ignored = ("transformers_version", "torch_dtype", "dtype")
-    about = {k: v for k, v in shape.items() if not k.startswith("_") and k not in ignored}
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:16]
-    name = model.rstrip("/").rpartition("/")[2]
-    given = {"model": name, "revision": revision, "config": digest, "quantisation": quantisation}
-    given |= {"cache_dtype": cache_dtype, "cache_format": "vllm"}
-    return {name: value for name, value in given.items() if value}
+        return cls(own, loaded)

@@ -18,9 +18,11 @@ from vllm.utils.network_utils import get_ip
 from vllm.v1.request import RequestStatus
 
 from pdcore import Topology
+from pdcore.containment import contained
+from pdcore.fingerprint import model_fingerprint
 from pdcore_vllm.caches import Cache
-from pdcore_vllm.config import Settings, check_engine, fingerprint_of
-from pdcore_vllm.guard import contained, join_log
+from pdcore_vllm.config import Settings, check_engine
+from pdcore_vllm.log import join_log
 from pdcore_vllm.managers import start
 from pdcore_vllm.scheduler import Report, Schedule, Work
 from pdcore_vllm.worker import Worker
@@ -163,10 +165,13 @@ class PdcoreConnector(base.KVConnectorBase_V1):
         config, own, tp, pp = self._vllm_config, self._settings.own, get_tp_group(), get_pp_group()
         model, dtype = config.model_config, str(config.cache_config.cache_dtype)
         assert model is not None  # an engine that has a cache has a model
-        shape, blocks = model.hf_text_config.to_dict(), self._kv_cache_config.num_blocks
-        made_by = fingerprint_of(model.model, model.revision, shape, model.quantization, dtype)
+        facts = {"revision": model.revision, "quantisation": model.quantization, "cache_dtype": dtype}
+        made_by = own.fingerprint or model_fingerprint(
+            model.model, model.hf_text_config, **facts, cache_format="vllm"
+        )
         heads = 0 if model.use_mla else model.get_total_num_kv_heads()
-        cache = Cache.of(kv_caches, blocks, config.cache_config.block_size, heads, own.fingerprint or made_by)
+        blocks, size = self._kv_cache_config.num_blocks, config.cache_config.block_size
+        cache = Cache.of(kv_caches, blocks, size, heads, made_by)
         prefills = self._kv_transfer_config.is_kv_producer
         agree = (lambda told: pp.broadcast_object(tp.broadcast_object(told))) if prefills else None
         topology = Topology(tp.world_size, tp.rank_in_group, pp.world_size, pp.rank_in_group)

@@ -1,19 +1,16 @@
-"""A rank's manager, and what lives beside it in its process: the bootstrap service, a metrics endpoint."""
+"""A rank's manager, and what lives beside it in its process: the bootstrap service."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
 
-import attrs
-
 import pdcore
 from pdcore import BootstrapServer, DecodeManager, Pools, PrefillManager, Topology
 from pdcore.address import parse_advertised
 from pdcore.errors import BootstrapError
-from pdcore.events import Subscriber
 from pdcore_vllm.config import Settings
-from pdcore_vllm.guard import log
+from pdcore_vllm.log import log
 
 __all__ = ["Agree", "start"]
 
@@ -42,14 +39,15 @@ def start(
             address, why = agree((address, "" if error is None else str(error)))
             if why:
                 raise error or BootstrapError("the first rank has no bootstrap service", why, "see its log")
-        heard, backend = _metrics(settings, rank, company), pdcore.select(settings.loaded)
-        if port := config.control.port:  # one machine may hold several ranks
-            config = attrs.evolve(config, control=attrs.evolve(config.control, port=port + rank))
+        backend, config = (
+            pdcore.select(settings.loaded),
+            config.of_process(engine * topology.group_size + rank),
+        )
         manager: PrefillManager | DecodeManager
         if agree is not None:
-            manager = PrefillManager(backend, pools, topology, address, config, heard)
+            manager = PrefillManager(backend, pools, topology, address, config)
         else:
-            manager = DecodeManager(backend, pools, topology, config, heard)
+            manager = DecodeManager(backend, pools, topology, config)
         company.callback(manager.close)
         log.info("%s rank %d on %s %s", manager.role.value, rank, manager.engine.effective_transport, address)
         return manager, address, company.pop_all()
@@ -60,20 +58,3 @@ def _service(settings: Settings, engine: int) -> BootstrapServer:
     told = parse_advertised(config.advertise)[0] if config.advertise is not None else None
     port = port + engine if port else 0
     return BootstrapServer(config.host, port, advertise=told, auth_key=config.auth_key)
-
-
-def _metrics(settings: Settings, rank: int, company: ExitStack) -> list[Subscriber]:
-    """Serve the metrics of this rank, if that is wanted; return who counts."""
-    host, port = settings.loaded.config.host, settings.own.metrics_port
-    if port is None:
-        return []
-    from prometheus_client import CollectorRegistry, start_http_server
-
-    from pdcore.telemetry.prometheus import PrometheusEvents
-
-    registry = CollectorRegistry()
-    server, thread = start_http_server(port + rank if port else 0, host, registry)
-    for end in (thread.join, server.server_close, server.shutdown):
-        company.callback(end)
-    log.info("pdcore's metrics of rank %d: port %d", rank, server.server_port)
-    return [PrometheusEvents(registry)]

@@ -13,7 +13,7 @@ from typing import Any
 
 import attrs
 
-from pdcore_vllm.guard import log
+from pdcore_vllm.log import log
 
 __all__ = ["Report", "Room", "Schedule", "Work"]
 

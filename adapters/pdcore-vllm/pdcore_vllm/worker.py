@@ -12,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pdcore import Deadline, DecodeManager, FailureCode, KVReceiver, KVSender, PrefillManager, RoomId
-from pdcore_vllm.guard import contained, log, one_line
+from pdcore.containment import contained, room_fails
+from pdcore.errors import one_line
+from pdcore_vllm.log import log
 from pdcore_vllm.scheduler import Report, Room, Work
 
 __all__ = ["Worker"]
@@ -45,16 +47,13 @@ class Worker:
     def begin(self, work: Work) -> None:
         """Open the rooms of a step, and give up those that nobody wants."""
         for room in work.rooms:
-            try:
-                self._rooms[room.request] = self._opened(room)
-            except Exception as error:
-                self._rooms[room.request] = one_line(error)
+            self._rooms[room.request] = self._opened(room)
         for room, reason in work.declines:
-            if isinstance(self.manager, DecodeManager):
-                self.manager.decline(room.bootstrap, RoomId(room.room), reason)
+            self._decline(room, reason)
         for handle in map(self._rooms.get, work.aborts):
             if isinstance(handle, KVReceiver):
-                handle.abort()
+                with room_fails(handle):
+                    handle.abort()
 
     def ended(self, *, idle: bool) -> tuple[set[str], set[str]]:
         """Return whose loads have ended since the last look, and whose of them failed; a step that is
@@ -84,17 +83,30 @@ class Worker:
         figures, self._figures = self._figures, Counter()
         return dict(figures)
 
-    def _opened(self, room: Room) -> KVSender | KVReceiver:
-        pages, number, deadline = self._pages(room.blocks), RoomId(room.room), Deadline.after(self._seconds)
-        if isinstance(self.manager, PrefillManager):
-            sender = self.manager.sender(number, deadline, may_raise=False)
-            sender.init(len(pages))
-            sender.send(pages)
-            return sender
-        receiver = self.manager.receiver(room.bootstrap, number, deadline, may_raise=False)
-        receiver.init()
-        receiver.send_metadata(pages, decode_prefix_len=room.prefix)
-        return receiver
+    def _opened(self, room: Room) -> KVSender | KVReceiver | str:
+        number, deadline, manager = RoomId(room.room), Deadline.after(self._seconds), self.manager
+        handle: KVSender | KVReceiver
+        try:
+            if isinstance(manager, PrefillManager):
+                handle = manager.sender(number, deadline, may_raise=False)
+            else:
+                handle = manager.receiver(room.bootstrap, number, deadline, may_raise=False)
+        except Exception as error:
+            return one_line(error)
+        with room_fails(handle):
+            pages = self._pages(room.blocks)
+            if isinstance(handle, KVSender):
+                handle.init(len(pages))
+                handle.send(pages)
+            else:
+                handle.init()
+                handle.send_metadata(pages, decode_prefix_len=room.prefix)
+        return handle
+
+    @contained(lambda: None)
+    def _decline(self, room: Room, reason: str) -> None:
+        if isinstance(self.manager, DecodeManager):
+            self.manager.decline(room.bootstrap, RoomId(room.room), reason)
 
     def _settled(self, request: str) -> str | None:
         """Return why a request's room failed, or "" if it succeeded; None while it is open."""
