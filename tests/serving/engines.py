@@ -45,6 +45,16 @@ class Engine(enum.Enum):
         """The tiny random model: in the environment, or where PDCORE_MODEL_VLLM (_SGLANG) says."""
         return Path(os.environ.get(f"PDCORE_MODEL_{self.name}", self.folder / "model"))
 
+    @property
+    def settings(self) -> Settings:
+        """The environment of all its servers."""
+        return VLLM_SETTINGS if self is Engine.VLLM else SGLANG_SETTINGS
+
+    @property
+    def imports(self) -> tuple[str, ...]:
+        """The modules that bring most of what its processes import; none: its servers are spawned."""
+        return VLLM_IMPORTS if self is Engine.VLLM else SGLANG_IMPORTS
+
 
 class Role(enum.Enum):
     """What a server does: everything, or one side of it."""
@@ -78,6 +88,12 @@ VLLM_SETTINGS = {
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONPATH": str(WATCH),
 }
+VLLM_IMPORTS = (
+    "vllm.entrypoints.openai.api_server",
+    "vllm.v1.engine.core",
+    "vllm.v1.worker.cpu_worker",
+    "vllm.model_executor.models.llama",
+)
 
 
 def _vllm(
@@ -117,9 +133,11 @@ def vllm_pdcore(
     backend: str,
     *more: str,
     options: Mapping[str, Any] | None = None,
+    on_failure: str = "fail",
     environment: Settings = NONE,
 ) -> Command:
-    """One side of vLLM over pdcore; ``options`` join kv_connector_extra_config."""
+    """One side of vLLM over pdcore; ``options`` join kv_connector_extra_config, and ``on_failure`` is vLLM's
+    kv_load_failure_policy."""
     bootstrap = free_port() if role is Role.PREFILL else None
     extra: dict[str, Any] = {"backend": backend}
     if bootstrap is not None:
@@ -128,6 +146,7 @@ def vllm_pdcore(
         "kv_connector": "PdcoreConnector",
         "kv_connector_module_path": "pdcore_vllm.connector",
         "kv_role": "kv_producer" if role is Role.PREFILL else "kv_consumer",
+        "kv_load_failure_policy": on_failure,
         "kv_connector_extra_config": extra | dict(options or {}),
     }
     return _vllm(role, transfer, more, environment, bootstrap)
@@ -154,6 +173,7 @@ SGLANG_SETTINGS = {
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONPATH": os.pathsep.join((str(SHIMS), str(WATCH))),
 }
+SGLANG_IMPORTS: tuple[str, ...] = ()
 
 
 def _sglang(role: Role, backend: str | None, more: tuple[str, ...], environment: Settings) -> Command:

@@ -9,18 +9,21 @@ import pytest
 from .client import Answer, Prompt, ask, in_waves
 from .demo import LOGS
 from .engines import Engine, missing
+from .nursery import Nursery, spawned
 from .pairs import Pair, pair, single
 from .servers import Server, Servers
 
 Wanted = Callable[[Sequence[Prompt]], list[Answer]]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def servers(engine: Engine) -> Iterator[Servers]:
-    """Ends whatever a test has started."""
+    """Ends whatever a test has started. The imports begin with the first test, whatever it is."""
     lack = missing(engine)
     assert lack is None, lack
-    with Servers(LOGS / engine.value) as running:
+    logs = LOGS / engine.value
+    nursery = Nursery(engine, logs / "nursery.log")
+    with nursery, Servers(logs, nursery.launch if engine.imports else spawned) as running:
         yield running
 
 

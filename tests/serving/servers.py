@@ -15,6 +15,7 @@ from typing import Any
 
 from . import sessions
 from .engines import Command, Role
+from .nursery import Launch, Process, spawned
 from .sessions import Usage
 
 UP = 600.0
@@ -31,7 +32,7 @@ class ServerError(RuntimeError):
 class Server:
     """One server and the log of all its lives. The caller ends it: ``with``, or ``kill``."""
 
-    def __init__(self, name: str, command: Command, logs: Path) -> None:
+    def __init__(self, name: str, command: Command, logs: Path, launch: Launch = spawned) -> None:
         self.name = name
         self.command = command
         self.log = logs / f"{name}.log"
@@ -39,7 +40,8 @@ class Server:
         self._corrupt = logs / f"{name}.corrupt"
         self._rooms.unlink(missing_ok=True)
         self._corrupt.unlink(missing_ok=True)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._launch = launch
+        self._process: Process | None = None
 
     @property
     def url(self) -> str:
@@ -67,15 +69,8 @@ class Server:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PDCORE_", "PYTEST_"))}
         watched = {"SERVING_ROOMS": str(self._rooms), "SERVING_CORRUPT": str(self._corrupt)}
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [str(self.command.engine.python), *self.command.arguments],
-                env=inherited | watched | dict(self.command.environment),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        environment = inherited | watched | dict(self.command.environment)
+        self._process = self._launch(self.command, environment, self.log)
         return self
 
     def alive(self) -> bool:
@@ -170,15 +165,16 @@ class Server:
 
 
 class Servers:
-    """Servers that start at once and end together."""
+    """Servers that start at once and end together; ``launch`` starts a process."""
 
-    def __init__(self, logs: Path) -> None:
+    def __init__(self, logs: Path, launch: Launch = spawned) -> None:
         self._logs = logs
+        self._launch = launch
         self.running: list[Server] = []
 
     def start(self, **commands: Command) -> list[Server]:
         """Start one server per named command, and return at once."""
-        made = [Server(name, command, self._logs) for name, command in commands.items()]
+        made = [Server(name, command, self._logs, self._launch) for name, command in commands.items()]
         for server in made:
             self.running.append(server.start())
         return made
