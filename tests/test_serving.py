@@ -18,6 +18,7 @@ from serving.compare import compare, table
 from serving.compare_own import Turn, summary
 from serving.engines import Command, Engine, Role, sglang_pdcore, vllm_pdcore
 from serving.lives import Life
+from serving.nursery import Nursery
 from serving.ports import free_port
 from serving.prompts import make_prompts
 from serving.router import Prefill, Router, Running
@@ -111,6 +112,19 @@ def test_a_server_that_ends_shows_the_end_of_its_log(tmp_path: Path, monkeypatch
     )
     with Server("single", command, tmp_path) as server, pytest.raises(ServerError, match="no such model"):
         server.ready()
+
+
+def test_a_fork_is_what_its_command_says_and_its_end_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "asked.py").write_text("import os, sys; print(sys.argv[1:], os.environ, os.getsid(0))")
+    environment = {"PYTHONPATH": str(tmp_path), "OF": "all"}
+    command = Command(Engine.VLLM, Role.SINGLE, ("-W", "ignore", "-m", "asked", "--port", "1"), {}, 1)
+    with Nursery(Path(sys.executable), ("json",), environment, tmp_path / "nursery.log") as nursery:
+        first, second = (nursery.launch(command, {"OF": n}, tmp_path / f"{n}.log") for n in ("one", "two"))
+        assert (first.wait(60), second.wait(60)) == (0, 0)
+        assert first.poll() == 0
+        first.terminate()
+    log = (tmp_path / "one.log").read_text()
+    assert log == f"['--port', '1'] environ({{'OF': 'one'}}) {first.pid}\n"
 
 
 class Doubles:

@@ -16,6 +16,8 @@ from .servers import Server
 
 SOON = 60.0
 """Seconds for what a server does by itself once nobody asks it for anything."""
+AFTER_ERROR = 0.5
+"""Seconds until who was refused asks again: who asks faster keeps the servers from starting."""
 
 
 def require_equal(running: Pair, wanted: Wanted, prompts: Sequence[Prompt]) -> None:
@@ -67,7 +69,7 @@ class Flow:
                 self._asked.append(index)
                 self._got.append(answer)
             if answer.error is not None:
-                self._over.wait(0.1)
+                self._over.wait(AFTER_ERROR)
 
     def answered(self) -> int:
         """How many answers came so far, errors too."""

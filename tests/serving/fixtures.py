@@ -22,7 +22,7 @@ def servers(engine: Engine) -> Iterator[Servers]:
     lack = missing(engine)
     assert lack is None, lack
     logs = LOGS / engine.value
-    nursery = Nursery(engine, logs / "nursery.log")
+    nursery = Nursery(engine.python, engine.imports, engine.settings, logs / "nursery.log")
     with nursery, Servers(logs, nursery.launch if engine.imports else spawned) as running:
         yield running
 

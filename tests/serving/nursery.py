@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-from .engines import Command, Engine
+from .engines import Command, Settings
 
 NEST = Path(__file__).parent / "nest.py"
 
@@ -85,8 +85,9 @@ class Forked:
 class Nursery:
     """The process that has imported an engine; ``launch`` waits until it has. Its forks outlive it."""
 
-    def __init__(self, engine: Engine, log: Path) -> None:
-        self._engine = engine
+    def __init__(self, python: Path, imports: tuple[str, ...], environment: Settings, log: Path) -> None:
+        self._command = (str(python), "-P", str(NEST), *imports)
+        self._environment = environment
         self._log = log
         self._lock = threading.Lock()  # guards the pipes: an answer belongs to the request before it
         self._nest: subprocess.Popen[str] | None = None
@@ -108,8 +109,8 @@ class Nursery:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("wb") as log:
             self._nest = subprocess.Popen(
-                [str(self._engine.python), "-P", str(NEST), *self._engine.imports],
-                env={**os.environ, **self._engine.settings},
+                self._command,
+                env={**os.environ, **self._environment},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -26,6 +26,8 @@ from .servers import Server, Servers, ready
 
 OWN = "own"
 """Stands for the engine's own transfer code where a backend is named."""
+LEASE = 20.0
+"""Seconds after which prefill lets go of blocks that a decode which was killed has never asked for."""
 
 
 def single(engine: Engine, *more: str) -> Command:
@@ -38,7 +40,7 @@ def side(engine: Engine, role: Role, backend: str, *more: str, environment: Sett
     if engine is Engine.VLLM:
         if backend == OWN:
             return vllm_own(role, *more, environment=environment)
-        return vllm_pdcore(role, backend, *more, environment=environment)
+        return vllm_pdcore(role, backend, *more, options={"lease": LEASE}, environment=environment)
     if backend == OWN:
         return sglang_own(role, *more, environment=environment)
     return sglang_pdcore(role, backend, *more, environment=environment)
