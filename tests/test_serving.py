@@ -127,6 +127,34 @@ def test_a_fork_is_what_its_command_says_and_its_end_is_seen(tmp_path: Path) -> 
     assert log == f"['--port', '1'] environ({{'OF': 'one'}}) {first.pid}\n"
 
 
+PARENT = """
+import multiprocessing, os, signal, sys, time
+said = "of the server"
+def child(end):
+    print(said, os.environ["OF"], os.getsid(0), flush=True)
+    if end: os.kill(os.getppid(), signal.SIGQUIT)
+    time.sleep(60)
+if __name__ == "__main__":
+    signal.signal(signal.SIGQUIT, lambda *_: os._exit(0))
+    said, os.environ["OF"] = "too late", "the server's"
+    multiprocessing.set_start_method("spawn", force=True)
+    multiprocessing.Process(target=child, args=[True]).start()
+    time.sleep(60)
+"""
+
+
+def test_what_a_server_of_a_nursery_spawns_is_forked_from_what_was_before_it(tmp_path: Path) -> None:
+    (tmp_path / "parent.py").write_text(PARENT)
+    command = Command(Engine.VLLM, Role.SINGLE, ("-m", "parent"), {}, 1)
+    log = tmp_path / "parent.log"
+    with Nursery(Path(sys.executable), (), {"PYTHONPATH": str(tmp_path)}, tmp_path / "n.log") as nursery:
+        server = nursery.launch(command, {"OF": "nobody"}, log)
+        assert server.wait(60) == 0, log.read_text()
+    assert log.read_text() == f"of the server the server's {server.pid}\n"
+    sessions.kill(server.pid)
+    assert sessions.gone(server.pid, 30.0)
+
+
 class Doubles:
     """HTTP servers in one thread: they answer as the engines do, and tell what they were asked."""
 

@@ -76,6 +76,8 @@ class Command:
     """Where it answers HTTP, on 127.0.0.1."""
     bootstrap: int | None = None
     """Where the bootstrap service of a prefill server listens."""
+    alone: bool = False
+    """Spawned as its users do, also where there is a nursery."""
 
 
 VLLM_SETTINGS = {
@@ -173,7 +175,13 @@ SGLANG_SETTINGS = {
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONPATH": os.pathsep.join((str(SHIMS), str(WATCH))),
 }
-SGLANG_IMPORTS: tuple[str, ...] = ()
+SGLANG_IMPORTS = (
+    "sglang.launch_server",
+    "sglang.srt.entrypoints.http_server",
+    "sglang.srt.managers.scheduler",
+    "sglang.srt.managers.detokenizer_manager",
+    "sglang.srt.models.registry",
+)
 
 
 def _sglang(role: Role, backend: str | None, more: tuple[str, ...], environment: Settings) -> Command:
@@ -189,6 +197,7 @@ def _sglang(role: Role, backend: str | None, more: tuple[str, ...], environment:
             "--disable-overlap-schedule",
         ),
         *("--max-total-tokens", "4096", "--max-running-requests", "8", "--skip-server-warmup"),
+        "--sleep-on-idle",  # else an idle scheduler takes a processor, and there are more of them than those
     ]
     bootstrap = None
     if backend is not None:

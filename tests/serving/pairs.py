@@ -84,15 +84,19 @@ def routed(engine: Engine, prefills: Sequence[Server], decodes: Sequence[Server]
 
 @contextmanager
 def pair(
-    servers: Servers, engine: Engine, backend: str, *more: str, environment: Settings = NONE
+    servers: Servers,
+    engine: Engine,
+    backend: str,
+    *more: str,
+    environment: Settings = NONE,
+    alone: bool = False,
 ) -> Iterator[Pair]:
     """Start one prefill and one decode server, alike but for their role, and end them."""
-    started = servers.start(
-        **{
-            f"{backend}-{role.value}": side(engine, role, backend, *more, environment=environment)
-            for role in (Role.PREFILL, Role.DECODE)
-        }
-    )
+    commands = {
+        f"{backend}-{role.value}": side(engine, role, backend, *more, environment=environment)
+        for role in (Role.PREFILL, Role.DECODE)
+    }
+    started = servers.start(**{name: attrs.evolve(c, alone=alone) for name, c in commands.items()})
     try:
         with routed(engine, started[:1], started[1:]) as running:
             yield running

@@ -174,7 +174,10 @@ class Servers:
 
     def start(self, **commands: Command) -> list[Server]:
         """Start one server per named command, and return at once."""
-        made = [Server(name, command, self._logs, self._launch) for name, command in commands.items()]
+        made = [
+            Server(name, command, self._logs, spawned if command.alone else self._launch)
+            for name, command in commands.items()
+        ]
         for server in made:
             self.running.append(server.start())
         return made
