@@ -21,6 +21,7 @@ from .client import Answer, Prompt, ask, ask_all
 from .demo import LOGS, say
 from .engines import Engine, Role, missing
 from .lives import Life, blocks_in_use, held
+from .nursery import Nursery
 from .pairs import Pair, routed, side, single
 from .prompts import make_prompts
 from .servers import Server, ServerError, Servers
@@ -181,7 +182,8 @@ def main() -> int:
     journal = Journal(LOGS / "soak.jsonl")
     random.seed(chosen.seed)
     try:
-        with Servers(LOGS) as servers:
+        nursery = Nursery(Engine.VLLM.python, Engine.VLLM.imports, Engine.VLLM.settings, LOGS / "nursery.log")
+        with nursery, Servers(LOGS, nursery.launch) as servers:
             summary = soak(chosen, servers, journal)
     except ServerError as error:
         say(str(error))
