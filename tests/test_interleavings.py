@@ -163,6 +163,65 @@ def test_an_abort_never_overtakes_its_request() -> None:
         assert all(np.array_equal(a, b[3]) for a, b in zip(before, pair.decode.pools.arrays, strict=True))
 
 
+def in_hand(pair: Pair, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> KVReceiver:
+    """Have decode ask for room 2, and the thread that opens it on prefill held with that request in hand."""
+    pair.move(1, [0], [0])
+    parking = pair.prefill._reception._parking
+    receiver = pair.decode.receiver(pair.bootstrap.address, RoomId(2), soon())
+    receiver.init()
+    receiver.send_metadata([3], 0)
+    until(lambda: len(parking) == 1)
+    take = parking.take
+
+    def taken(room: RoomId) -> object:
+        found = take(room)
+        gate.hold()
+        return found
+
+    monkeypatch.setattr(parking, "take", taken)
+    return receiver
+
+
+def test_an_abort_that_meets_a_request_in_the_hand_of_who_opens_its_room_frees_no_page(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gate, opened = Gate(), list[KVSender]()
+    with paired() as pair:
+        receiver = in_hand(pair, gate, monkeypatch)
+        with gate.holding(lambda: opened.append(pair.prefill.sender(RoomId(2), soon()))):
+            receiver.abort()
+            time.sleep(0.2)
+            assert not receiver.release_safe()
+        until(receiver.release_safe)
+        before = [array[3].copy() for array in pair.decode.pools.arrays]
+        (sender,) = opened
+        assert failed(sender).code is FailureCode.ABORTED
+        sender.init(1, 1)
+        sender.send([1])
+        time.sleep(0.2)
+        assert all(np.array_equal(a, b[3]) for a, b in zip(before, pair.decode.pools.arrays, strict=True))
+        sender.clear()
+        receiver.clear()
+        pair.move(2, [1], [3])
+
+
+def test_a_question_that_meets_a_request_in_the_hand_of_who_opens_its_room_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gate, opened = Gate(), list[KVSender]()
+    with paired() as pair:
+        receiver = in_hand(pair, gate, monkeypatch)
+        with gate.holding(lambda: opened.append(pair.prefill.sender(RoomId(2), soon()))):
+            (source,) = pair.decode._sources.all()
+            pair.decode.channel.call(partial(receiver.met_again, source))  # it asks how the room stands
+            until(lambda: bool(receiver._dialogue.standing))
+        assert pair.prefill.pools.aux is not None
+        pair.prefill.pools.aux.set(1, RoomId(2), {"first_token": 1})
+        opened[0].init(1, 1)
+        opened[0].send([1])
+        finish(opened[0], receiver)
+
+
 def test_no_chunk_goes_out_before_both_sides_agree() -> None:
     gate = Gate()
     with paired(subscribers=[gate.at(MetadataReceived, 2)]) as pair:

@@ -21,11 +21,16 @@ Evicted = tuple[Destination, KVTransferError]
 
 
 class Parking:
-    """At most ``CAPACITY`` rooms, with one request of each decode rank. The lock guards ``_parked``."""
+    """At most ``CAPACITY`` rooms, with one request of each decode rank.
+
+    A request that is taken is in hand until its room has it, or has refused it: what decode says of it
+    meanwhile is kept. The lock guards ``_parked`` and ``_in_hand``.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._parked: OrderedDict[RoomId, tuple[Destination, ...]] = OrderedDict()
+        self._in_hand: dict[RoomId, dict[Destination, KVTransferError | None]] = {}
 
     def __len__(self) -> int:
         with self._lock:
@@ -45,13 +50,31 @@ class Parking:
         return [(d, _asked_again(d, destination)) for d in again] + [(d, _too_many()) for d in oldest]
 
     def take(self, room: RoomId) -> tuple[Destination, ...]:
-        """Take the requests that wait for a room."""
+        """Take the requests that wait for a room in hand, until it is ``handed_over`` what it gets."""
         with self._lock:
-            return self._parked.pop(room, ())
+            taken = self._parked.pop(room, ())
+            if taken:
+                self._in_hand[room] = dict.fromkeys(taken)
+            return taken
+
+    def handed_over(self, room: RoomId) -> list[tuple[Destination, KVTransferError]]:
+        """Have nothing of a room in hand any more; return what decode gave up meanwhile, and why."""
+        with self._lock:
+            return [(d, why) for d, why in self._in_hand.pop(room, {}).items() if why is not None]
+
+    def give_up(self, route: Route, room: RoomId, generation: Generation, why: KVTransferError) -> bool:
+        """Note that decode gives up a request that is in hand; False if it is not."""
+        with self._lock:
+            in_hand = self._in_hand.get(room, {})
+            meant = [d for d in in_hand if d.is_for(route, room, generation)]
+            in_hand.update(dict.fromkeys(meant, why))
+            return bool(meant)
 
     def holds(self, route: Route, room: RoomId, generation: Generation) -> bool:
-        """Whether a request is parked."""
-        return any(d.is_for(route, room, generation) for d in self._parked.get(room, ()))
+        """Whether a request is parked, or in hand."""
+        with self._lock:
+            held = (*self._parked.get(room, ()), *self._in_hand.get(room, {}))
+        return any(d.is_for(route, room, generation) for d in held)
 
     def drop(self, gone: Callable[[Destination], bool]) -> list[Destination]:
         """Drop the requests that a test picks, and return them."""

@@ -72,6 +72,9 @@ class Reception:
                 self._receive(parked)
             except Exception:  # the room has failed, and whoever opens it shall have it
                 _log.exception("room %s could not take a request", room)
+        for parked, failure in self._parking.handed_over(room):
+            if sender.life.is_promised_to(parked.link.route, parked.wanted.generation):
+                sender.give_up(failure)  # which tells decode that nothing was sent
         if in_doubt:
             self._doubts.put_off(partial(self._believe, sender))
 
@@ -138,12 +141,12 @@ class Reception:
         self._expected.came(room, route)
         if parked or not abort.asked:
             self.given_up(route, link.rank, abort)
+        in_hand = self._parking.give_up(route, room, generation, abort.failure.error())
         for sender in self._senders.of(room):
             if sender.life.is_promised_to(route, generation):
                 sender.give_up(abort.failure.error())
-                if not sender.drained:
-                    return None
-        return Released(room, generation)
+                return Released(room, generation) if sender.drained else None
+        return None if in_hand else Released(room, generation)  # it is told once the room has the request
 
     def given_up(self, route: Route, rank: int, abort: Abort) -> None:
         """Take the word that decode gave up what it has not asked for, or only of a room not opened yet."""
