@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pdcore.errors import FailureCode, KVTransferError
 from pdcore.model import Generation, RoomId
 from pdcore.prefill.link import Destination
+from pdcore.prefill.lives import Life
 from pdcore.wire import Route
 
 __all__ = ["Parking"]
@@ -57,10 +58,12 @@ class Parking:
                 self._in_hand[room] = dict.fromkeys(taken)
             return taken
 
-    def handed_over(self, room: RoomId) -> list[tuple[Destination, KVTransferError]]:
-        """Have nothing of a room in hand any more; return what decode gave up meanwhile, and why."""
+    def handed_over(self, life: Life) -> list[KVTransferError]:
+        """Have nothing for a room in hand any more; return why decode gave up, of what the room got."""
         with self._lock:
-            return [(d, why) for d, why in self._in_hand.pop(room, {}).items() if why is not None]
+            in_hand = self._in_hand.pop(life.record.room, {})
+        got = [d for d in in_hand if life.is_promised_to(d.link.route, d.wanted.generation)]
+        return [why for d in got if (why := in_hand[d]) is not None]
 
     def give_up(self, route: Route, room: RoomId, generation: Generation, why: KVTransferError) -> bool:
         """Note that decode gives up a request that is in hand; False if it is not."""

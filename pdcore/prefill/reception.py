@@ -63,18 +63,16 @@ class Reception:
 
     def opened(self, sender: KVSender) -> None:
         """Take a room that was opened, and what came for it before."""
-        room = sender.room
         with self._lock:
             self._senders.add(sender)
             in_doubt = self._lives.opened(sender.life)
-        for parked in self._parking.take(room):
+        for parked in self._parking.take(sender.room):
             try:
                 self._receive(parked)
             except Exception:  # the room has failed, and whoever opens it shall have it
-                _log.exception("room %s could not take a request", room)
-        for parked, failure in self._parking.handed_over(room):
-            if sender.life.is_promised_to(parked.link.route, parked.wanted.generation):
-                sender.give_up(failure)  # which tells decode that nothing was sent
+                _log.exception("room %s could not take a request", sender.room)
+        for failure in self._parking.handed_over(sender.life):
+            sender.give_up(failure)  # which tells decode that nothing was sent
         if in_doubt:
             self._doubts.put_off(partial(self._believe, sender))
 
