@@ -133,18 +133,18 @@ class Reception:
                 self.ended(sender)  # meanwhile
 
     def aborted(self, link: PeerLink, abort: Abort) -> Released | None:
-        """Take an abort; return the answer, None if the last write of the room will bring it."""
+        """Take an abort; return the answer, None if the room's last write, or who opens it, will bring it."""
         room, route, generation = abort.room, link.route, abort.generation
         parked = self._parking.drop(lambda d: d.is_for(route, room, generation))
         self._expected.came(room, route)
         if parked or not abort.asked:
             self.given_up(route, link.rank, abort)
-        in_hand = self._parking.give_up(route, room, generation, abort.failure.error())
+        later = self._parking.give_up(route, room, generation, abort.failure.error())
         for sender in self._senders.of(room):
             if sender.life.is_promised_to(route, generation):
                 sender.give_up(abort.failure.error())
-                return Released(room, generation) if sender.drained else None
-        return None if in_hand else Released(room, generation)  # it is told once the room has the request
+                later = not sender.drained
+        return None if later else Released(room, generation)
 
     def given_up(self, route: Route, rank: int, abort: Abort) -> None:
         """Take the word that decode gave up what it has not asked for, or only of a room not opened yet."""
