@@ -41,8 +41,7 @@ class Reception:
     """Takes what paired decode ranks say on the control thread, and rooms as they open, end and are cleared.
 
     ``post`` tells a peer unless it is lost, ``counts`` are the channel's, ``topology`` is this prefill
-    rank's. The lock guards what is remembered of lives, and sees to it that no request is parked once its
-    room has taken what is parked.
+    rank's. The lock guards what is remembered of lives, and has no request parked once its room took those.
     """
 
     def __init__(
