@@ -780,3 +780,29 @@ def test_an_address_that_nobody_can_dial_is_refused_at_registration() -> None:
                 )
         finally:
             client.close(soon())
+
+
+def test_pages_come_back_of_rooms_whose_engine_raises_while_they_ask(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def raising(rooms: int) -> None:
+        if rooms == 1:  # a room asks; the control thread tells of all that wait, which are more
+            raise ZeroDivisionError(rooms)
+
+    with paired() as pair:
+        receivers = [pair.decode.receiver(pair.bootstrap.address, RoomId(n), soon()) for n in (2, 3, 4)]
+        with monkeypatch.context() as patch:
+            patch.setattr(pair.decode.engine, "expect", raising)
+            for n, receiver in enumerate(receivers[:2]):
+                receiver.init()
+                receiver.send_metadata([n], None)  # they ask once they are paired
+            codes = [failed(receiver).code for receiver in receivers[:2]]
+            receivers[2].init()
+            with pytest.raises(ZeroDivisionError):
+                receivers[2].send_metadata([3], None)
+            codes.append(failed(receivers[2]).code)
+        assert codes == 3 * [FailureCode.ENGINE]
+        for receiver in receivers:
+            until(receiver.release_safe)
+            receiver.clear()
+        pair.move(1, [0], [0])

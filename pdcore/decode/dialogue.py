@@ -64,13 +64,15 @@ class Dialogue:
     def ask(self, wanted: RequestMetadata) -> None:
         """Post the requests, and that the room was given up meanwhile, if it was."""
         wanted = attrs.evolve(wanted, remaining=self._record.deadline.remaining(), age=self._age())
-        for member in self.members:
-            self._host.request(member, wanted)
-        # Who fails the room from here on abandons the request; who did before left it to us, or its word
-        # would have overtaken the request.
-        self.posted = True
-        if (failure := self._record.failure) is not None:
-            self.abandon(failure, self.members)
+        try:
+            for member in self.members:
+                self._host.request(member, wanted)
+        finally:  # the engine may raise: then the room fails, and who was asked must hear of it
+            # Who fails the room from here on abandons the request; who did before left it to us, or its word
+            # would have overtaken the request.
+            self.posted = True
+            if (failure := self._record.failure) is not None:
+                self.abandon(failure, self.members)
 
     def abandon(self, failure: KVTransferError, members: Sequence[PrefillSource]) -> None:
         """Tell prefill ranks that were asked that the room was given up."""

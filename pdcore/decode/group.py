@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 
@@ -19,6 +20,8 @@ from pdcore.model import Deadline
 from pdcore.wire import PeerDescription
 
 __all__ = ["PrefillGroup", "as_failure"]
+
+_log = logging.getLogger("pdcore.decode")
 
 
 class PrefillGroup:
@@ -108,7 +111,10 @@ class PrefillGroup:
             self._ready = self._failure is None
             told, self._waiting = (self._waiting, []) if self._ready else ([], self._waiting)
         for room in told:
-            room.paired()
+            try:
+                room.paired()
+            except Exception:  # that room has failed, and the others wait for this as well
+                _log.exception("a room could not ask %s for its pages", self)
 
     def unpaired(self, failure: KVTransferError) -> bool:
         """It cannot become ready: fail who waits; False if that was known."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import numpy.typing as npt
 
@@ -294,4 +295,4 @@ class KVReceiver(RoomHandle):
             self.events.emit(
                 MetadataSent(self.events.node, self.room, self.record.generation, len(wanted.pages))
             )
-        self._dialogue.ask(wanted)
+        self.attempt(partial(self._dialogue.ask, wanted))
