@@ -42,6 +42,9 @@ class Soak:
         self._starting: set[str] = set()
         self.over: list[Life] = []
         self.kills: Counter[str] = Counter()
+        self.healed: list[int] = []
+        """How many right answers came after the last kill of each half."""
+        self._right = 0
         self.died: list[str] = []
 
     @property
@@ -80,7 +83,9 @@ class Soak:
             self._journal.write("not killed", role=role.value, why="it is still starting")
             return
         victim = random.choice(ready)
-        self._journal.write("kill", name=victim.name, **self._tally.counts())
+        counts = self._tally.counts()
+        self._right = counts["right"]
+        self._journal.write("kill", name=victim.name, **counts)
         self.kills[victim.name] += 1
         self._restart(victim)
 
@@ -98,6 +103,7 @@ class Soak:
         while self._starting and time.monotonic() < until:
             time.sleep(1.0)
             self.look()
+        self.healed.append(self._tally.counts()["right"] - self._right)
 
     def drained(self) -> dict[str, float]:
         """Wait until every server says that all its blocks are free; return the share that is not."""
@@ -159,6 +165,7 @@ def soak(chosen: argparse.Namespace, servers: Servers, journal: Journal) -> dict
             left.append(work.drained())
             say(json.dumps(tally.counts()))
         work.look()
+    warm = [life for life in work.lives if life.first is not None]
     summary = {
         **tally.counts(),
         "kills": dict(work.kills),
@@ -166,10 +173,13 @@ def soak(chosen: argparse.Namespace, servers: Servers, journal: Journal) -> dict
         "errors by reason": dict(tally.errors.most_common(20)),
         "wrong ones": tally.wrong[:5],
         "blocks left after each half": left,
-        "lives": [life.summary() for life in work.lives if life.first is not None],
+        "right after the last kill of each half": work.healed,
+        "lives": [life.summary() for life in warm],
     }
-    good = not (tally.wrong or summary["unanswered"] or work.died or any(any(b.values()) for b in left))
-    return summary | {"good": good and all(life.flat() for life in work.lives)}
+    bad = tally.wrong or summary["unanswered"] or work.died or any(any(b.values()) for b in left)
+    looked_at = {life.name for life in warm} == {server.name for server in started}
+    good = not bad and all(work.healed) and looked_at and all(life.flat() for life in warm)
+    return summary | {"good": good}
 
 
 def main() -> int:
