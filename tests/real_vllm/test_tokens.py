@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from serving import cases
+from serving.client import get, metric
 from serving.fixtures import Wanted
 from serving.pairs import Pair
 from serving.prompts import make_prompts
@@ -18,6 +19,8 @@ over_parcel = pytest.mark.parametrize("running", ["parcel"], indirect=True)
 def test_two_hundred_prompts_are_equal(running: Pair, wanted: Wanted) -> None:
     cases.require_equal(running, wanted, PROMPTS)
     cases.require_rooms(running, 150)
+    for server in (running.prefill, running.decode):
+        assert metric(get(server.url, "/metrics"), "vllm:pdcore_rooms_total") >= 150, server.name
 
 
 @over_local

@@ -5,14 +5,12 @@ While the engine serves, nothing here raises; what cannot work is refused when t
 
 from __future__ import annotations
 
-from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import vllm
 from vllm.distributed.kv_transfer.kv_connector.v1 import base
-from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStats
 from vllm.distributed.parallel_state import get_pp_group, get_tp_group
 from vllm.utils.network_utils import get_ip
 from vllm.v1.request import RequestStatus
@@ -22,6 +20,7 @@ from pdcore.containment import contained
 from pdcore.fingerprint import model_fingerprint
 from pdcore_vllm.caches import Cache
 from pdcore_vllm.config import Settings, check_engine
+from pdcore_vllm.figures import PdcoreMetrics, PdcoreStats
 from pdcore_vllm.log import join_log
 from pdcore_vllm.managers import start
 from pdcore_vllm.scheduler import Report, Schedule, Work
@@ -30,6 +29,7 @@ from pdcore_vllm.worker import Worker
 if TYPE_CHECKING:
     import torch
     from vllm.config.vllm import VllmConfig
+    from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStats
     from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -64,20 +64,6 @@ class BootstrapAddress(base.KVConnectorHandshakeMetadata):
     """Workers to scheduler, once: where decode finds this engine."""
 
     address: str
-
-
-@dataclass
-class PdcoreStats(KVConnectorStats):
-    """What :meth:`Worker.figures` tells, for vLLM's log: added up over workers and an interval."""
-
-    def aggregate(self, other: KVConnectorStats) -> KVConnectorStats:
-        return PdcoreStats(dict(Counter(self.data) + Counter(other.data)))
-
-    def reduce(self) -> dict[str, int | float]:
-        return self.data
-
-    def is_empty(self) -> bool:
-        return not self.data
 
 
 class PdcoreConnector(base.KVConnectorBase_V1):
@@ -183,9 +169,13 @@ class PdcoreConnector(base.KVConnectorBase_V1):
         return BootstrapAddress(self._address) if self._address else None
 
     @contained(lambda: None)
+    def bind_connector_metadata(self, connector_metadata: base.KVConnectorMetadata) -> None:
+        self._connector_metadata = connector_metadata
+        if self._worker is not None and isinstance(connector_metadata, StepWork):
+            self._worker.begin(connector_metadata.work)
+
     def start_load_kv(self, forward_context: object, **kwargs: Any) -> None:
-        if self._worker is not None and isinstance(self._connector_metadata, StepWork):
-            self._worker.begin(self._connector_metadata.work)
+        """Rooms are open by now: vLLM calls this when the step has computed, on a CPU some 0.1 s later."""
 
     @contained(base.KVConnectorTransferResults)
     def get_transfer_results(self, finished_req_ids: set[str]) -> base.KVConnectorTransferResults:
@@ -222,3 +212,13 @@ class PdcoreConnector(base.KVConnectorBase_V1):
     @classmethod
     def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> KVConnectorStats | None:
         return PdcoreStats(data or {})
+
+    @classmethod
+    def build_prom_metrics(
+        cls,
+        vllm_config: VllmConfig,
+        metric_types: dict[type[Any], type[Any]],
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> PdcoreMetrics:
+        return PdcoreMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
