@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 from serving import cases
 from serving.client import ask
@@ -14,6 +15,17 @@ from serving.router import REMOTE, Router, Running
 from serving.servers import Server, Servers
 
 over_nixl = pytest.mark.parametrize("running", ["nixl_tcp"], indirect=True)
+
+
+@pytest.fixture(scope="module")
+def others(servers: Servers) -> tuple[Server, Server]:
+    """A second prefill, and a decode with blocks of 64, on their way: spawned as vLLM's users do."""
+    commands = {
+        "second-prefill": vllm_pdcore(Role.PREFILL, "nixl_tcp"),
+        "decode-of-64": vllm_pdcore(Role.DECODE, "nixl_tcp", "--block-size", "64"),
+    }
+    second, of_64 = servers.start(**{n: attrs.evolve(c, alone=True) for n, c in commands.items()})
+    return second, of_64
 
 
 def free(server: Server) -> bool:
@@ -47,25 +59,26 @@ def test_a_prefill_that_is_killed_costs_only_its_requests(running: Pair, wanted:
 
 
 @over_nixl
-def test_a_decode_that_is_killed_costs_only_its_requests(running: Pair, wanted: Wanted) -> None:
+def test_a_decode_that_is_killed_costs_only_its_requests(
+    running: Pair, wanted: Wanted, others: tuple[Server, Server]
+) -> None:
+    """The others start while this waits for the lease of what decode has not fetched."""
     cases.kill_and_restart(running, wanted, running.decode, 61)
     cases.eventually(lambda: free(running.prefill), "all blocks of prefill are free")
 
 
 @over_nixl
 def test_two_prefill_servers_take_turns_and_one_may_die(
-    running: Pair, wanted: Wanted, servers: Servers
+    running: Pair, wanted: Wanted, others: tuple[Server, Server]
 ) -> None:
-    (second,) = servers.up(**{"second-prefill": vllm_pdcore(Role.PREFILL, "nixl_tcp")})
-    cases.two_prefills(running, wanted, second, 81)
+    cases.two_prefills(running, wanted, others[0].ready(), 81)
 
 
 @over_nixl
 def test_other_block_sizes_are_refused_and_both_servers_live(
-    running: Pair, wanted: Wanted, servers: Servers
+    running: Pair, wanted: Wanted, others: tuple[Server, Server]
 ) -> None:
-    command = vllm_pdcore(Role.DECODE, "nixl_tcp", "--block-size", "64")
-    (other,) = servers.up(**{"decode-of-64": command})
+    other = others[1].ready()
     (prompt,) = make_prompts(1, 71, longest=300)
     with Running(Router(running.engine, [prefill_of(running.prefill)], [other.url])) as url:
         answer = ask(url, prompt)
