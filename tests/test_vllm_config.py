@@ -31,6 +31,7 @@ def here() -> str:
             "groups FullAttentionSpec, SlidingWindowSpec; supported: one of FullAttentionSpec or MLA",
             "--no-disable-hybrid-kv-cache-manager",
         ),
+        ({"caches": ("SlidingWindowSpec",)}, "groups SlidingWindowSpec", "add --disable-sliding-window"),
         ({"caches": ("MambaSpec",)}, "MambaSpec", "all have attention"),
         ({"context_parallel": 2}, "size 2", "tensor parallelism"),
     ],

@@ -47,8 +47,8 @@ def check_engine(version: str, role: str, caches: tuple[str, ...], context_paral
         to_do = "use kv_role kv_producer for prefill, and kv_consumer for decode"
     elif len(caches) != 1 or caches[0] not in CACHES:
         there_is = f"KV cache groups {', '.join(caches) or 'none'}; supported: one of {' or '.join(CACHES)}"
-        to_do = "use a model whose layers all have attention (or all MLA), and leave out "
-        to_do += "--no-disable-hybrid-kv-cache-manager: sliding windows work without that manager"
+        to_do = "use a model whose layers all have attention (or all MLA); if some have a sliding window, "
+        to_do += "leave out --no-disable-hybrid-kv-cache-manager; if all have, add --disable-sliding-window"
     elif context_parallel != 1:
         there_is = f"prefill or decode context parallel size {context_parallel}"
         to_do = "use tensor parallelism"

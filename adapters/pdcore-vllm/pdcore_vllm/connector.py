@@ -214,11 +214,5 @@ class PdcoreConnector(base.KVConnectorBase_V1):
         return PdcoreStats(data or {})
 
     @classmethod
-    def build_prom_metrics(
-        cls,
-        vllm_config: VllmConfig,
-        metric_types: dict[type[Any], type[Any]],
-        labelnames: list[str],
-        per_engine_labelvalues: dict[int, list[object]],
-    ) -> PdcoreMetrics:
-        return PdcoreMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
+    def build_prom_metrics(cls, *given: Any, **named: Any) -> PdcoreMetrics:
+        return PdcoreMetrics(*given, **named)

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 __all__ = ["PdcoreMetrics", "PdcoreStats"]
 
+Types = dict[type[Any], type[Any]]
+"""Prometheus' kinds of metrics -> what vLLM counts with."""
+Engines = dict[int, list[object]]
+"""The number of an engine -> the values of its labels."""
+
 
 @dataclass
 class PdcoreStats(KVConnectorStats):
@@ -35,22 +40,12 @@ class PdcoreMetrics(KVConnectorPromMetrics):
     """``vllm:pdcore_rooms_total`` by ``outcome``, ``vllm:pdcore_transfer_seconds_total`` and
     ``vllm:pdcore_transfer_bytes_total``; each rank of an engine counts."""
 
-    def __init__(
-        self,
-        vllm_config: VllmConfig,
-        metric_types: dict[type[Any], type[Any]],
-        labelnames: list[str],
-        per_engine_labelvalues: dict[int, list[object]],
-    ) -> None:
-        super().__init__(vllm_config, metric_types, labelnames, per_engine_labelvalues)
-        counter = metric_types[prometheus_client.Counter]
-        outcome = "Rooms that ended: success, or the code of pdcore's failure."
-        self._rooms = counter("vllm:pdcore_rooms", outcome, [*labelnames, "outcome"])
-        seconds = "Seconds of the transfers that succeeded."
-        self._seconds = counter("vllm:pdcore_transfer_seconds", seconds, labelnames)
-        self._bytes = counter(
-            "vllm:pdcore_transfer_bytes", "Bytes of the transfers that succeeded.", labelnames
-        )
+    def __init__(self, config: VllmConfig, types: Types, labels: list[str], engines: Engines) -> None:
+        super().__init__(config, types, labels, engines)
+        counter, succeeded = types[prometheus_client.Counter], "Of the transfers that succeeded."
+        self._rooms = counter("vllm:pdcore_rooms", "Rooms that ended, and how.", [*labels, "outcome"])
+        self._seconds = counter("vllm:pdcore_transfer_seconds", succeeded, labels)
+        self._bytes = counter("vllm:pdcore_transfer_bytes", succeeded, labels)
 
     @contained(lambda: None)
     def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
