@@ -78,6 +78,7 @@ def engine_config(role: str, **extra: Any) -> Any:
         kv_transfer_config=SimpleNamespace(
             kv_role=role,
             is_kv_producer=role == "kv_producer",
+            is_kv_consumer=role == "kv_consumer",
             kv_connector_extra_config={"backend": "local", **extra},
         ),
         parallel_config=SimpleNamespace(
@@ -321,8 +322,8 @@ def test_the_caches_of_unequal_ranks_have_their_heads_apart() -> None:
 
 
 def test_reports_of_several_workers_are_one() -> None:
-    both = StepReport(Report(safe=Counter("a"))).aggregate(StepReport(Report(safe=Counter("a"))))
-    assert both == StepReport(Report(safe=Counter("aa")))
+    one = StepReport(Report(safe=Counter([("a", 1)])))
+    assert one.aggregate(one) == StepReport(Report(safe=Counter({("a", 1): 2})))
 
 
 def test_pdcores_lines_come_out_as_vllms(monkeypatch: pytest.MonkeyPatch) -> None:

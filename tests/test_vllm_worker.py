@@ -177,7 +177,7 @@ def test_blocks_come_over_behind_a_prefix(pair: Pair, workers: tuple[Worker, Wor
     decode.begin(load(pair, 1, 9, 8, prefix=MHA.page_size))
     prefill.begin(send(1, 3, 4, 5))
     assert loaded(decode) == (({"d"}, set()), Report())
-    assert released(prefill) == ((set(), set()), Report(safe=Counter("p")))
+    assert released(prefill) == ((set(), set()), Report(safe=Counter([("p", 1)])))
     assert same_pages(pair.prefill.pools, [4, 5], pair.decode.pools, [9, 8])
     for worker in workers:
         figures = worker.figures()
@@ -200,10 +200,21 @@ def test_what_decode_declines_is_free_on_prefill_at_once(
 def test_an_aborted_load_ends_on_both_sides(pair: Pair, workers: tuple[Worker, Worker]) -> None:
     prefill, decode = workers
     decode.begin(load(pair, 3, 9))
-    decode.begin(Work(aborts=["d", "unknown"]))
+    decode.begin(Work(aborts=[("d", 3), ("unknown", 3)]))
     assert loaded(decode)[0] == ({"d"}, {"d"})
     prefill.begin(send(3, 3))
     released(prefill)
+
+
+def test_two_sends_of_one_name_are_told_apart(pair: Pair, workers: tuple[Worker, Worker]) -> None:
+    prefill, decode = workers
+    prefill.begin(send(11, 3))
+    prefill.begin(send(12, 4))
+    for room, source, target in ((12, 4, 8), (11, 3, 9)):
+        decode.begin(load(pair, room, target))
+        assert loaded(decode)[0] == ({"d"}, set())
+        assert released(prefill)[1].safe == Counter([("p", room)])
+        assert same_pages(pair.prefill.pools, [source], pair.decode.pools, [target])
 
 
 @pytest.mark.parametrize(
@@ -258,13 +269,13 @@ def test_blocks_that_are_not_safe_are_told_of_until_they_are(
     with monkeypatch.context() as patch:
         patch.setattr(KVReceiver, "release_safe", lambda self: False)
         decode.begin(load(pair, 7, 9, 10))
-        decode.begin(Work(aborts=["d"]))
+        decode.begin(Work(aborts=[("d", 7)]))
         ended, report = loaded(decode)
         assert ended == ({"d"}, {"d"}), "vLLM need not wait"
-        assert report.unsafe == Counter("d")
+        assert report.unsafe == Counter([("d", 7)])
         assert decode.ended(idle=True) == (set(), set())
         assert not decode.report()
-    assert released(decode)[1].safe == Counter("d")
+    assert released(decode)[1].safe == Counter([("d", 7)])
 
 
 def test_a_room_that_cannot_tell_has_failed_and_its_blocks_stay_out(
@@ -282,5 +293,5 @@ def test_a_room_that_cannot_tell_has_failed_and_its_blocks_stay_out(
         patch.setattr(KVReceiver, "poll", broken)
         ended, report = decode.ended(idle=False), decode.report()
     assert ended == ({"d"}, {"d"})
-    assert report == Report(Counter("d"), Counter(), {"d": "RuntimeError('a defect')"})
+    assert report == Report(Counter([("d", 8)]), Counter(), {"d": "RuntimeError('a defect')"})
     assert "cannot tell how it stands" in caplog.text

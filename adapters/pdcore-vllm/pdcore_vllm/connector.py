@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PdcoreConnector"]
 
+Handshake = base.KVConnectorHandshakeMetadata
 COMPLETE = (RequestStatus.FINISHED_LENGTH_CAPPED, RequestStatus.FINISHED_STOPPED)
 
 
@@ -60,7 +61,7 @@ class StepReport(base.KVConnectorWorkerMetadata):
 
 
 @dataclass
-class BootstrapAddress(base.KVConnectorHandshakeMetadata):
+class BootstrapAddress(Handshake):
     """Workers to scheduler, once: where decode finds this engine."""
 
     address: str
@@ -86,7 +87,8 @@ class PdcoreConnector(base.KVConnectorBase_V1):
         context = max(parallel.prefill_context_parallel_size, parallel.decode_context_parallel_size)
         check_engine(vllm.__version__, str(self._kv_transfer_config.kv_role), caches, context)
         self._settings = Settings.load(self._kv_transfer_config.kv_connector_extra_config, get_ip)
-        self._schedule = Schedule(vllm_config.cache_config.block_size, parallel.world_size)
+        size, loads = vllm_config.cache_config.block_size, self._kv_transfer_config.is_kv_consumer
+        self._schedule = Schedule(size, parallel.world_size, loads=loads)
         self._worker: Worker | None = None
         self._address, self._company = "", ExitStack()
 
@@ -97,9 +99,7 @@ class PdcoreConnector(base.KVConnectorBase_V1):
 
     # --- in the scheduler ------------------------------------------------------------------------
 
-    def set_xfer_handshake_metadata_pp_aware(
-        self, metadata: dict[tuple[int, int], base.KVConnectorHandshakeMetadata]
-    ) -> None:
+    def set_xfer_handshake_metadata_pp_aware(self, metadata: dict[tuple[int, int], Handshake]) -> None:
         for told in metadata.values():
             if isinstance(told, BootstrapAddress):
                 self._schedule.bootstrap = told.address
@@ -165,7 +165,7 @@ class PdcoreConnector(base.KVConnectorBase_V1):
         manager, self._address, self._company = start(self._settings, cache.pools, topology, agree, engine)
         self._worker = Worker(manager, cache.pages, own.lease)
 
-    def get_handshake_metadata(self) -> base.KVConnectorHandshakeMetadata | None:
+    def get_handshake_metadata(self) -> Handshake | None:
         return BootstrapAddress(self._address) if self._address else None
 
     @contained(lambda: None)
@@ -180,9 +180,8 @@ class PdcoreConnector(base.KVConnectorBase_V1):
     @contained(base.KVConnectorTransferResults)
     def get_transfer_results(self, finished_req_ids: set[str]) -> base.KVConnectorTransferResults:
         step, results = self._connector_metadata, base.KVConnectorTransferResults()
-        if self._worker is not None:
-            idle = isinstance(step, StepWork) and step.work.idle
-            results.finished_recving, results.failed_recving = self._worker.ended(idle=idle)
+        if self._worker is not None and isinstance(step, StepWork):
+            results.finished_recving, results.failed_recving = self._worker.ended(idle=step.work.idle)
         return results
 
     @contained(lambda: None)

@@ -18,8 +18,6 @@ __all__ = ["PdcoreMetrics", "PdcoreStats"]
 
 Types = dict[type[Any], type[Any]]
 """Prometheus' kinds of metrics -> what vLLM counts with."""
-Engines = dict[int, list[object]]
-"""The number of an engine -> the values of its labels."""
 
 
 @dataclass
@@ -40,7 +38,7 @@ class PdcoreMetrics(KVConnectorPromMetrics):
     """``vllm:pdcore_rooms_total`` by ``outcome``, ``vllm:pdcore_transfer_seconds_total`` and
     ``vllm:pdcore_transfer_bytes_total``; each rank of an engine counts."""
 
-    def __init__(self, config: VllmConfig, types: Types, labels: list[str], engines: Engines) -> None:
+    def __init__(self, config: VllmConfig, types: Types, labels: list[str], engines: dict[int, Any]) -> None:
         super().__init__(config, types, labels, engines)
         counter, succeeded = types[prometheus_client.Counter], "Of the transfers that succeeded."
         self._rooms = counter("vllm:pdcore_rooms", "Rooms that ended, and how.", [*labels, "outcome"])

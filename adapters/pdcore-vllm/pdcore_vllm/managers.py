@@ -39,10 +39,8 @@ def start(
             address, why = agree((address, "" if error is None else str(error)))
             if why:
                 raise error or BootstrapError("the first rank has no bootstrap service", why, "see its log")
-        backend, config = (
-            pdcore.select(settings.loaded),
-            config.of_process(engine * topology.group_size + rank),
-        )
+        backend = pdcore.select(settings.loaded)
+        config = config.of_process(engine * topology.group_size + rank)
         manager: PrefillManager | DecodeManager
         if agree is not None:
             manager = PrefillManager(backend, pools, topology, address, config)

@@ -15,7 +15,7 @@ from pdcore import Deadline, DecodeManager, FailureCode, KVReceiver, KVSender, P
 from pdcore.containment import contained, room_fails
 from pdcore.errors import one_line
 from pdcore_vllm.log import log
-from pdcore_vllm.scheduler import Report, Room, Work
+from pdcore_vllm.scheduler import Key, Report, Room, Work
 
 __all__ = ["Worker"]
 
@@ -40,14 +40,14 @@ class Worker:
     ) -> None:
         self.manager = manager
         self._pages, self._seconds = pages, seconds
-        self._rooms: dict[str, KVSender | KVReceiver | str] = {}
-        self._unsafe: dict[str, KVSender | KVReceiver] = {}
+        self._rooms: dict[Key, KVSender | KVReceiver | str] = {}
+        self._unsafe: dict[Key, KVSender | KVReceiver] = {}
         self._report, self._figures = Report(), Counter[str]()
 
     def begin(self, work: Work) -> None:
         """Open the rooms of a step, and give up those that nobody wants."""
         for room in work.rooms:
-            self._rooms[room.request] = self._opened(room)
+            self._rooms[room.key] = self._opened(room)
         for room, reason in work.declines:
             self._decline(room, reason)
         for handle in map(self._rooms.get, work.aborts):
@@ -61,15 +61,15 @@ class Worker:
         if idle and self._rooms and not any(map(_is_over, self._rooms.values())):
             self.manager.finished(Deadline.after(NAP))
         received, failed = set[str](), set[str]()
-        for request in list(self._rooms):
-            why = self._settled(request)
+        for key in list(self._rooms):
+            why, request = self._settled(key), key[0]
             if why is not None and isinstance(self.manager, DecodeManager):
                 received.add(request)
                 if why:
                     failed.add(request)
                     self._report.failures[request] = why
-        for request in list(self._unsafe):
-            self._release(request)
+        for key in list(self._unsafe):
+            self._release(key)
         return received, failed
 
     def report(self) -> Report:
@@ -108,25 +108,25 @@ class Worker:
         if isinstance(self.manager, DecodeManager):
             self.manager.decline(room.bootstrap, RoomId(room.room), reason)
 
-    def _settled(self, request: str) -> str | None:
+    def _settled(self, key: Key) -> str | None:
         """Return why a request's room failed, or "" if it succeeded; None while it is open."""
-        handle, safe = self._rooms[request], True
+        handle, safe = self._rooms[key], True
         try:
             if not _is_over(handle):
                 return None
-            why = handle if isinstance(handle, str) else self._noted(request, handle)
+            why = handle if isinstance(handle, str) else self._noted(key[0], handle)
             safe = isinstance(handle, str) or handle.release_safe()
             if safe and not isinstance(handle, str):
                 handle.clear()
         except Exception as error:  # a room that cannot tell has failed, and its blocks are never used again
-            log.exception("the room of request %s cannot tell how it stands", request)
+            log.exception("the room of request %s cannot tell how it stands", key[0])
             why, safe = one_line(error), False
-        del self._rooms[request]
+        del self._rooms[key]
         loads = isinstance(self.manager, DecodeManager)
         if safe is not loads:  # vLLM frees the blocks of a load that ended; those of a send are held anyhow
-            (self._report.safe if safe else self._report.unsafe)[request] += 1
+            (self._report.safe if safe else self._report.unsafe)[key] += 1
         if not safe and not isinstance(handle, str):
-            self._unsafe[request] = handle
+            self._unsafe[key] = handle
         return why
 
     def _noted(self, request: str, handle: KVSender | KVReceiver) -> str:
@@ -142,11 +142,11 @@ class Worker:
         return one_line(failure)
 
     @contained(lambda: None)
-    def _release(self, request: str) -> None:
-        handle = self._unsafe[request]
+    def _release(self, key: Key) -> None:
+        handle = self._unsafe[key]
         if handle.release_safe():
-            del self._unsafe[request]
-            self._report.safe[request] += 1
+            del self._unsafe[key]
+            self._report.safe[key] += 1
             handle.clear()
 
 
