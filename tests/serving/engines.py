@@ -95,6 +95,7 @@ VLLM_IMPORTS = (
     "vllm.v1.engine.core",
     "vllm.v1.worker.cpu_worker",
     "vllm.model_executor.models.llama",
+    "serving_calm",
 )
 
 
