@@ -1,4 +1,4 @@
-"""Which engine the fixtures start, and with what."""
+"""Which engine the fixtures start, and how."""
 
 from __future__ import annotations
 
@@ -12,12 +12,7 @@ from serving.servers import Server, Servers
 
 __all__ = ["engine", "pytest_collection_modifyitems", "running", "servers", "started_reference", "wanted"]
 
-CHUNKS = ("--chunked-prefill-size", "256")
-HELD = ("--page-size", "16", "--disaggregation-decode-enable-radix-cache", *CHUNKS)
-"""Pages of several tokens, prefill in chunks, and a decode that keeps what it had."""
 SPAWNED = "mooncake_tcp"
-MORE = {"parcel": HELD}
-"""Arguments of both servers of a backend's pair."""
 
 
 @pytest.fixture(scope="session")
@@ -33,5 +28,5 @@ def running(request: pytest.FixtureRequest, servers: Servers, started_reference:
     One of the pairs is spawned as SGLang's users do, all other servers are forks of a nursery.
     """
     backend = request.param
-    with pair(servers, Engine.SGLANG, backend, *MORE.get(backend, ()), alone=backend == SPAWNED) as made:
+    with pair(servers, Engine.SGLANG, backend, alone=backend == SPAWNED) as made:
         yield made

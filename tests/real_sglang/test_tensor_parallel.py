@@ -11,7 +11,7 @@ from serving.pairs import OWN, routed, side
 from serving.prompts import make_prompts
 from serving.servers import Servers
 
-PROMPTS = make_prompts(40, 21, longest=900)
+PROMPTS = make_prompts(24, 21, longest=900, most_tokens=16)
 TWO_CORES = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
 
 
