@@ -52,8 +52,8 @@ def test_prompts_in_chunks_are_equal(tight: Pair, wanted: Wanted) -> None:
 
 
 def test_requests_that_are_preempted_are_equal(tight: Pair, wanted: Wanted) -> None:
-    chosen = longer_than(8 * BLOCK, make_prompts(200, 15, longest=1200))[:10]
-    prompts = [Prompt(p.tokens, 2 * BLOCK) for p in chosen]
+    chosen = longer_than(6 * BLOCK, make_prompts(200, 15))[:8]
+    prompts = [Prompt(p.tokens[: 6 * BLOCK], 4 * BLOCK) for p in chosen]  # 48 blocks at first, 80 in the end
     compared = compare(prompts, wanted(prompts), ask_all(prompts, tight.ask))
     assert compared.equal == len(prompts), str(compared)
     assert metric(get(tight.decode.url, "/metrics"), "vllm:num_preemptions_total") > 0
