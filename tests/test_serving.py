@@ -102,6 +102,23 @@ def test_a_session_is_killed_with_its_grandchildren() -> None:
         assert sessions.gone(child.pid, 10)
 
 
+def test_a_process_whose_first_thread_ended_belongs_to_its_session_until_the_last_one_has() -> None:
+    code = (
+        "import ctypes, threading\n"
+        "threading.Thread(target=lambda: (print(flush=True), input())).start()\n"
+        "ctypes.CDLL(None).syscall(60, 0)\n"  # exit, of this thread alone
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    ) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        assert not sessions.gone(child.pid, 0.3)
+        sessions.kill(child.pid)
+        child.wait()
+        assert sessions.gone(child.pid, 10)
+
+
 def test_a_server_that_ends_shows_the_end_of_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "bin"
     folder.mkdir()

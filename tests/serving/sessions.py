@@ -13,6 +13,8 @@ import attrs
 PAGE = os.sysconf("SC_PAGE_SIZE")
 TICK = os.sysconf("SC_CLK_TCK")
 LOOK = 0.05
+THREADS = 17
+"""The place of their number among the fields behind the name."""
 
 
 @attrs.frozen
@@ -35,14 +37,17 @@ def _stat(pid: int) -> list[str]:
 
 
 def members(session: int) -> Iterator[int]:
-    """Yield the living processes of a session: a zombie is none."""
+    """Yield the living processes of a session: a zombie is none, unless threads of it have yet to end.
+
+    Those hold its sockets: on a busy machine for seconds after SIGKILL, and the port is taken meanwhile.
+    """
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             try:
                 fields = _stat(int(entry))
             except OSError:
                 continue  # it ended meanwhile
-            if int(fields[3]) == session and fields[0] not in "ZX":
+            if int(fields[3]) == session and (fields[0] not in "ZX" or int(fields[THREADS]) > 1):
                 yield int(entry)
 
 
@@ -76,7 +81,7 @@ def _of_process(pid: int) -> Usage:
     return Usage(
         processes=1,
         rss=int(fields[21]) * PAGE,
-        threads=int(fields[17]),
+        threads=int(fields[THREADS]),
         sockets=sum(name.startswith("socket:") for name in open_files),
         files=len(open_files),
         cpu=(int(fields[11]) + int(fields[12])) / TICK,
