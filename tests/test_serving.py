@@ -222,6 +222,8 @@ class Doubles:
             return web.json_response({"choices": [choice]})
         out = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await out.prepare(request)
+        if body["prompt"] == [7]:
+            await asyncio.sleep(60)
         for document in (
             {"choices": [{"token_ids": [4], "text": "a"}]},
             {"choices": [{"token_ids": [5], "text": "b"}]},
@@ -288,6 +290,14 @@ def test_an_error_says_which_side_refused(doubles: Doubles) -> None:
     assert "prefill at" in str(first.error)
     assert "decode at" in str(second.error)
     assert "out of pages" in str(second.error)
+
+
+def test_nobody_waits_for_a_decode_whose_prefill_was_never_asked(doubles: Doubles) -> None:
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    with Running(Router(Engine.SGLANG, [Prefill(nowhere, 8998)], [doubles.decode])) as url:
+        answer = ask(url, Prompt((7,), 2))
+    assert str(answer.error).count("prefill at") == 1
+    assert "Connect call failed" in str(answer.error)
 
 
 def test_an_error_within_a_stream_is_an_error(vllm_router: str) -> None:

@@ -18,7 +18,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import attrs
-from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, TCPConnector, web
+from aiohttp import (
+    ClientConnectorError,
+    ClientError,
+    ClientResponse,
+    ClientSession,
+    ClientTimeout,
+    TCPConnector,
+    web,
+)
 
 from .engines import Engine
 from .ports import free_port
@@ -39,16 +47,19 @@ class Prefill:
 class RefusedError(Exception):
     """A server answered with an error, or not at all."""
 
-    def __init__(self, who: str, status: int, text: str) -> None:
+    def __init__(self, who: str, status: int, text: str, *, heard: bool = True) -> None:
         super().__init__(f"{who}: {status or 'no answer'}: {text}")
         self.status = status
+        self.heard = heard
+        """Whether it may have taken the request before."""
 
 
 async def _post(session: ClientSession, who: str, url: str, body: dict[str, Any]) -> ClientResponse:
     try:
         reply = await session.post(f"{url}/v1/completions", json=body)
     except (ClientError, OSError) as error:
-        raise RefusedError(f"{who} at {url}", 0, repr(error)) from error
+        heard = not isinstance(error, ClientConnectorError)
+        raise RefusedError(f"{who} at {url}", 0, repr(error), heard=heard) from error
     if reply.status != web.HTTPOk.status_code:
         text = (await reply.text())[:4000]
         reply.release()
@@ -57,16 +68,19 @@ async def _post(session: ClientSession, who: str, url: str, body: dict[str, Any]
 
 
 async def _pass_on(request: web.Request, reply: ClientResponse) -> web.StreamResponse:
-    """Hand decode's answer to the client: a stream as it comes, with an error event if decode dies."""
+    """Hand decode's answer to the client: a stream as it comes, with an error event if decode dies in it."""
     kind = reply.headers.get("Content-Type", "application/json")
     if "event-stream" not in kind:
         return web.Response(body=await reply.read(), headers={"Content-Type": kind})
     out = web.StreamResponse(headers={"Content-Type": kind})
-    await out.prepare(request)
     try:
         async for piece in reply.content.iter_any():
+            if not out.prepared:
+                await out.prepare(request)
             await out.write(piece)
     except (ClientError, ConnectionError) as error:
+        if not out.prepared:
+            raise
         event = {"error": {"message": f"decode at {reply.url.origin()}: the answer broke off: {error!r}"}}
         await out.write(b"data: " + json.dumps(event).encode() + b"\n\n")
     await out.write_eof()
@@ -131,8 +145,7 @@ class Router:
         async with await _post(self._session, "prefill", prefill.url, once(body)) as first:
             parameters = (await first.json()).get("kv_transfer_params")
         asked = body | {"kv_transfer_params": parameters}
-        async with await _post(self._session, "decode", decode, asked) as reply:
-            return await _pass_on(request, reply)
+        return await self._answer(request, decode, asked)
 
     async def _both(
         self, request: web.Request, body: dict[str, Any], prefill: Prefill, decode: str
@@ -140,26 +153,35 @@ class Router:
         assert self._session is not None
         asked = with_room(body, prefill, secrets.randbits(62))
         first = asyncio.create_task(self._drain(prefill.url, asked))
+        answer = asyncio.create_task(self._answer(request, decode, asked))
         try:
-            async with await _post(self._session, "decode", decode, asked) as reply:
-                return await _pass_on(request, reply)
+            await asyncio.wait((first, answer), return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done() and (refused := first.result()) is not None and not refused.heard:
+                raise refused  # decode would wait for a prefill that knows nothing of it
+            return await answer
         except RefusedError as refused:
-            if first.done() and first.result() is not None:
-                raise RefusedError(
-                    f"{refused}; prefill at {prefill.url}", 500, str(first.result())
-                ) from refused
+            if first.done() and (why := first.result()) not in (None, refused):
+                raise RefusedError(f"{refused}; prefill at {prefill.url}", 500, str(why)) from refused
             raise
         finally:
             first.cancel()
+            answer.cancel()
 
-    async def _drain(self, url: str, asked: dict[str, Any]) -> str | None:
+    async def _answer(self, request: web.Request, decode: str, asked: dict[str, Any]) -> web.StreamResponse:
+        assert self._session is not None
+        async with await _post(self._session, "decode", decode, asked) as reply:
+            return await _pass_on(request, reply)
+
+    async def _drain(self, url: str, asked: dict[str, Any]) -> RefusedError | None:
         """Ask prefill, and return its error if it has one: its answer is decode's to give."""
         assert self._session is not None
         try:
             async with await _post(self._session, "prefill", url, asked | {"stream": False}) as reply:
                 await reply.read()
-        except (RefusedError, ClientError, OSError) as error:
-            return str(error)
+        except RefusedError as refused:
+            return refused
+        except (ClientError, OSError) as error:
+            return RefusedError(f"prefill at {url}", 0, repr(error))
         return None
 
 
