@@ -541,9 +541,11 @@ def test_a_heartbeat_of_another_process_at_a_peers_address_loses_the_old_one_at_
 
 def test_heartbeats_reach_the_hook_on_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, "observer_counts")
+    observer = importlib.import_module("pd_observer_counts")
+    observer.heard.clear()  # of managers of tests before
+    observer.both.clear()
     with paired(config(interval=0.05)) as pair:
         pair.move(1, [1], [1])
-        observer = importlib.import_module("pd_observer_counts")
         assert observer.both.wait(30)
         assert observer.heard[Role.PREFILL].incarnation == pair.prefill.incarnation
         assert observer.heard[Role.DECODE].incarnation == pair.decode.incarnation

@@ -48,12 +48,19 @@ def wanted(request: pytest.FixtureRequest, started_reference: Server) -> Wanted:
     return answers
 
 
+SPAWNED = {(Engine.SGLANG, "mooncake_tcp")}
+"""Pairs that start as SGLang's users start them; all other servers are forks of a nursery."""
+CAREFUL = {"parcel": {"PDCORE_AUTH_KEY": "a secret of these tests", "PDCORE_TRANSFER_VERIFY": "all"}}
+"""Backends whose pair authenticates its peers, and has decode check every page that arrived."""
+
+
 @pytest.fixture(scope="session")
 def running(
     request: pytest.FixtureRequest, engine: Engine, servers: Servers, started_reference: Server
 ) -> Iterator[Pair]:
     """A prefill and a decode server over the backend that the test's parameter names; one pair at a time."""
-    with pair(servers, engine, request.param) as made:
+    backend, spawned = request.param, (engine, request.param) in SPAWNED
+    with pair(servers, engine, backend, environment=CAREFUL.get(backend, {}), alone=spawned) as made:
         yield made
 
 
