@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from mori_cases import MoriCases
 from mori_engines import Start
+from pair import until
 from pd_mori.config import MoriOptions
 from pd_mori.library import Library, load
 
@@ -29,4 +30,5 @@ class TestMoriEngine(MoriCases):
             more = start()
             here.engine.disconnect(here.connect(more))
             more.engine.close()
-        assert threads_and_files() == before
+        # A thread of the library's may end a moment after its engine; one that is left behind never does.
+        until(lambda: all(now <= then for now, then in zip(threads_and_files(), before, strict=True)))
