@@ -119,9 +119,7 @@ class Pair:
 
     def settle(self) -> None:
         """Wait until pages of rooms that ended may be used again, as a scheduler would."""
-        deadline = soon()
-        while self.decode.unsafe().rooms and not deadline.expired:
-            time.sleep(0.002)
+        until(lambda: not self.decode.unsafe().rooms)
 
 
 def until(true: Callable[[], object]) -> None:

@@ -163,8 +163,11 @@ def test_an_abort_never_overtakes_its_request() -> None:
         assert all(np.array_equal(a, b[3]) for a, b in zip(before, pair.decode.pools.arrays, strict=True))
 
 
-def in_hand(pair: Pair, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> KVReceiver:
-    """Have decode ask for room 2, and the thread that opens it on prefill held with that request in hand."""
+@contextmanager
+def in_hand(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[KVReceiver, list[KVSender]]]:
+    """Have decode ask for room 2, and the thread that opens it on prefill held with that request in hand;
+    the list has the sender after the block."""
+    gate, opened = Gate(), list[KVSender]()
     pair.move(1, [0], [0])
     parking = pair.prefill._reception._parking
     receiver = pair.decode.receiver(pair.bootstrap.address, RoomId(2), soon())
@@ -179,16 +182,15 @@ def in_hand(pair: Pair, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> KVReceiv
         return found
 
     monkeypatch.setattr(parking, "take", taken)
-    return receiver
+    with gate.holding(lambda: opened.append(pair.prefill.sender(RoomId(2), soon()))):
+        yield receiver, opened
 
 
 def test_an_abort_that_meets_a_request_in_the_hand_of_who_opens_its_room_frees_no_page(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    gate, opened = Gate(), list[KVSender]()
     with paired() as pair:
-        receiver = in_hand(pair, gate, monkeypatch)
-        with gate.holding(lambda: opened.append(pair.prefill.sender(RoomId(2), soon()))):
+        with in_hand(pair, monkeypatch) as (receiver, opened):
             receiver.abort()
             time.sleep(0.2)
             assert not receiver.release_safe()
@@ -208,10 +210,8 @@ def test_an_abort_that_meets_a_request_in_the_hand_of_who_opens_its_room_frees_n
 def test_a_question_that_meets_a_request_in_the_hand_of_who_opens_its_room_ends_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    gate, opened = Gate(), list[KVSender]()
     with paired() as pair:
-        receiver = in_hand(pair, gate, monkeypatch)
-        with gate.holding(lambda: opened.append(pair.prefill.sender(RoomId(2), soon()))):
+        with in_hand(pair, monkeypatch) as (receiver, opened):
             (source,) = pair.decode._sources.all()
             pair.decode.channel.call(partial(receiver.met_again, source))  # it asks how the room stands
             until(lambda: bool(receiver._dialogue.standing))

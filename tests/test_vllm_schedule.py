@@ -91,6 +91,14 @@ def test_a_request_without_a_prefill_is_computed_here() -> None:
     assert schedule.matched("f", asked(), 0) == 0
 
 
+def test_a_request_that_vllm_asks_about_in_every_step_is_refused_and_logged_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    schedule, params = Schedule(32, 2, loads=False), asked()
+    assert [schedule.matched("r", params, 100) for _ in range(3)] == [0, 0, 0]
+    assert caplog.text.count("request r is computed here: this engine is a prefill") == 1
+
+
 def test_decode_declines_what_it_has_all_of() -> None:
     schedule = Schedule(32, 2, loads=True)
     schedule.allocated("r", asked(), [4, 5], 64, 0)

@@ -291,7 +291,7 @@ def test_a_room_that_cannot_tell_has_failed_and_its_blocks_stay_out(
     decode.begin(load(pair, 8, 9))
     with monkeypatch.context() as patch:
         patch.setattr(KVReceiver, "poll", broken)
-        ended, report = decode.ended(idle=False), decode.report()
+        ended, report = decode.ended(idle=True), decode.report()
     assert ended == ({"d"}, {"d"})
     assert report == Report(Counter([("d", 8)]), Counter(), {"d": "RuntimeError('a defect')"})
     assert "cannot tell how it stands" in caplog.text

@@ -52,7 +52,7 @@ class Engine(enum.Enum):
 
     @property
     def imports(self) -> tuple[str, ...]:
-        """The modules that bring most of what its processes import; none: its servers are spawned."""
+        """The modules that bring most of what its processes import."""
         return VLLM_IMPORTS if self is Engine.VLLM else SGLANG_IMPORTS
 
 

@@ -9,7 +9,7 @@ import pytest
 from .client import Answer, Prompt, ask, in_waves
 from .demo import LOGS
 from .engines import Engine, missing
-from .nursery import Nursery, spawned
+from .nursery import Nursery
 from .pairs import Pair, pair, single
 from .servers import Server, Servers
 
@@ -22,8 +22,7 @@ def servers(engine: Engine) -> Iterator[Servers]:
     lack = missing(engine)
     assert lack is None, lack
     logs = LOGS / engine.value
-    nursery = Nursery(engine.python, engine.imports, engine.settings, logs / "nursery.log")
-    with nursery, Servers(logs, nursery.launch if engine.imports else spawned) as running:
+    with Nursery.of(engine, logs) as nursery, Servers(logs, nursery.launch) as running:
         yield running
 
 

@@ -12,15 +12,16 @@ import os
 import select
 import signal
 import subprocess
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-from .engines import Command, Settings
+from .engines import Command, Engine, Settings
 
 NEST = Path(__file__).parent / "nest.py"
+PATIENCE = 600.0
+"""Seconds for the imports on an overloaded machine; on an idle one they take 25."""
 
 
 class Process(Protocol):
@@ -83,14 +84,19 @@ class Forked:
 
 
 class Nursery:
-    """The process that has imported an engine; ``launch`` waits until it has. Its forks outlive it."""
+    """The process that has imported an engine; ``launch``, of one thread, waits until it has. Its forks
+    outlive it."""
 
     def __init__(self, python: Path, imports: tuple[str, ...], environment: Settings, log: Path) -> None:
         self._command = (str(python), "-P", str(NEST), *imports)
         self._environment = environment
         self._log = log
-        self._lock = threading.Lock()  # guards the pipes: an answer belongs to the request before it
         self._nest: subprocess.Popen[str] | None = None
+
+    @classmethod
+    def of(cls, engine: Engine, logs: Path) -> Nursery:
+        """Return the one of an engine's servers."""
+        return cls(engine.python, engine.imports, engine.settings, logs / "nursery.log")
 
     def launch(self, command: Command, environment: Mapping[str, str], log: Path) -> Process:
         """Fork a server."""
@@ -98,10 +104,11 @@ class Nursery:
         assert self._nest.stdin is not None
         assert self._nest.stdout is not None
         asked = {"arguments": command.arguments, "environment": dict(environment), "log": str(log.absolute())}
-        with self._lock:
-            self._nest.stdin.write(json.dumps(asked) + "\n")
-            self._nest.stdin.flush()
-            answer = self._nest.stdout.readline()
+        self._nest.stdin.write(json.dumps(asked) + "\n")
+        self._nest.stdin.flush()
+        came = select.select([self._nest.stdout], [], [], PATIENCE)[0]
+        assert came, f"the nursery has not answered within {PATIENCE:.0f} s; see {self._log}"
+        answer = self._nest.stdout.readline()
         assert answer, f"the nursery has ended; see {self._log}"
         return Forked(int(answer))
 

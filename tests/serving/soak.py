@@ -192,8 +192,7 @@ def main() -> int:
     journal = Journal(LOGS / "soak.jsonl")
     random.seed(chosen.seed)
     try:
-        nursery = Nursery(Engine.VLLM.python, Engine.VLLM.imports, Engine.VLLM.settings, LOGS / "nursery.log")
-        with nursery, Servers(LOGS, nursery.launch) as servers:
+        with Nursery.of(Engine.VLLM, LOGS) as nursery, Servers(LOGS, nursery.launch) as servers:
             summary = soak(chosen, servers, journal)
     except ServerError as error:
         say(str(error))

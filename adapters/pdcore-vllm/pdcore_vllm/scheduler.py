@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import attrs
@@ -97,7 +97,7 @@ class Schedule:
         self._held: dict[Key, tuple[tuple[int, ...], int]] = {}
         self._watch_until = 0.0
 
-    def matched(self, request: str, params: Mapping[str, Any] | None, missing: int) -> int | None:
+    def matched(self, request: str, params: dict[str, Any] | None, missing: int) -> int | None:
         """Return how many of the ``missing`` tokens come from prefill; None: it is not known yet.
 
         Of several requests with one room the first loads it, and the others wait for what it leaves in the
@@ -180,14 +180,16 @@ class Schedule:
             del self._spent[next(iter(self._spent))]
         return Room(request, source[1], bootstrap=source[0])
 
-    def _source(self, request: str, params: Mapping[str, Any] | None) -> tuple[str, int] | None:
-        """Return where a request's prefill is, and in which room; None where nothing is to be loaded."""
+    def _source(self, request: str, params: dict[str, Any] | None) -> tuple[str, int] | None:
+        """Return where a request's prefill is, and in which room; None where nothing is to be loaded, which
+        its parameters say from then on: vLLM may ask in every step."""
         if not params or not params.get("do_remote_prefill"):
             return None
         bootstrap, room = params.get("pdcore_bootstrap"), params.get("pdcore_room")
         if self._loads and isinstance(bootstrap, str) and type(room) is int:
             return bootstrap, room
         why = "its kv_transfer_params name no room of pdcore" if self._loads else "this engine is a prefill"
+        params["do_remote_prefill"] = False
         log.warning("request %s is computed here: %s", request, why)
         return None
 

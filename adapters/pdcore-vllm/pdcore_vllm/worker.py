@@ -58,7 +58,7 @@ class Worker:
     def ended(self, *, idle: bool) -> tuple[set[str], set[str]]:
         """Return whose loads have ended since the last look, and whose of them failed; a step that is
         ``idle`` waits a little for one."""
-        if idle and self._rooms and not any(map(_is_over, self._rooms.values())):
+        if idle and self._rooms:
             self.manager.finished(Deadline.after(NAP))
         received, failed = set[str](), set[str]()
         for key in list(self._rooms):
@@ -112,7 +112,7 @@ class Worker:
         """Return why a request's room failed, or "" if it succeeded; None while it is open."""
         handle, safe = self._rooms[key], True
         try:
-            if not _is_over(handle):
+            if not (isinstance(handle, str) or handle.poll().terminal):
                 return None
             why = handle if isinstance(handle, str) else self._noted(key[0], handle)
             safe = isinstance(handle, str) or handle.release_safe()
@@ -148,7 +148,3 @@ class Worker:
             del self._unsafe[key]
             self._report.safe[key] += 1
             handle.clear()
-
-
-def _is_over(handle: KVSender | KVReceiver | str) -> bool:
-    return isinstance(handle, str) or handle.poll().terminal
