@@ -3,6 +3,10 @@
 Four engines at once overload a small machine, and no figure means anything then: one pair is up at a time,
 they take turns, and both get the same prompts. Run it in the engine's environment on a machine that does
 nothing else; the load is in the table.
+
+What spins takes the models' cores, too. So vLLM's processes come from the nursery, which lets them wait for
+one another without spinning, and NixlConnector's progress threads wait 100 us between two looks; as its users
+run it, it is several times slower on two cores. SGLang's servers are spawned as its users do.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 import attrs
 
@@ -22,6 +27,7 @@ from .client import Answer, Prompt, ask_all
 from .compare import quantile, table
 from .demo import LOGS, say
 from .engines import Engine, missing
+from .nursery import Nursery
 from .pairs import OWN, Pair, pair
 from .prompts import make_prompts
 from .servers import ServerError, Servers
@@ -148,7 +154,11 @@ def main() -> int:
     backend = chosen.backend or BACKENDS[chosen.engine]
     turns: list[Turn] = []
     try:
-        with Servers(LOGS) as servers:
+        with ExitStack() as stack:
+            servers = Servers(LOGS)
+            if chosen.engine is Engine.VLLM:
+                servers = Servers(LOGS, stack.enter_context(Nursery.of(chosen.engine, LOGS)).launch)
+            stack.enter_context(servers)
             for number in range(chosen.turns):
                 order = (OWN, backend) if number % 2 == 0 else (backend, OWN)  # what drifts hits both alike
                 for side in order:

@@ -161,9 +161,13 @@ def vllm_own(role: Role, *more: str, environment: Settings = NONE) -> Command:
         "kv_connector": "NixlConnector",
         "kv_role": "kv_producer" if role is Role.PREFILL else "kv_consumer",
         "kv_buffer_device": "cpu",
-        "kv_connector_extra_config": {"num_threads": 1},  # its four took two cores: 4 requests in 45 s
+        "kv_connector_extra_config": {"num_threads": 0},  # its default of four takes both cores by itself
     }
-    side = {"VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1", "VLLM_NIXL_SIDE_CHANNEL_PORT": str(free_port())}
+    side = {
+        "VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1",
+        "VLLM_NIXL_SIDE_CHANNEL_PORT": str(free_port()),
+        "SERVING_PROGRESS": "100",
+    }
     return _vllm(role, transfer, more, side | dict(environment), None)
 
 
