@@ -43,8 +43,10 @@ groups: $(VENV)/.developed
 
 # What takes long, most of it on the real engines: conformance in full, processes that are killed, stopped,
 # forked or short of descriptors, and wheels in a clean environment.
-ENGINE_TESTS := $(patsubst %,tests/test_%.py,mooncake_conformance nixl_conformance conform_local \
-  parcel_conformance engines_kill dead_prefill descriptors chaos kill fork shortage mooncake_ipv6 wheels)
+ENGINE_TESTS := $(patsubst %,tests/%.py,plugins/test_mooncake_conformance plugins/test_nixl_conformance \
+  testing/test_conform_local plugins/test_parcel_conformance plugins/test_engines_kill decode/test_dead_prefill \
+  host/test_descriptors testing/test_chaos demo/test_kill host/test_fork host/test_shortage \
+  plugins/test_mooncake_ipv6 test_wheels)
 
 # With ARGS, the tests that they pick; without, all but those of test-engines.
 test: $(VENV)/.developed

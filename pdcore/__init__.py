@@ -2,7 +2,7 @@
 
 This is the door for users; every name loads its module on first use, so that importing pdcore is
 quick and touches no engine, no torch and no entry point. Authors of backends find theirs in
-:mod:`pdcore.hookspecs`, and for their tests in :mod:`pdcore.testing`.
+:mod:`pdcore.contract`, and for their tests in :mod:`pdcore.testing`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
         Timeouts,
         TransferConfig,
         TransferModel,
+        load_config,
     )
+    from pdcore.contract.regions import Region
     from pdcore.decode import DecodeManager, KVReceiver
     from pdcore.errors import (
         AddressError,
@@ -41,19 +43,24 @@ if TYPE_CHECKING:
         TransportMismatchError,
         VariantConflictError,
     )
-    from pdcore.fingerprint import Fingerprint
-    from pdcore.health import Health
-    from pdcore.layout import Attention, KVBuffer, KVLayout, PageOrder, StateBuffer, StateComponent
-    from pdcore.metadata import AuxDataCodec, MetadataBuffers
-    from pdcore.metrics import RequestMetrics
+    from pdcore.events.metrics import RequestMetrics
+    from pdcore.layout import (
+        Attention,
+        AuxField,
+        AuxSchema,
+        Fingerprint,
+        KVBuffer,
+        KVLayout,
+        PageOrder,
+        StateBuffer,
+        StateComponent,
+    )
+    from pdcore.managers.health import Health
+    from pdcore.memory import AuxDataCodec, MetadataBuffers, Pools, StatePool
     from pdcore.model import CPU, Deadline, Device, DeviceKind, KVPoll, Role, RoomId
-    from pdcore.pools import Pools, StatePool
+    from pdcore.pairing import CPSenders, DPChoice, Topology
     from pdcore.prefill import Announce, KVSender, PrefillManager, TransferKVChunk
-    from pdcore.regions import Region
-    from pdcore.schema import AuxField, AuxSchema
     from pdcore.selection import Backend, select
-    from pdcore.settings import load_config
-    from pdcore.topology import CPSenders, DPChoice, Topology
 
 __version__ = "0.1.0"
 
@@ -67,7 +74,9 @@ _HOMES = {
         "Timeouts",
         "TransferConfig",
         "TransferModel",
+        "load_config",
     ),
+    "contract.regions": ("Region",),
     "decode": ("DecodeManager", "KVReceiver"),
     "errors": (
         "ArgumentError",
@@ -88,19 +97,24 @@ _HOMES = {
         "TransportMismatchError",
         "VariantConflictError",
     ),
-    "fingerprint": ("Fingerprint",),
-    "health": ("Health",),
-    "layout": ("Attention", "KVBuffer", "KVLayout", "PageOrder", "StateBuffer", "StateComponent"),
-    "metadata": ("AuxDataCodec", "MetadataBuffers"),
-    "metrics": ("RequestMetrics",),
+    "events.metrics": ("RequestMetrics",),
+    "layout": (
+        "Attention",
+        "AuxField",
+        "AuxSchema",
+        "Fingerprint",
+        "KVBuffer",
+        "KVLayout",
+        "PageOrder",
+        "StateBuffer",
+        "StateComponent",
+    ),
+    "managers.health": ("Health",),
+    "memory": ("AuxDataCodec", "MetadataBuffers", "Pools", "StatePool"),
     "model": ("CPU", "Deadline", "Device", "DeviceKind", "KVPoll", "Role", "RoomId"),
-    "pools": ("Pools", "StatePool"),
+    "pairing": ("CPSenders", "DPChoice", "Topology"),
     "prefill": ("Announce", "KVSender", "PrefillManager", "TransferKVChunk"),
-    "regions": ("Region",),
-    "schema": ("AuxField", "AuxSchema"),
     "selection": ("Backend", "select"),
-    "settings": ("load_config",),
-    "topology": ("CPSenders", "DPChoice", "Topology"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

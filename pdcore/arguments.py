@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from pdcore.checks.scalars import real, shown, whole
 from pdcore.errors import ArgumentError, RoomError
 from pdcore.model import Deadline, RoomId
-from pdcore.scalars import real, shown, whole
 
 __all__ = ["callables", "count", "due", "instance", "named", "require_deadline", "room_id"]
 

@@ -11,18 +11,22 @@ from typing import NewType
 
 import attrs
 
+from pdcore.checks.scalars import real, shown, whole
 from pdcore.errors import ArgumentError
-from pdcore.scalars import real, shown, whole
 
 __all__ = [
     "CPU",
+    "AuxTransport",
+    "Certainty",
     "Clock",
     "Deadline",
     "Device",
     "DeviceKind",
+    "EffectiveTransport",
     "Generation",
     "Incarnation",
     "KVPoll",
+    "PeerIdentity",
     "Role",
     "RoomId",
     "new_incarnation",
@@ -164,3 +168,39 @@ class Deadline:
     def within(self, seconds: float) -> Deadline:
         """Return a sub-deadline: ``seconds`` from now, or this one if that is earlier."""
         return Deadline(min(self.at, self.clock() + seconds), self.clock)
+
+
+@attrs.frozen
+class PeerIdentity:
+    """Names a peer: its role, incarnation and control address."""
+
+    role: Role
+    incarnation: Incarnation
+    address: str
+
+    def __str__(self) -> str:
+        return f"{self.role.value} {self.address} ({self.incarnation[:8]})"
+
+
+class AuxTransport(Enum):
+    """How aux rows reach the decode side."""
+
+    ENGINE = "engine"
+    TCP = "tcp"
+
+
+class Certainty(Enum):
+    """How sure an engine is of the transport it runs on."""
+
+    VERIFIED = "verified"
+    INFERRED = "inferred"
+    UNKNOWN = "unknown"
+
+
+@attrs.frozen
+class EffectiveTransport:
+    """The transport that an engine really uses, as far as it can tell; ``how`` says from what."""
+
+    name: str
+    certainty: Certainty
+    how: str = ""

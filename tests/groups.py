@@ -29,7 +29,7 @@ from pdcore import (
     Topology,
     select,
 )
-from pdcore.topology import DPChoice
+from pdcore.pairing.topology import DPChoice
 
 PAGE_SIZE, PAGES, HEAD_DIM, LATENT = 4, 48, 8, 24
 

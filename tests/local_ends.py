@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from pdcore.engine import Peer
+from pdcore.contract.engine import Peer
+from pdcore.contract.outcome import Quiescence, Transfer, TransferState
+from pdcore.contract.regions import Region, WriteBatch
 from pdcore.local.engine import LocalEngine, LocalPeer
 from pdcore.local.options import LocalOptions
 from pdcore.model import Deadline
-from pdcore.outcome import Quiescence, Transfer, TransferState
-from pdcore.regions import Region, WriteBatch
 
 
 class Ends:

@@ -31,10 +31,10 @@ from pd_mori.config import MoriOptions
 from pd_mori.engine import MoriEngine, MoriPeer
 from pd_mori.library import Library
 
+from pdcore.contract.outcome import Quiescence, TransferState
+from pdcore.contract.regions import Region, WriteBatch
 from pdcore.errors import EngineClosedError, EngineError, FailureCode, RegistrationError
 from pdcore.model import new_incarnation
-from pdcore.outcome import Quiescence, TransferState
-from pdcore.regions import Region, WriteBatch
 
 
 class MoriCases:

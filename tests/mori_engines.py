@@ -12,11 +12,10 @@ import numpy as np
 import numpy.typing as npt
 from pd_mori.engine import MoriEngine, MoriPeer
 
-from pdcore.engine import Certainty, EffectiveTransport
+from pdcore.contract.outcome import Quiescence, Transfer, TransferState
+from pdcore.contract.regions import WriteBatch
 from pdcore.errors import FailureCode
-from pdcore.model import Deadline
-from pdcore.outcome import Quiescence, Transfer, TransferState
-from pdcore.regions import WriteBatch
+from pdcore.model import Certainty, Deadline, EffectiveTransport
 
 SIZE = 65536
 """Bytes of every region here."""

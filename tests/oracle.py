@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pdcore.layout import PageOrder
-from pdcore.regions import WriteBatch
+from pdcore.contract.regions import WriteBatch
+from pdcore.layout.kv import PageOrder
 
 __all__ = [
     "EMPTY",

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import pdcore
-from pdcore.hookspecs import BackendHooks
+from pdcore.contract.hookspecs import BackendHooks
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "pdcore"
@@ -28,94 +28,32 @@ SOURCES = sorted(path for root in (PACKAGE, *PLUGINS, *ADAPTERS) for path in roo
 
 FLOW = """
 errors
-console
-descriptors
-shortage
-address
-scalars
-birthplace
+checks
 model
 arguments
-process
-sockets
-secret
+host
 config
-structuring
-service_links
-settings
-machine
-fields
-names
-elements
-fingerprint
-order
-components
 layout
-schema
-aux_form
-topology
-sharding
-extent
-regions
-overlap
-outcome
-budget
-capabilities
-export
-engine
-backend
-metrics
+pairing
 events
-trial
-installation
-hookspecs
-discovery
-plugins
-environment
-engine_start
-assessment
+contract
 selection
 plan
 wire
-chores
 bootstrap
-liveness
-status
-quarantine
-rows
-cells
-aux_memory
-metadata
 memory
-shapes
-pools
-claims
-digest
-pairing
-remarks
-closing
-health
-handle
-containment
-overdue
-unsafe
-parts
-survivors
-ready
-duties
-pulse
+rooms
 telemetry
-manager
+managers
 prefill
 decode
-echo
 local
 demo
 testing
 bench
 cli
 """
-"""The flow: config, discover, select, engine, register, bootstrap, plan, send, status."""
+"""The flow: describe, configure, select an engine, plan, speak, keep rooms, manage; then what uses it."""
 ORDER = FLOW.split()
 
 

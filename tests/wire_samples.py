@@ -5,14 +5,14 @@ from __future__ import annotations
 import attrs
 import numpy as np
 
-from pdcore.aux_form import AuxForm
-from pdcore.backend import AuxTransport
 from pdcore.errors import FailureCode, Misfit
-from pdcore.layout import KVBuffer, KVLayout, PageOrder, StateBuffer, StateComponent
-from pdcore.model import Generation, Incarnation, KVPoll, Role, RoomId
-from pdcore.process import ProcessIdentity
-from pdcore.schema import AuxField, AuxSchema
-from pdcore.topology import Topology
+from pdcore.host.process import ProcessIdentity
+from pdcore.layout.aux_form import AuxForm
+from pdcore.layout.aux_schema import AuxField, AuxSchema
+from pdcore.layout.kv import KVBuffer, KVLayout, PageOrder, StateBuffer, StateComponent
+from pdcore.model import AuxTransport, Generation, Incarnation, KVPoll, Role, RoomId
+from pdcore.pairing.description import PeerDescription
+from pdcore.pairing.topology import Topology
 from pdcore.wire import (
     Abort,
     AuxRow,
@@ -27,7 +27,6 @@ from pdcore.wire import (
     Opened,
     PairReply,
     PairRequest,
-    PeerDescription,
     Released,
     RequestMetadata,
     RoomStatus,

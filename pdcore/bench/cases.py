@@ -11,14 +11,14 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from pdcore.bench.beside import HELD, Beside, measure_beside
 from pdcore.bench.load import BenchError
 from pdcore.bench.messages import Load
 from pdcore.bench.near import Pair, paired, plan_of
+from pdcore.bench.stuck_peer import HELD, Beside, measure_beside
 from pdcore.demo.messages import WorkerSettings
 from pdcore.demo.models import MODELS
+from pdcore.memory.pools import Pools
 from pdcore.plan import merge_runs
-from pdcore.pools import Pools
 
 __all__ = ["Effort", "Large", "Planning", "Tiny", "measure_large", "measure_planning", "measure_tiny"]
 

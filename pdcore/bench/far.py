@@ -9,16 +9,16 @@ import numpy.typing as npt
 
 from pdcore.bench.load import allocate, pages_of, serve_load
 from pdcore.bench.messages import Command, Export, Join, Load, decode_command
-from pdcore.console import explained
 from pdcore.decode import DecodeManager
 from pdcore.demo.line import ParentLine
 from pdcore.demo.messages import Fatal, WorkerSettings
 from pdcore.demo.serving import chosen_backend, configuration
-from pdcore.handle import RoomHandle
-from pdcore.machine import find_place
-from pdcore.metadata import MetadataBuffers
+from pdcore.host.console import explained
+from pdcore.host.machine import find_place
+from pdcore.memory.metadata_buffers import MetadataBuffers
 from pdcore.model import Deadline, Role, RoomId, new_incarnation
-from pdcore.topology import Topology
+from pdcore.pairing.topology import Topology
+from pdcore.rooms.handle import RoomHandle
 
 __all__: list[str] = []
 

@@ -13,10 +13,10 @@ from pdcore.demo.content import AUX_SCHEMA
 from pdcore.demo.messages import WorkerSettings
 from pdcore.demo.models import MODELS
 from pdcore.errors import PDCoreError
-from pdcore.handle import RoomHandle
-from pdcore.metadata import MetadataBuffers
+from pdcore.memory.metadata_buffers import MetadataBuffers
+from pdcore.memory.pools import Pools
 from pdcore.model import Deadline, KVPoll, Role, RoomId
-from pdcore.pools import Pools
+from pdcore.rooms.handle import RoomHandle
 
 __all__ = ["BenchError", "Side", "allocate", "pages_of", "serve_load"]
 

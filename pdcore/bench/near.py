@@ -13,20 +13,20 @@ import numpy.typing as npt
 from pdcore.bench.load import BenchError, allocate, pages_of, serve_load
 from pdcore.bench.messages import Event, Export, Join, Load, Loaded, decode_event
 from pdcore.bootstrap import BootstrapServer
+from pdcore.contract.engine import Peer, RawWrite, TransferEngine
+from pdcore.contract.regions import WriteBatch
 from pdcore.demo.child import Child, Gone
 from pdcore.demo.content import aux_values
 from pdcore.demo.messages import Fatal, Stop, WorkerSettings
 from pdcore.demo.serving import chosen_backend, configuration
-from pdcore.engine import Peer, RawWrite, TransferEngine
-from pdcore.handle import RoomHandle
-from pdcore.machine import find_place
-from pdcore.metadata import MetadataBuffers
+from pdcore.host.machine import find_place
+from pdcore.memory.metadata_buffers import MetadataBuffers
+from pdcore.memory.pools import Pools
 from pdcore.model import Deadline, Role, RoomId, new_incarnation
+from pdcore.pairing.topology import Topology
 from pdcore.plan import ItemCopier
-from pdcore.pools import Pools
 from pdcore.prefill import PrefillManager
-from pdcore.regions import WriteBatch
-from pdcore.topology import Topology
+from pdcore.rooms.handle import RoomHandle
 
 __all__ = ["Pair", "another", "expect", "paired", "plan_of"]
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import attrs
 
-from pdcore.bench.beside import Beside
 from pdcore.bench.cases import Large, Planning, Tiny
+from pdcore.bench.stuck_peer import Beside
 
-__all__ = ["BenchReport", "Target"]
+__all__ = ["BenchReport", "Goal"]
 
 
 CHEAP = 1e-4
@@ -17,7 +17,7 @@ CHEAP = 1e-4
 
 
 @attrs.frozen
-class Target:
+class Goal:
     """A figure that a release must reach; ``least`` False means "at most"."""
 
     name: str
@@ -47,21 +47,21 @@ class BenchReport:
     planning: Planning
 
     @property
-    def targets(self) -> tuple[Target, ...]:
+    def targets(self) -> tuple[Goal, ...]:
         """What must be reached: ratios always, absolute figures where the engine itself costs little."""
         contiguous = [large.ratio for large in self.large if large.name.startswith("contiguous")]
         sequential, flying = self.tiny
         ratios = (
-            Target("large contiguous, rate over raw", min(contiguous), 0.9, True),
-            Target("planning, times faster than a loop", self.planning.ratio, 15, True),
-            Target("requests beside a stopped peer, rate over alone", self.beside.ratio, 0.8, True),
+            Goal("large contiguous, rate over raw", min(contiguous), 0.9, True),
+            Goal("planning, times faster than a loop", self.planning.ratio, 15, True),
+            Goal("requests beside a stopped peer, rate over alone", self.beside.ratio, 0.8, True),
         )
         if sequential.raw > CHEAP:
             return ratios
         return (
             *ratios,
-            Target("tiny requests per second, 64 in flight", flying.per_second, 4000, True),
-            Target("tiny requests one by one, p50 in ms", sequential.p50 * 1e3, 0.6, False),
+            Goal("tiny requests per second, 64 in flight", flying.per_second, 4000, True),
+            Goal("tiny requests one by one, p50 in ms", sequential.p50 * 1e3, 0.6, False),
         )
 
     def as_data(self) -> dict[str, object]:

@@ -20,8 +20,8 @@ from collections.abc import Mapping
 
 import attrs
 
+from pdcore.config.auth_key import AuthKey, code
 from pdcore.model import Clock
-from pdcore.secret import AuthKey, code
 
 __all__ = [
     "ANSWER_CODE",

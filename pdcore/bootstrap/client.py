@@ -16,13 +16,13 @@ import attrs
 import msgspec
 
 from pdcore.bootstrap.attempts import A_WHILE, NO_ANSWER, Attempts
-from pdcore.bootstrap.courier import Courier, refused
-from pdcore.bootstrap.loop import LoopThread
+from pdcore.bootstrap.http.loop import LoopThread
 from pdcore.bootstrap.names import dialable
 from pdcore.bootstrap.record import CROWDED, RankGroup, RankRecord, ReplicaQuery, RoomsRecord
+from pdcore.bootstrap.requests import SignedRequests, refused
+from pdcore.config.auth_key import AuthKey
 from pdcore.errors import BootstrapError, ForkedError, PDCoreError
 from pdcore.model import Deadline, Incarnation
-from pdcore.secret import AuthKey
 
 __all__ = ["BootstrapClient"]
 
@@ -52,7 +52,7 @@ class BootstrapClient:
 
     def __init__(self, name: str, auth_key: AuthKey | None = None, pause: float = A_WHILE) -> None:
         self._loop = LoopThread(f"{name}-http")
-        self._courier = Courier(auth_key)  # the loop's own
+        self._courier = SignedRequests(auth_key)  # the loop's own
         self._attempts = Attempts(pause=pause)
         self._closed = False
         self._leaving = False

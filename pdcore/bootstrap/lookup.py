@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import TypeVar
 
-from pdcore.bootstrap.limits import Limits
+from pdcore.bootstrap.http.limits import Limits
 from pdcore.bootstrap.ranks import MAX_TOLD, Ranks, Refused
 from pdcore.bootstrap.record import CROWDED, RankGroup, RankRecord, ReplicaQuery
 from pdcore.bootstrap.rooms import RoomRanks
 from pdcore.bootstrap.waiting import Crowded, Waiting
 from pdcore.model import Clock
-from pdcore.topology import DPChoice, dp_rank_of
+from pdcore.pairing.topology import DPChoice, dp_rank_of
 
 __all__ = ["Lookup"]
 

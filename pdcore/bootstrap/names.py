@@ -7,9 +7,9 @@ import socket
 
 import attrs
 
-from pdcore.address import join, numeric, parse_address
 from pdcore.bootstrap.record import RankGroup, RankRecord
 from pdcore.errors import BootstrapError
+from pdcore.host.address import join, numeric, parse_address
 
 __all__ = ["dialable"]
 

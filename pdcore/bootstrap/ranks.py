@@ -7,7 +7,8 @@ from itertools import islice
 
 import attrs
 
-from pdcore.bootstrap.record import RankGroup, RankRecord, Refusal
+from pdcore.bootstrap.http.refusal import Refusal
+from pdcore.bootstrap.record import RankGroup, RankRecord
 from pdcore.model import Clock, Incarnation
 
 __all__ = ["Ranks", "Refused"]

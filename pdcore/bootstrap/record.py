@@ -6,18 +6,17 @@ import re
 
 import attrs
 
-from pdcore.address import parse_address
 from pdcore.errors import AddressError, BootstrapError
-from pdcore.fingerprint import Fingerprint
+from pdcore.host.address import parse_address
+from pdcore.layout.fingerprint import Fingerprint
 from pdcore.model import Incarnation, RoomId
-from pdcore.topology import DPChoice, Topology
+from pdcore.pairing.topology import DPChoice, Topology
 
 __all__ = [
     "CROWDED",
     "PrefillFacts",
     "RankGroup",
     "RankRecord",
-    "Refusal",
     "ReplicaQuery",
     "RoomsRecord",
     "Traits",
@@ -108,15 +107,6 @@ class RankGroup:
     """All ranks of one DP replica, ordered by unique rank."""
 
     ranks: tuple[RankRecord, ...]
-
-
-@attrs.frozen
-class Refusal:
-    """The body of every error response: the three parts of an error."""
-
-    happened: str
-    there_is: str
-    to_do: str
 
 
 @attrs.frozen

@@ -12,27 +12,28 @@ from typing import TypeVar
 import msgspec
 from aiohttp import web
 
-from pdcore.address import join, parse_advertised, parse_host
 from pdcore.arguments import callables, instance
-from pdcore.birthplace import Birthplace
+from pdcore.bootstrap.access import Access
 from pdcore.bootstrap.auth import CHALLENGE_PATH
-from pdcore.bootstrap.connections import Connections
-from pdcore.bootstrap.doorkeeper import Doorkeeper, refuse
-from pdcore.bootstrap.limits import Limits
+from pdcore.bootstrap.http.connections import Connections
+from pdcore.bootstrap.http.limits import Limits
+from pdcore.bootstrap.http.loop import LoopThread
+from pdcore.bootstrap.http.refusal import refuse
+from pdcore.bootstrap.http.site import Site
 from pdcore.bootstrap.lookup import Lookup
-from pdcore.bootstrap.loop import LoopThread
 from pdcore.bootstrap.ranks import Ranks, Refused
 from pdcore.bootstrap.record import RankGroup, RankRecord, ReplicaQuery, RoomsRecord
 from pdcore.bootstrap.rooms import RoomRanks
-from pdcore.bootstrap.site import Site
 from pdcore.bootstrap.waiting import Waiting
+from pdcore.config.auth_key import AuthKey
+from pdcore.config.auth_key import auth_key as to_auth_key
 from pdcore.errors import AddressError, BootstrapError
-from pdcore.machine import find_place
+from pdcore.host.address import join, parse_advertised, parse_host
+from pdcore.host.fork import Birthplace
+from pdcore.host.machine import find_place
+from pdcore.host.shortage import require_descriptors
 from pdcore.model import Clock, Deadline, RoomId
-from pdcore.secret import AuthKey
-from pdcore.secret import auth_key as to_auth_key
-from pdcore.shortage import require_descriptors
-from pdcore.topology import DPChoice
+from pdcore.pairing.topology import DPChoice
 
 __all__ = ["BootstrapServer"]
 
@@ -45,7 +46,7 @@ _log = logging.getLogger("pdcore.bootstrap")
 class BootstrapServer:
     """Serves on ``host:port`` (0: any free port) from the thread ``pdcore-bootstrap-server``.
 
-    ``host`` and ``advertise`` are as in :class:`~pdcore.config.Config`. A context manager. ``address``, which
+    ``host`` and ``advertise`` are as in :class:`~pdcore.Config`. A context manager. ``address``, which
     prefill and decode dial, is known once it has started. With an ``auth_key`` it serves only who has it;
     ``limits`` holds for everybody. All state belongs to its loop.
 
@@ -70,7 +71,7 @@ class BootstrapServer:
         self._limits = Limits() if limits is None else limits
         instance("the limits of a bootstrap service", self._limits, Limits, "hand in Limits(...)")
         callables("the clock of a bootstrap service", (clock,))
-        self._door = Doorkeeper(to_auth_key(auth_key), clock)
+        self._door = Access(to_auth_key(auth_key), clock)
         self._connections = Connections(self._limits, clock, self._door.counts, _log)
         self._site = Site(self._connections)
         self._ranks = Ranks(clock, self._limits.ranks)

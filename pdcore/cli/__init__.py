@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib import metadata
 
 from pdcore.cli.arguments import Parser
-from pdcore.console import UsageError, ended, say
+from pdcore.host.console import UsageError, ended, say
 
 __all__ = ["main"]
 

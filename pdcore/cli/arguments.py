@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
-from pdcore.console import UsageError, say
+from pdcore.host.console import UsageError, say
 
 __all__ = ["Parser", "count", "key_value", "number", "positive", "whole"]
 

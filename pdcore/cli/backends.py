@@ -6,11 +6,11 @@ import argparse
 import json
 import os
 
-from pdcore.assessment import Assessment, assess
 from pdcore.cli.arguments import Parser
 from pdcore.cli.table import columns
-from pdcore.console import say, warn
-from pdcore.discovery import discover
+from pdcore.host.console import say, warn
+from pdcore.selection.assessment import Assessment, assess
+from pdcore.selection.discovery import discover
 
 __all__ = ["add_parser", "run"]
 

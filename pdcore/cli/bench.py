@@ -13,9 +13,9 @@ from pdcore.bench.suite import run_bench
 from pdcore.cli.arguments import Parser, count
 from pdcore.cli.choice import add_backend_flags, choose
 from pdcore.cli.progress import telling
-from pdcore.console import say
 from pdcore.demo.capacity import Estimate, Room
 from pdcore.demo.messages import WorkerSettings
+from pdcore.host.console import say
 from pdcore.model import Role
 
 __all__ = ["add_parser", "run"]

@@ -9,10 +9,10 @@ from enum import Enum
 import attrs
 
 from pdcore.cli.arguments import key_value
-from pdcore.config import Config
-from pdcore.discovery import discover
-from pdcore.selection import Backend, select
-from pdcore.settings import load_config
+from pdcore.config.records import Config
+from pdcore.config.sources import load_config
+from pdcore.selection.discovery import discover
+from pdcore.selection.select import Backend, select
 
 __all__ = ["Chosen", "add_backend_flags", "choose"]
 

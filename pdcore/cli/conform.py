@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pdcore.cli.arguments import Parser, count, key_value, positive
-from pdcore.console import UsageError, say, warn
-from pdcore.selection import select
-from pdcore.structuring import Text
+from pdcore.config.structuring import Text
+from pdcore.host.console import UsageError, say, warn
+from pdcore.selection.select import select
 
 if TYPE_CHECKING:
     from pdcore.testing.outcomes import Outcome, Report
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
             "pip install 'pdcore[testing]'",
             "usage: pdcore conform NAME",
         )
-    from pdcore.testing.runner import Limits, run_suite
+    from pdcore.testing.runner import RunLimits, run_suite
     from pdcore.testing.target import Target
 
     given = {key: Text(value) for key, value in args.option}
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     chosen = select(args.backend, given)
     options = {key: getattr(chosen.options, key) for key in given}
     target = Target(args.backend, options, args.patience)
-    limits = Limits(args.limit or max(LEAST, 4 * args.patience), args.hangs)
+    limits = RunLimits(args.limit or max(LEAST, 4 * args.patience), args.hangs)
     progress = _Progress(warn if args.json else say)
     report = run_suite(target, args.expression, limits, progress.show)
     if args.json:

@@ -11,8 +11,7 @@ import attrs
 from pdcore.cli.arguments import Parser, count, number, whole
 from pdcore.cli.choice import Chosen, add_backend_flags, choose
 from pdcore.cli.progress import counting
-from pdcore.config import MAX_SECONDS
-from pdcore.console import say, warn
+from pdcore.config.records import MAX_SECONDS
 from pdcore.demo.capacity import Estimate, Room, shm_shortage
 from pdcore.demo.fit import refuse_misfits
 from pdcore.demo.groups import Groups, group_of
@@ -29,8 +28,9 @@ from pdcore.demo.workload import (
     refuse_too_long,
     with_prefix,
 )
+from pdcore.host.console import say, warn
 from pdcore.model import Role
-from pdcore.topology import CPSenders, DPChoice, Topology
+from pdcore.pairing.topology import CPSenders, DPChoice, Topology
 
 __all__ = ["add_parser", "run"]
 

@@ -9,20 +9,20 @@ import platform
 from collections.abc import Mapping
 from importlib import metadata
 
-from pdcore.assessment import Assessment, assess
-from pdcore.backend import CONTRACT_VERSION
 from pdcore.cli.arguments import Parser
+from pdcore.cli.echo import loopback_echo
 from pdcore.cli.findings import Data, echo_failed, echoed, findings, observer
 from pdcore.cli.prose import rows
 from pdcore.cli.table import columns
-from pdcore.console import say
-from pdcore.discovery import Discovery, discover
-from pdcore.echo import loopback_echo
+from pdcore.config.sources import LoadedConfig, load_config
+from pdcore.contract.backend import CONTRACT_VERSION
 from pdcore.errors import PDCoreError
+from pdcore.host.console import say
 from pdcore.model import Deadline
-from pdcore.plugins import Observer
-from pdcore.selection import explain, load_observers, select
-from pdcore.settings import LoadedConfig, load_config
+from pdcore.selection.assessment import Assessment, assess
+from pdcore.selection.discovery import Discovery, discover
+from pdcore.selection.plugins import Observer
+from pdcore.selection.select import explain, load_observers, select
 
 __all__ = ["add_parser", "run"]
 

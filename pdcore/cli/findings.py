@@ -8,12 +8,12 @@ from typing import TypeVar
 
 import attrs
 
-from pdcore.assessment import Assessment
-from pdcore.discovery import Candidate, Problem
-from pdcore.echo import Echo
+from pdcore.cli.echo import Echo
+from pdcore.config.sources import Origin
 from pdcore.errors import PDCoreError
-from pdcore.plugins import describe
-from pdcore.settings import Origin
+from pdcore.selection.assessment import Assessment
+from pdcore.selection.discovery import Candidate, Problem
+from pdcore.selection.plugins import describe
 
 __all__ = ["Data", "Origins", "echo_failed", "echoed", "findings", "observer"]
 

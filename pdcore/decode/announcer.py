@@ -7,8 +7,8 @@ import attrs
 from pdcore.decode.source import PrefillSource
 from pdcore.errors import KVTransferError
 from pdcore.events import Events, PairingFailed
-from pdcore.remarks import announce_pairing
-from pdcore.wire import PeerDescription
+from pdcore.managers.pairing_remarks import announce_pairing
+from pdcore.pairing.description import PeerDescription
 
 __all__ = ["Announcer"]
 

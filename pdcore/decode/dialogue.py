@@ -8,13 +8,13 @@ from functools import partial
 
 import attrs
 
-from pdcore.backend import PeerIdentity
-from pdcore.decode import awaited
+from pdcore.decode import waits_for as awaited
 from pdcore.decode.group import PrefillGroup
 from pdcore.decode.host import ReceiverHost
 from pdcore.decode.source import PrefillSource
 from pdcore.errors import FailureCode, KVTransferError
-from pdcore.status import Awaited, Room
+from pdcore.model import PeerIdentity
+from pdcore.rooms.status import Awaited, Room
 from pdcore.wire import Abort, Failure, Inquiry, Opened, RequestMetadata, limit_of, overweight, too_large
 
 __all__ = ["Dialogue"]

@@ -10,12 +10,12 @@ from functools import partial
 
 import attrs
 
-from pdcore.address import parse_address
 from pdcore.bootstrap import BootstrapClient, PrefillFacts, RankRecord
 from pdcore.decode.group import as_failure
 from pdcore.errors import EngineError, FailureCode, KVTransferError, PDCoreError
+from pdcore.host.address import parse_address
+from pdcore.host.shortage import require_descriptors
 from pdcore.model import Clock, Deadline
-from pdcore.shortage import require_descriptors
 
 __all__ = ["KnownGroups"]
 

@@ -6,9 +6,9 @@ from collections import Counter
 
 import attrs
 
-from pdcore.address import parse_address
 from pdcore.decode.sources import Sources
 from pdcore.events import Gauges, PeerState
+from pdcore.host.address import parse_address
 
 __all__ = ["with_decode"]
 

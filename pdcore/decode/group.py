@@ -17,7 +17,7 @@ from pdcore.errors import (
     PDCoreError,
 )
 from pdcore.model import Deadline
-from pdcore.wire import PeerDescription
+from pdcore.pairing.description import PeerDescription
 
 __all__ = ["PrefillGroup", "as_failure"]
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from pdcore.backend import PeerIdentity
 from pdcore.bootstrap import ReplicaQuery
-from pdcore.claims import Claims
-from pdcore.config import Config
+from pdcore.config.records import Config
 from pdcore.decode.group import PrefillGroup
 from pdcore.decode.source import PrefillSource
 from pdcore.events import Events
-from pdcore.model import RoomId
-from pdcore.pools import Pools
-from pdcore.status import RoomTable
+from pdcore.memory.pools import Pools
+from pdcore.model import PeerIdentity, RoomId
+from pdcore.rooms.claims import Claims
+from pdcore.rooms.status import RoomTable
 from pdcore.wire import Abort, Message, RequestMetadata
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 
-from pdcore.chores import Chores
 from pdcore.decode.receiver import KVReceiver
 from pdcore.decode.receivers import Receivers
+from pdcore.managers.chores import Chores
 from pdcore.model import KVPoll
 
 __all__ = ["Lookout"]

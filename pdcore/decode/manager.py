@@ -8,13 +8,9 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from pdcore.address import parse_address
 from pdcore.arguments import due
-from pdcore.backend import PeerIdentity
 from pdcore.bootstrap import PrefillFacts, ReplicaQuery
-from pdcore.claims import Claims
-from pdcore.config import Config
-from pdcore.decode.awaited import not_paired_in_time
+from pdcore.config.records import Config
 from pdcore.decode.figures import with_decode
 from pdcore.decode.group import PrefillGroup
 from pdcore.decode.lookout import Lookout
@@ -24,17 +20,20 @@ from pdcore.decode.reception import OfARoom, Reception
 from pdcore.decode.revocation import Revocations
 from pdcore.decode.source import PrefillSource, gone, replaced, turned_away
 from pdcore.decode.sources import Sources
-from pdcore.decode.verifier import Verifier
+from pdcore.decode.verification import ArrivedVerification
+from pdcore.decode.waits_for import not_paired_in_time
 from pdcore.errors import AuthenticationError, KVTransferError, PDCoreError
 from pdcore.events import Gauges, PeerLost, Subscriber
-from pdcore.handle import RoomHandle
-from pdcore.manager import TICK, Manager
-from pdcore.model import Deadline, Role, RoomId
-from pdcore.overdue import end_overdue
-from pdcore.pools import Pools
-from pdcore.process import ProcessIdentity
-from pdcore.selection import Backend
-from pdcore.topology import DPChoice, Topology
+from pdcore.host.address import parse_address
+from pdcore.host.process import ProcessIdentity
+from pdcore.managers.manager import TICK, Manager
+from pdcore.managers.overdue import end_overdue
+from pdcore.memory.pools import Pools
+from pdcore.model import Deadline, PeerIdentity, Role, RoomId
+from pdcore.pairing.topology import DPChoice, Topology
+from pdcore.rooms.claims import Claims
+from pdcore.rooms.handle import RoomHandle
+from pdcore.selection.select import Backend
 from pdcore.wire import (
     Abort,
     Bye,
@@ -56,7 +55,7 @@ class DecodeManager(Manager):
     """The decode side of one rank. Dials out only: it listens on no port.
 
     Raises:
-        What :class:`~pdcore.manager.Manager` raises.
+        What :class:`~pdcore.managers.manager.Manager` raises.
     """
 
     def __init__(
@@ -71,7 +70,7 @@ class DecodeManager(Manager):
         self.claims = Claims.of(pools)
         self._receivers = Receivers()
         self._lookout = Lookout(self._receivers, self._chores, TICK, self.config.liveness.interval)
-        self._verifier = Verifier(self.config.transfer.verify, pools, self.channel.post)
+        self._verifier = ArrivedVerification(self.config.transfer.verify, pools, self.channel.post)
         self._reception = Reception(self._receivers, self._verifier, pools, self.channel.counts)
         description = self.describe(f"{self.place.advertised} pid {os.getpid()}")
         self._sources = Sources(

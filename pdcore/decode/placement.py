@@ -8,12 +8,12 @@ import attrs
 import numpy.typing as npt
 
 from pdcore.arguments import count
+from pdcore.checks.scalars import shown, whole
 from pdcore.errors import FailureCode, KVTransferError, RoomError
+from pdcore.memory.pools import Pools
 from pdcore.model import RoomId
 from pdcore.plan import IndexArray, index_array
-from pdcore.pools import Pools
-from pdcore.scalars import shown, whole
-from pdcore.status import Room
+from pdcore.rooms.status import Room
 from pdcore.wire import RequestMetadata
 
 __all__ = ["Placement", "declined", "refused", "unexplained"]

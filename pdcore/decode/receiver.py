@@ -10,20 +10,19 @@ from functools import partial
 import numpy.typing as npt
 
 from pdcore.arguments import count
-from pdcore.backend import PeerIdentity
 from pdcore.bootstrap import ReplicaQuery
-from pdcore.claims import Claim
 from pdcore.decode.dialogue import Dialogue
 from pdcore.decode.host import ReceiverHost
 from pdcore.decode.placement import Placement, declined, refused, unexplained
 from pdcore.decode.source import PrefillSource
 from pdcore.errors import KVTransferError, RoomError
 from pdcore.events import MetadataSent
-from pdcore.handle import NOT_ENDED, RoomHandle, raises_or_fails
-from pdcore.metrics import Moments, RequestMetrics
-from pdcore.model import Generation, KVPoll, RoomId
-from pdcore.status import Awaited, Room
-from pdcore.topology import DPChoice
+from pdcore.events.metrics import Moments, RequestMetrics
+from pdcore.model import Generation, KVPoll, PeerIdentity, RoomId
+from pdcore.pairing.topology import DPChoice
+from pdcore.rooms.claims import Claim
+from pdcore.rooms.handle import NOT_ENDED, RoomHandle, raises_or_fails
+from pdcore.rooms.status import Awaited, Room
 from pdcore.wire import RequestMetadata, RoomStatus
 
 __all__ = ["KVReceiver"]
@@ -54,7 +53,7 @@ class KVReceiver(RoomHandle):
     def init(self, prefill_dp_rank: int | DPChoice = DPChoice.BY_ROOM) -> None:
         """Choose the prefill DP rank. Pairs with it if that was not done before; doesn't wait.
 
-        By default it is the one that a router gives the room (:func:`~pdcore.topology.dp_rank_of`).
+        By default it is the one that a router gives the room (:func:`~pdcore.pairing.topology.dp_rank_of`).
 
         Raises:
             RoomError: called twice, or that can be no DP rank.

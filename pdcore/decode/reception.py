@@ -8,10 +8,10 @@ from functools import partial
 from pdcore.decode.receiver import KVReceiver
 from pdcore.decode.receivers import Receivers
 from pdcore.decode.source import PrefillSource
-from pdcore.decode.verifier import Verifier
+from pdcore.decode.verification import ArrivedVerification
 from pdcore.errors import FailureCode, KVTransferError, PDCoreError
-from pdcore.metadata import AuxDataCodec
-from pdcore.pools import Pools
+from pdcore.memory.metadata_buffers import AuxDataCodec
+from pdcore.memory.pools import Pools
 from pdcore.wire import AuxRow, Digests, Released, RoomStatus, Standing
 
 __all__ = ["OfARoom", "Reception"]
@@ -23,7 +23,9 @@ OfARoom = RoomStatus | AuxRow | Digests | Released | Standing
 class Reception:
     """Belongs to the control thread. ``counts`` are the channel's."""
 
-    def __init__(self, receivers: Receivers, verifier: Verifier, pools: Pools, counts: Counter[str]) -> None:
+    def __init__(
+        self, receivers: Receivers, verifier: ArrivedVerification, pools: Pools, counts: Counter[str]
+    ) -> None:
         self._receivers, self._verifier, self._counts = receivers, verifier, counts
         self._aux_codec = AuxDataCodec(pools.aux) if pools.aux else None
 

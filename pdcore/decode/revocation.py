@@ -9,12 +9,11 @@ from collections.abc import Callable
 
 import attrs
 
-from pdcore.backend import PeerIdentity
-from pdcore.engine import TransferEngine
-from pdcore.model import Deadline, Incarnation
-from pdcore.outcome import Quiescence
-from pdcore.process import Life, ProcessIdentity, life_of
-from pdcore.sockets import Unsent
+from pdcore.contract.engine import TransferEngine
+from pdcore.contract.outcome import Quiescence
+from pdcore.host.process import ProcessIdentity, ProcessLife, life_of
+from pdcore.host.sockets import Unsent
+from pdcore.model import Deadline, Incarnation, PeerIdentity
 
 __all__ = ["LostWriter", "Revocations"]
 
@@ -168,9 +167,9 @@ class Revocations:
     def _look(self, vigil: _Vigil, deadline: Deadline) -> Quiescence:
         """Look once whether the process has ended, and all that it sent is taken in."""
         process = vigil.writer.process
-        life = Life.OUT_OF_SIGHT if process is None else life_of(process, deadline)
-        told = life is Life.OUT_OF_SIGHT and process is not None and self._ended_elsewhere(process)
-        if process is None or not (told or life is Life.ENDED):
+        life = ProcessLife.OUT_OF_SIGHT if process is None else life_of(process, deadline)
+        told = life is ProcessLife.OUT_OF_SIGHT and process is not None and self._ended_elsewhere(process)
+        if process is None or not (told or life is ProcessLife.ENDED):
             vigil.because = _unproven(life, process)
             return Quiescence.IN_FLIGHT
         if not self._engine.capabilities.settles or not (told or process.shares_network()):
@@ -202,10 +201,10 @@ class Revocations:
         return True
 
 
-def _unproven(life: Life, process: ProcessIdentity | None) -> str:
+def _unproven(life: ProcessLife, process: ProcessIdentity | None) -> str:
     if process is None:
         return "its process is not known"
-    if life is Life.LIVES:
+    if life is ProcessLife.LIVES:
         return f"{process} lives and may go on to write"
     return f"{process} is of another host or namespace, and nobody here can see whether it has ended"
 

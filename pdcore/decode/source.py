@@ -6,11 +6,11 @@ import threading
 from enum import Enum
 from typing import Protocol
 
-from pdcore.backend import PeerIdentity
 from pdcore.bootstrap.record import RankRecord
 from pdcore.errors import AuthenticationError, FailureCode, KVTransferError
-from pdcore.model import Incarnation, Role
-from pdcore.wire import PeerDescription, Route
+from pdcore.model import Incarnation, PeerIdentity, Role
+from pdcore.pairing.description import PeerDescription
+from pdcore.wire import Route
 
 __all__ = [
     "PrefillSource",

@@ -10,22 +10,23 @@ from functools import partial
 
 from pdcore.bootstrap import BootstrapClient, ReplicaQuery
 from pdcore.bootstrap.record import RankGroup, RankRecord
-from pdcore.config import Timeouts
+from pdcore.config.auth_key import AuthKey
+from pdcore.config.records import Timeouts
+from pdcore.contract.engine import TransferEngine
 from pdcore.decode.announcer import Announcer
 from pdcore.decode.facts import KnownGroups
 from pdcore.decode.group import PrefillGroup, as_failure
 from pdcore.decode.revocation import LostWriter, Revocations
 from pdcore.decode.source import PrefillSource, indescribable, replaced
-from pdcore.engine import TransferEngine
 from pdcore.errors import EngineError, FailureCode, IncompatiblePeerError, KVTransferError
 from pdcore.events import Events, Stage, stage
-from pdcore.liveness import Heartbeats
+from pdcore.host.shortage import require_descriptors
+from pdcore.managers.liveness import Heartbeats
 from pdcore.model import Deadline, Incarnation
-from pdcore.pairing import coverage_misfits, pairing_misfits
-from pdcore.secret import AuthKey
-from pdcore.shortage import require_descriptors
-from pdcore.topology import DPChoice, dp_rank_of, map_ranks, topology_misfits
-from pdcore.wire import Channel, PairReply, PairRequest, PeerDescription, Route, overweight
+from pdcore.pairing.description import PeerDescription
+from pdcore.pairing.misfits import coverage_misfits, pairing_misfits
+from pdcore.pairing.topology import DPChoice, dp_rank_of, map_ranks, topology_misfits
+from pdcore.wire import Channel, PairReply, PairRequest, Route, overweight
 
 __all__ = ["Sources"]
 

@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pdcore.demo.slabs import Slab
+from pdcore.layout.aux_schema import AuxField, AuxSchema
 from pdcore.model import RoomId
-from pdcore.schema import AuxField, AuxSchema
 
-__all__ = ["AUX_SCHEMA", "Content", "Difference", "Verdict", "aux_values", "word"]
+__all__ = ["AUX_SCHEMA", "Comparison", "Content", "Difference", "aux_values", "word"]
 
 Words = npt.NDArray[np.uint64]
 
@@ -62,7 +62,7 @@ class Difference:
 
 
 @attrs.frozen
-class Verdict:
+class Comparison:
     """What was found in the items of one request; ``wrong`` counts per buffer and item.
 
     The digests are modulo 2**64, and add up over ranks and components.
@@ -74,8 +74,8 @@ class Verdict:
     wrong: int = 0
     first: Difference | None = None
 
-    def __add__(self, other: Verdict) -> Verdict:
-        return Verdict(
+    def __add__(self, other: Comparison) -> Comparison:
+        return Comparison(
             self.nbytes + other.nbytes,
             (self.digest + other.digest) % 2**64,
             (self.expected_digest + other.expected_digest) % 2**64,
@@ -162,7 +162,7 @@ class Content:
         room: RoomId,
         items: npt.NDArray[np.int64],
         first: int = 0,
-    ) -> Verdict:
+    ) -> Comparison:
         """Compare every byte of a room's items, in order, with what the seed says, and digest them."""
         scratch = np.empty(self._scratch_words, np.uint64), np.empty(self._scratch_words, np.bool_)
         nbytes, digest, expected, wrong = 0, 0, 0, 0
@@ -178,7 +178,7 @@ class Content:
             if different is None and not good.all():
                 number = int(np.argmin(good))
                 different = self._difference(array, index, items, number, first, keys[number])
-        return Verdict(nbytes, digest % 2**64, expected % 2**64, wrong, different)
+        return Comparison(nbytes, digest % 2**64, expected % 2**64, wrong, different)
 
     def _keys(self, room: RoomId, first: int, count: int) -> Words:
         """Return a key per buffer and item, shape (buffers, count)."""

@@ -13,7 +13,7 @@ from pdcore.demo.messages import Received, Serve, WorkerSettings
 from pdcore.demo.serving import Job, RouterLine, Serving, configuration, ready, worker_main
 from pdcore.errors import KVTransferError
 from pdcore.model import Deadline, Role, RoomId
-from pdcore.selection import Backend
+from pdcore.selection.select import Backend
 
 __all__ = ["DecodeServing"]
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pdcore import __version__
-from pdcore.backend import AuxTransport
 from pdcore.demo.content import AUX_SCHEMA
 from pdcore.demo.groups import Groups
 from pdcore.demo.models import ModelShape
 from pdcore.demo.slabs import kv_slabs, state_slabs
 from pdcore.errors import IncompatiblePeerError, Misfit
-from pdcore.model import Incarnation, Role
-from pdcore.pairing import coverage_misfits, pairing_misfits
-from pdcore.topology import Topology, map_ranks, topology_misfits
-from pdcore.wire import PeerDescription
+from pdcore.model import AuxTransport, Incarnation, Role
+from pdcore.pairing.description import PeerDescription
+from pdcore.pairing.misfits import coverage_misfits, pairing_misfits
+from pdcore.pairing.topology import Topology, map_ranks, topology_misfits
 
 __all__ = ["refuse_misfits"]
 

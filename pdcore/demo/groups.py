@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 
 from pdcore.model import Role, RoomId
-from pdcore.topology import DPChoice, Topology, dp_rank_of
+from pdcore.pairing.topology import DPChoice, Topology, dp_rank_of
 
 __all__ = ["AXES", "Groups", "group_of", "sizes"]
 

@@ -7,13 +7,13 @@ import numpy as np
 import numpy.typing as npt
 
 from pdcore.demo.allocator import PageAllocator
-from pdcore.demo.content import AUX_SCHEMA, Content, Verdict, word
+from pdcore.demo.content import AUX_SCHEMA, Comparison, Content, word
 from pdcore.demo.messages import WorkerSettings
 from pdcore.demo.models import MODELS
 from pdcore.demo.slabs import kv_slabs, state_slabs
-from pdcore.metadata import MetadataBuffers
+from pdcore.memory.metadata_buffers import MetadataBuffers
+from pdcore.memory.pools import Pools, StatePool
 from pdcore.model import Deadline, Role, RoomId
-from pdcore.pools import Pools, StatePool
 
 __all__ = ["Held", "Memory"]
 
@@ -74,7 +74,7 @@ class Memory:
         for pool, content, items in zip(self.pools.state, self._state_content, held.state, strict=True):
             content.fill(_arrays(pool), room, items, self._first(held, items))
 
-    def verify(self, room: RoomId, held: Held) -> Verdict:
+    def verify(self, room: RoomId, held: Held) -> Comparison:
         """Compare every byte of a request with what the seed says, KV first."""
         verdict = self.content.verify(self.pools.arrays, room, held.pages)
         for pool, content, items in zip(self.pools.state, self._state_content, held.state, strict=True):

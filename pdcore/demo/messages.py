@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from pdcore.topology import DPChoice, Topology
+from pdcore.pairing.topology import DPChoice, Topology
 
 __all__ = [
     "Command",

@@ -16,8 +16,8 @@ from collections.abc import Iterable
 import attrs
 
 from pdcore.errors import PDCoreError
-from pdcore.layout import KVLayout, StateBuffer, StateComponent
-from pdcore.topology import Topology
+from pdcore.layout.kv import KVLayout, StateBuffer, StateComponent
+from pdcore.pairing.topology import Topology
 
 __all__ = ["MODELS", "ModelShape", "ShapeError", "StateShape", "Tensor", "held_of"]
 

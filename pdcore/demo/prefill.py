@@ -12,9 +12,9 @@ from pdcore.demo.memory import Memory
 from pdcore.demo.messages import Sent, Serve, WorkerSettings
 from pdcore.demo.serving import Job, RouterLine, Serving, configuration, ready, worker_main
 from pdcore.model import Deadline, Role, RoomId
+from pdcore.pairing.topology import DPChoice
 from pdcore.prefill import KVSender, PrefillManager
-from pdcore.selection import Backend
-from pdcore.topology import DPChoice
+from pdcore.selection.select import Backend
 
 __all__ = ["PrefillServing"]
 

@@ -13,8 +13,10 @@ from typing import Generic, TypeAlias, TypeVar
 
 import attrs
 
-from pdcore.config import Config, Timeouts, TransferConfig, TransferModel
-from pdcore.console import explained
+from pdcore.config.records import Config, Timeouts, TransferConfig, TransferModel
+from pdcore.config.sources import Origin, OriginKind, load_config
+from pdcore.config.structuring import Text
+from pdcore.contract.engine import TransferEngine
 from pdcore.demo.line import ParentLine
 from pdcore.demo.memory import Held, Memory
 from pdcore.demo.messages import (
@@ -29,14 +31,12 @@ from pdcore.demo.messages import (
     WorkerSettings,
     decode_command,
 )
-from pdcore.discovery import discover
-from pdcore.engine import TransferEngine
 from pdcore.errors import FailureCode, KVTransferError, PDCoreError
-from pdcore.handle import RoomHandle
+from pdcore.host.console import explained
 from pdcore.model import Deadline, RoomId
-from pdcore.selection import Backend, select
-from pdcore.settings import Origin, OriginKind, load_config
-from pdcore.structuring import Text
+from pdcore.rooms.handle import RoomHandle
+from pdcore.selection.discovery import discover
+from pdcore.selection.select import Backend, select
 
 __all__ = [
     "Job",

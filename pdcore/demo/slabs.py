@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pdcore.demo.models import ModelShape, ShapeError, Tensor
-from pdcore.topology import Topology
+from pdcore.pairing.topology import Topology
 
 __all__ = ["Cut", "Slab", "kv_slabs", "state_slabs"]
 

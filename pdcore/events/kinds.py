@@ -6,11 +6,9 @@ import time
 
 import attrs
 
-from pdcore.backend import PeerIdentity
-from pdcore.engine import EffectiveTransport
 from pdcore.errors import FailureCode, KVTransferError
-from pdcore.metrics import RequestMetrics
-from pdcore.model import Generation, Incarnation, Role, RoomId
+from pdcore.events.metrics import RequestMetrics
+from pdcore.model import EffectiveTransport, Generation, Incarnation, PeerIdentity, Role, RoomId
 
 __all__ = [
     "ChunkDrained",

@@ -8,10 +8,9 @@ from types import TracebackType
 
 import attrs
 
-from pdcore.backend import PeerIdentity
 from pdcore.events.dispatch import Events
 from pdcore.events.kinds import Event
-from pdcore.model import RoomId
+from pdcore.model import PeerIdentity, RoomId
 
 __all__ = ["Stage", "StageEnded", "stage"]
 

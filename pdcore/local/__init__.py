@@ -12,6 +12,6 @@ any installed backend does, and is meant to be read by who writes one. In readin
 ``ledger``   the writing side: to whom copies are under way
 ``vectors``  a batch as scatter lists, in bounded chunks
 ``crew``     threads that copy, for asynchronous submission
-``engine``   the adapter: all of the above behind :class:`pdcore.engine.TransferEngine`
+``engine``   the adapter: all of the above behind :class:`pdcore.contract.engine.TransferEngine`
 ``plugin``   the hooks
 """

@@ -9,11 +9,11 @@ import attrs
 import msgspec
 
 from pdcore.errors import EngineError
+from pdcore.host.process import ProcessIdentity, start_time
 from pdcore.local import kernel
 from pdcore.local.page import NONCE, Page
-from pdcore.process import ProcessIdentity, start_time
 
-__all__ = ["PERMISSION_FIX", "Address"]
+__all__ = ["PERMISSION_FIX", "LocalAddress"]
 
 PERMISSION_FIX = (
     "run both processes as the same user; if they are, `sysctl kernel.yama.ptrace_scope=0`, or give them "
@@ -22,7 +22,7 @@ PERMISSION_FIX = (
 
 
 @attrs.frozen
-class Address:
+class LocalAddress:
     """One engine: the process it lives in, its nonce, and where its page is."""
 
     process: ProcessIdentity
@@ -30,7 +30,7 @@ class Address:
     page: int = attrs.field(repr=hex)
 
     @classmethod
-    def of(cls, page: Page) -> Address:
+    def of(cls, page: Page) -> LocalAddress:
         """Return the address of an engine of this process."""
         return cls(ProcessIdentity.here(), page.nonce, page.address)
 
@@ -39,7 +39,7 @@ class Address:
         return msgspec.msgpack.encode(self)
 
     @classmethod
-    def decode(cls, endpoint: bytes) -> Address:
+    def decode(cls, endpoint: bytes) -> LocalAddress:
         """Return the address in a peer's endpoint.
 
         Raises:
@@ -113,4 +113,4 @@ class Address:
 
 
 # Made at import: msgspec 0.22 crashes when two threads are the first to decode a type.
-_read_address = msgspec.msgpack.Decoder(Address).decode
+_read_address = msgspec.msgpack.Decoder(LocalAddress).decode

@@ -10,20 +10,20 @@ import attrs
 import msgspec
 import numpy as np
 
-from pdcore.engine import Certainty, EffectiveTransport, EngineCapabilities, Peer, RawWrite, TransferEngine
+from pdcore.contract.engine import EngineCapabilities, Peer, RawWrite, TransferEngine
+from pdcore.contract.outcome import Finished, Quiescence, Transfer
+from pdcore.contract.regions import OffsetArray, Region, RegionInfo, WriteBatch
 from pdcore.errors import EngineError, FailureCode, KVTransferError, RegistrationError
 from pdcore.local import kernel
-from pdcore.local.address import Address
-from pdcore.local.crew import Crew
-from pdcore.local.gate import Gate, prove_silent
-from pdcore.local.ledger import Ledger
+from pdcore.local.address import LocalAddress
+from pdcore.local.copiers import Copiers
+from pdcore.local.gate import WriteGate, prove_silent
 from pdcore.local.options import LocalOptions
 from pdcore.local.page import Page
-from pdcore.local.passage import Passage, denied, lost
+from pdcore.local.peer_gate import PeerGate, denied, lost
+from pdcore.local.under_way import UnderWay
 from pdcore.local.vectors import Vectors
-from pdcore.model import Deadline
-from pdcore.outcome import Finished, Quiescence, Transfer
-from pdcore.regions import OffsetArray, Region, RegionInfo, WriteBatch
+from pdcore.model import Certainty, Deadline, EffectiveTransport
 
 __all__ = ["CAPABILITIES", "TRANSPORT", "LocalEngine"]
 
@@ -57,11 +57,11 @@ _read_registration = msgspec.msgpack.Decoder(_Registration).decode
 class LocalPeer(Peer):
     """An engine of another process of this host (or of this one)."""
 
-    def __init__(self, endpoint: bytes, regions: tuple[RegionInfo, ...], address: Address) -> None:
+    def __init__(self, endpoint: bytes, regions: tuple[RegionInfo, ...], address: LocalAddress) -> None:
         super().__init__(endpoint, regions)
         self.address = address
         self.bases: OffsetArray = np.zeros(0, np.uint64)
-        self.passage = Passage(address, b"")
+        self.passage = PeerGate(address, b"")
         self.row = -1
 
 
@@ -88,11 +88,11 @@ class LocalEngine(TransferEngine):
             TRANSPORT, Certainty.VERIFIED, "wrote a byte to this process with it at start"
         )
         self._page = Page()
-        self._gate = Gate(self._page.gate)
-        self._ledger = Ledger(self._page.ledger)
-        self._crew = Crew(options.copy_threads)
+        self._gate = WriteGate(self._page.gate)
+        self._ledger = UnderWay(self._page.ledger)
+        self._crew = Copiers(options.copy_threads)
         self._bases: OffsetArray = np.zeros(0, np.uint64)
-        self._endpoint = Address.of(self._page).encode()
+        self._endpoint = LocalAddress.of(self._page).encode()
 
     def endpoint(self) -> bytes:
         return self._endpoint
@@ -110,7 +110,7 @@ class LocalEngine(TransferEngine):
     def do_connect(
         self, endpoint: bytes, regions: tuple[RegionInfo, ...], native: bytes, deadline: Deadline
     ) -> Peer:
-        address = Address.decode(endpoint)
+        address = LocalAddress.decode(endpoint)
         address.require_reachable()
         registration = _read_registration(native)
         if len(registration.addresses) != len(regions):
@@ -121,7 +121,7 @@ class LocalEngine(TransferEngine):
             )
         peer = LocalPeer(endpoint, regions, address)
         peer.bases = np.array(registration.addresses, np.uint64)
-        peer.passage = Passage(address, registration.key + self._page.nonce)
+        peer.passage = PeerGate(address, registration.key + self._page.nonce)
         peer.row = self._ledger.add(address.nonce)
         return peer
 
@@ -151,12 +151,12 @@ class LocalEngine(TransferEngine):
         return lambda: vectors.copy_all(pid)
 
     def admit(self, endpoint: bytes) -> None:
-        writer = Address.decode(endpoint)
+        writer = LocalAddress.decode(endpoint)
         writer.require_reachable()
         self._gate.admit(writer)
 
     def revoke(self, endpoint: bytes, deadline: Deadline) -> Quiescence:
-        writer = Address.decode(endpoint)
+        writer = LocalAddress.decode(endpoint)
         self._gate.expel(writer)
         return prove_silent(writer, self._page.nonce, deadline)
 

@@ -28,28 +28,28 @@ import threading
 
 import numpy as np
 
+from pdcore.contract.outcome import Quiescence
 from pdcore.errors import EngineError
 from pdcore.local import kernel
-from pdcore.local.address import Address
+from pdcore.local.address import LocalAddress
 from pdcore.local.page import BUSY, CELL, NONCE, PAGE_BYTES, SLOTS, CellArray
 from pdcore.model import Deadline
-from pdcore.outcome import Quiescence
 
-__all__ = ["Gate", "prove_silent"]
+__all__ = ["WriteGate", "prove_silent"]
 
 LONGEST_PAUSE = 0.008  # seconds
 
 
-class Gate:
+class WriteGate:
     """The writers admitted to this engine's memory; ``key`` stands for the current registration."""
 
     def __init__(self, cells: CellArray) -> None:
         self._cells = cells
         self._lock = threading.Lock()  # guards all below
-        self._slots: dict[Address, int] = {}
+        self._slots: dict[LocalAddress, int] = {}
         self.key = secrets.token_bytes(NONCE)
 
-    def admit(self, writer: Address) -> None:
+    def admit(self, writer: LocalAddress) -> None:
         """Let a writer in; idempotent.
 
         Raises:
@@ -69,14 +69,14 @@ class Gate:
             self._slots[writer] = slot
             self._cells[slot] = np.frombuffer(self.key + writer.nonce, np.uint8)
 
-    def expel(self, writer: Address) -> None:
+    def expel(self, writer: LocalAddress) -> None:
         """Let a writer's next chunk fail; idempotent."""
         with self._lock:
             slot = self._slots.pop(writer, None)
             if slot is not None:
                 self._cells[slot] = 0
 
-    def expel_all(self) -> tuple[Address, ...]:
+    def expel_all(self) -> tuple[LocalAddress, ...]:
         """Expel everyone and change the key; return who was admitted."""
         with self._lock:
             writers = tuple(self._slots)
@@ -86,7 +86,7 @@ class Gate:
         return writers
 
 
-def prove_silent(writer: Address, target: bytes, deadline: Deadline) -> Quiescence:
+def prove_silent(writer: LocalAddress, target: bytes, deadline: Deadline) -> Quiescence:
     """Wait until an expelled writer has no batch under way to the engine whose nonce is ``target``.
 
     DRAINED: its ledger says so, its engine closed, or its process ended with all its threads.
@@ -114,7 +114,7 @@ def prove_silent(writer: Address, target: bytes, deadline: Deadline) -> Quiescen
         os.close(process)
 
 
-def _may_write(writer: Address, target: bytes) -> bool:
+def _may_write(writer: LocalAddress, target: bytes) -> bool:
     try:
         page = kernel.read_memory(writer.pid, writer.page, PAGE_BYTES)
     except (ProcessLookupError, PermissionError):

@@ -6,13 +6,14 @@ import sys
 from typing import TYPE_CHECKING
 
 from pdcore import __version__
-from pdcore.backend import AuxRequest, AuxRoute, AuxTransport, BackendSpec, InitEngineRequest, Readiness
-from pdcore.engine import TransferEngine
-from pdcore.hookspecs import RequiredHooks, hookimpl
+from pdcore.contract.backend import AuxRequest, AuxRoute, BackendSpec, InitEngineRequest, Readiness
+from pdcore.contract.engine import TransferEngine
+from pdcore.contract.hookspecs import RequiredHooks, hookimpl
 from pdcore.local.address import PERMISSION_FIX
 from pdcore.local.engine import CAPABILITIES, TRANSPORT, LocalEngine
 from pdcore.local.kernel import can_trace_any, self_test, yama_scope
 from pdcore.local.options import LocalOptions
+from pdcore.model import AuxTransport
 
 NO_PTRACE_AT_ALL = 3
 """The Yama scope that no capability overrides; from 2 on CAP_SYS_PTRACE is needed."""

@@ -10,8 +10,8 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from pdcore.contract.regions import OffsetArray
 from pdcore.local.kernel import IOV_MAX, write_memory
-from pdcore.regions import OffsetArray
 
 __all__ = ["CHUNK_BYTES", "Vectors"]
 

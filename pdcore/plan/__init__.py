@@ -1,4 +1,4 @@
-"""Pure numpy: items of both sides in, a :class:`~pdcore.regions.WriteBatch` out.
+"""Pure numpy: items of both sides in, a :class:`~pdcore.contract.regions.WriteBatch` out.
 
 ``kv`` plans the pages of a request, ``state`` what is beside them and ``aux`` its values; the first two
 with ``items`` (whole items, neighbours merged by ``runs``) or with ``pieces`` (of items that the two sides

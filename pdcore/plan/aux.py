@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pdcore.aux_form import AuxForm, runs_between
+from pdcore.contract.regions import OffsetArray, WriteBatch
+from pdcore.layout.aux_form import AuxForm, runs_between
 from pdcore.plan.indices import IndexArray, check_lists
-from pdcore.regions import OffsetArray, WriteBatch
 
 __all__ = ["AuxCopier"]
 

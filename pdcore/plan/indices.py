@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from pdcore.checks.scalars import shown
 from pdcore.errors import PlanError
-from pdcore.scalars import shown
 
 __all__ = ["IndexArray", "check_lists", "index_array"]
 

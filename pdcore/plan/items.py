@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pdcore.contract.regions import WriteBatch
 from pdcore.plan.indices import IndexArray, check_lists
 from pdcore.plan.runs import merge_runs
-from pdcore.regions import WriteBatch
 
 __all__ = ["ItemCopier"]
 

@@ -7,14 +7,14 @@ from functools import lru_cache
 
 import numpy as np
 
-from pdcore.layout import KVLayout
+from pdcore.contract.regions import WriteBatch
+from pdcore.layout.kv import KVLayout
+from pdcore.pairing.sharding import shared_units
+from pdcore.pairing.topology import CPSenders, Share, Topology, kv_share
 from pdcore.plan.indices import IndexArray, check_lists
 from pdcore.plan.items import ItemCopier
 from pdcore.plan.pieces import PieceCopier, Pieces
 from pdcore.plan.split import join
-from pdcore.regions import WriteBatch
-from pdcore.sharding import shared_units
-from pdcore.topology import CPSenders, Share, Topology, kv_share
 
 __all__ = ["KVCopier"]
 
@@ -28,7 +28,7 @@ short enough that each has a part of a chunk."""
 class KVCopier:
     """Plans a prefill rank's KV pages for one decode rank; made once per pairing.
 
-    The pair must be without :func:`~pdcore.pairing.pairing_misfits`. ``local_regions`` and
+    The pair must be without :func:`~pdcore.pairing.misfits.pairing_misfits`. ``local_regions`` and
     ``remote_regions`` are the engine regions of each layout's buffers. Buffers are paired by name, that
     is by absolute layer id and part, so the rank sends the layers of its own pipeline stage.
     """

@@ -8,9 +8,9 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
+from pdcore.contract.regions import OffsetArray, WriteBatch
 from pdcore.plan.indices import IndexArray, check_lists
 from pdcore.plan.split import join
-from pdcore.regions import OffsetArray, WriteBatch
 
 __all__ = ["PieceCopier", "Pieces"]
 

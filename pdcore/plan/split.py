@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from pdcore.regions import WriteBatch
+from pdcore.contract.regions import WriteBatch
 
 __all__ = ["Slicer", "join", "slices", "split_entries"]
 

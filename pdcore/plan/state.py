@@ -7,15 +7,15 @@ from functools import partial
 
 import numpy as np
 
-from pdcore.backend import StateCopier, StatePlan, StateRequest
+from pdcore.contract.backend import StateCopier, StatePlan, StateRequest
+from pdcore.contract.regions import WriteBatch
 from pdcore.errors import PlanError
-from pdcore.layout import Attention, StateBuffer
+from pdcore.layout.kv import Attention, StateBuffer
+from pdcore.pairing.topology import Share, legal_tp, state_share
 from pdcore.plan.indices import IndexArray
 from pdcore.plan.items import ItemCopier
 from pdcore.plan.pieces import PieceCopier, Pieces
 from pdcore.plan.split import join
-from pdcore.regions import WriteBatch
-from pdcore.topology import Share, legal_tp, state_share
 
 __all__ = ["plan_state"]
 

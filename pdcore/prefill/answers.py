@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pdcore.backend import AuxTransport
 from pdcore.errors import FailureCode, KVTransferError
-from pdcore.metadata import AuxDataCodec
-from pdcore.model import Generation, KVPoll, RoomId
+from pdcore.memory.metadata_buffers import AuxDataCodec
+from pdcore.model import AuxTransport, Generation, KVPoll, RoomId
 from pdcore.prefill.link import Destination
 from pdcore.prefill.lives import Life
 from pdcore.wire import AuxRow, Failure, Message, RequestMetadata, RoomStatus, Standing, overweight, too_large

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import attrs
 
-from pdcore.backend import PeerIdentity
+from pdcore.contract.regions import WriteBatch
 from pdcore.errors import FailureCode, KVTransferError, PDCoreError, PlanError
 from pdcore.events import (
     ChunkDrained,
@@ -19,9 +19,8 @@ from pdcore.events import (
     Stage,
     stage,
 )
-from pdcore.model import Deadline, Generation, RoomId
+from pdcore.model import Deadline, Generation, PeerIdentity, RoomId
 from pdcore.plan import IndexArray
-from pdcore.regions import WriteBatch
 
 __all__ = ["Delivery", "TransferKVChunk", "given_up"]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import attrs
 
-from pdcore.address import parse_address
 from pdcore.events import Gauges
+from pdcore.host.address import parse_address
+from pdcore.prefill.early_requests import EarlyRequests
 from pdcore.prefill.links import Links
-from pdcore.prefill.parking import Parking
 from pdcore.prefill.registration import Registration
-from pdcore.quarantine import Quarantine
+from pdcore.rooms.quarantine import Quarantine
 
 __all__ = ["with_prefill"]
 
@@ -17,7 +17,7 @@ __all__ = ["with_prefill"]
 def with_prefill(
     gauges: Gauges,
     links: Links,
-    parking: Parking,
+    parking: EarlyRequests,
     quarantine: Quarantine,
     address: str,
     registration: Registration,

@@ -10,10 +10,10 @@ from typing import Protocol
 
 from pdcore.errors import KVTransferError
 from pdcore.prefill.delivery import TransferKVChunk
-from pdcore.prefill.readiness import Readiness
-from pdcore.prefill.waiter import Waiter
+from pdcore.prefill.readiness import SourceReadiness
+from pdcore.prefill.ready_waiter import Waiter
 
-__all__ = ["Gate"]
+__all__ = ["ChunkGate"]
 
 
 class Leave(Protocol):
@@ -22,7 +22,7 @@ class Leave(Protocol):
     def __call__(self, chunk: TransferKVChunk, *, waited: bool, from_send: bool) -> None: ...
 
 
-class Gate:
+class ChunkGate:
     """Shut until decode has named its pages. Then a chunk leaves when those before it have and its source
     may be read; ``fail`` is told what its ``ready`` raised.
 
@@ -33,7 +33,7 @@ class Gate:
     def __init__(self, waiter: Waiter, leave: Leave, fail: Callable[[KVTransferError], object]) -> None:
         self._waiter, self._leave, self._fail = waiter, leave, fail
         self._lock = threading.Lock()
-        self._waiting: deque[tuple[TransferKVChunk, Readiness | None]] = deque()
+        self._waiting: deque[tuple[TransferKVChunk, SourceReadiness | None]] = deque()
         self._first: TransferKVChunk | None = None  # it leaves, or waits for its ready
         self._open = False
         self._ended = False
@@ -43,7 +43,7 @@ class Gate:
         """The chunk whose source is waited for, if any."""
         return self._first
 
-    def put(self, chunk: TransferKVChunk, ready: Readiness | None) -> None:
+    def put(self, chunk: TransferKVChunk, ready: SourceReadiness | None) -> None:
         """Let a chunk leave after those before it; the first thing when it may, in this thread."""
         with self._lock:
             self._waiting.append((chunk, ready))
@@ -73,7 +73,7 @@ class Gate:
                 return
             self._send(chunk, waited=ready is not None, from_send=from_send)
 
-    def _may_leave(self, chunk: TransferKVChunk, ready: Readiness) -> bool:
+    def _may_leave(self, chunk: TransferKVChunk, ready: SourceReadiness) -> bool:
         try:
             if ready.asks is not None and ready.asks():
                 return True
@@ -83,7 +83,7 @@ class Gate:
         self._waiter.watch(ready, self._wanted, partial(self._on_ready, chunk, ready))
         return False
 
-    def _on_ready(self, chunk: TransferKVChunk, ready: Readiness, error: Exception | None) -> None:
+    def _on_ready(self, chunk: TransferKVChunk, ready: SourceReadiness, error: Exception | None) -> None:
         if not self._wanted():
             return
         if error is not None:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from pdcore.backend import PeerIdentity
 from pdcore.errors import KVTransferError
 from pdcore.events import Events
-from pdcore.pools import Pools
+from pdcore.memory.pools import Pools
+from pdcore.model import PeerIdentity
 from pdcore.prefill.answers import Answers
 from pdcore.prefill.delivery import Delivery
 from pdcore.prefill.link import Destination, PeerLink
+from pdcore.prefill.ready_waiter import Waiter
 from pdcore.prefill.transfer import Shipment
-from pdcore.prefill.waiter import Waiter
-from pdcore.status import RoomTable
+from pdcore.rooms.status import RoomTable
 from pdcore.wire import Message
 
 if TYPE_CHECKING:

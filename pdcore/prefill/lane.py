@@ -7,7 +7,7 @@ import queue
 import threading
 from collections.abc import Callable
 
-from pdcore.birthplace import Birthplace
+from pdcore.host.fork import Birthplace
 from pdcore.model import Deadline
 
 __all__ = ["Lane"]

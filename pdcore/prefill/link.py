@@ -8,23 +8,24 @@ from collections.abc import Callable
 import attrs
 import numpy as np
 
-from pdcore.backend import AuxTransport, PeerIdentity, StatePlan, StateRequest
-from pdcore.budget import EntryBudget
-from pdcore.engine import Peer, TransferEngine
+from pdcore.contract.backend import StatePlan, StateRequest
+from pdcore.contract.budget import EntryBudget
+from pdcore.contract.engine import Peer, TransferEngine
+from pdcore.contract.regions import WriteBatch
 from pdcore.errors import FailureCode, IncompatiblePeerError, KVTransferError, Misfit, PlanError
 from pdcore.events import Events, MetadataReceived
-from pdcore.model import Deadline, Generation, RoomId
-from pdcore.pairing import aux_writer_misfits, chosen_aux_transport
+from pdcore.host.process import ProcessIdentity
+from pdcore.memory.pools import Pools, RegionTable
+from pdcore.model import AuxTransport, Deadline, Generation, PeerIdentity, RoomId
+from pdcore.pairing.description import PeerDescription
+from pdcore.pairing.misfits import aux_writer_misfits, chosen_aux_transport
+from pdcore.pairing.topology import Topology, map_ranks, served_ranks
 from pdcore.plan import AuxCopier, IndexArray, KVCopier, plan_state
-from pdcore.pools import Pools, RegionTable
 from pdcore.prefill.delivery import TransferKVChunk
 from pdcore.prefill.lane import Lane
-from pdcore.prefill.outbox import Outbox
 from pdcore.prefill.pace import Pace
-from pdcore.process import ProcessIdentity
-from pdcore.regions import WriteBatch
-from pdcore.topology import Topology, map_ranks, served_ranks
-from pdcore.wire import PeerDescription, RequestMetadata, Route, limit_of
+from pdcore.prefill.turns import Outbox
+from pdcore.wire import RequestMetadata, Route, limit_of
 
 __all__ = ["Destination", "PeerLink"]
 

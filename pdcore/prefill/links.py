@@ -9,18 +9,19 @@ from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from functools import partial
 
-from pdcore.backend import PeerIdentity, StatePlan, StateRequest
-from pdcore.config import Config
-from pdcore.engine import TransferEngine
+from pdcore.config.records import Config
+from pdcore.contract.backend import StatePlan, StateRequest
+from pdcore.contract.engine import TransferEngine
 from pdcore.errors import EngineError, FailureCode, IncompatiblePeerError, PDCoreError
 from pdcore.events import Events, PairingFailed, PeerLost, PeerState, Stage, stage
-from pdcore.model import Deadline, Incarnation, RoomId
-from pdcore.pairing import pairing_misfits
-from pdcore.pools import Pools
+from pdcore.managers.pairing_remarks import announce_pairing, engine_remark
+from pdcore.memory.pools import Pools
+from pdcore.model import Deadline, Incarnation, PeerIdentity, RoomId
+from pdcore.pairing.description import PeerDescription
+from pdcore.pairing.misfits import pairing_misfits
+from pdcore.pairing.sharding import told_by_sizes
 from pdcore.prefill.link import PeerLink
-from pdcore.remarks import announce_pairing, engine_remark
-from pdcore.sharding import told_by_sizes
-from pdcore.wire import Failure, Message, PairReply, PeerDescription, Route
+from pdcore.wire import Failure, Message, PairReply, Route
 from pdcore.wire.complaints import COMPLAINT_SECONDS, Complaints
 
 __all__ = ["Links"]

@@ -14,10 +14,9 @@ from enum import Enum
 
 import attrs
 
-from pdcore.backend import PeerIdentity
 from pdcore.errors import KVTransferError
-from pdcore.model import Clock, Generation, KVPoll, RoomId
-from pdcore.status import Room
+from pdcore.model import Clock, Generation, KVPoll, PeerIdentity, RoomId
+from pdcore.rooms.status import Room
 from pdcore.wire import Route
 
 __all__ = ["DOUBT", "SECONDS", "SKEW", "Life", "Lives", "Meaning", "Word", "meaning"]

@@ -7,36 +7,35 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from pdcore.address import parse_address
 from pdcore.arguments import due, instance, room_id
-from pdcore.backend import PeerIdentity
 from pdcore.bootstrap import RoomsRecord
-from pdcore.config import Config
+from pdcore.config.records import Config
 from pdcore.errors import KVTransferError, PDCoreError
 from pdcore.events import Gauges, Subscriber
-from pdcore.handle import RoomHandle
-from pdcore.manager import Manager
-from pdcore.metadata import AuxDataCodec
-from pdcore.model import Deadline, Role, RoomId
-from pdcore.overdue import end_overdue
-from pdcore.pools import Pools
+from pdcore.host.address import parse_address
+from pdcore.host.process import ProcessIdentity
+from pdcore.managers.manager import Manager
+from pdcore.managers.overdue import end_overdue
+from pdcore.memory.metadata_buffers import AuxDataCodec
+from pdcore.memory.pools import Pools
+from pdcore.model import Deadline, PeerIdentity, Role, RoomId
+from pdcore.pairing.topology import Topology
 from pdcore.prefill.answers import Answers
 from pdcore.prefill.delivery import Delivery
-from pdcore.prefill.examiner import Examiner
+from pdcore.prefill.early_requests import EarlyRequests
 from pdcore.prefill.figures import with_prefill
 from pdcore.prefill.link import Destination, PeerLink
 from pdcore.prefill.links import Links
-from pdcore.prefill.parking import Parking
+from pdcore.prefill.ready_waiter import Waiter
 from pdcore.prefill.reception import OfARoom, Reception
 from pdcore.prefill.registration import Announce, Registration
 from pdcore.prefill.sender import KVSender
 from pdcore.prefill.senders import Senders
 from pdcore.prefill.transfer import Shipment
-from pdcore.prefill.waiter import Waiter
-from pdcore.process import ProcessIdentity
-from pdcore.quarantine import Quarantine
-from pdcore.selection import Backend
-from pdcore.topology import Topology
+from pdcore.prefill.verification import SentVerification
+from pdcore.rooms.handle import RoomHandle
+from pdcore.rooms.quarantine import Quarantine
+from pdcore.selection.select import Backend
 from pdcore.wire import Abort, Bye, Heartbeat, Message, PairRequest, RequestMetadata, Route, Verdict
 
 __all__ = ["PrefillManager"]
@@ -53,7 +52,7 @@ class PrefillManager(Manager):
         AddressError: ``bootstrap`` cannot be an address; nothing was started.
         BootstrapError: the control port cannot be bound, or the service waited for cannot be reached.
         AuthenticationError: the service waited for requires a key, or has another or none.
-        And what :class:`~pdcore.manager.Manager` raises.
+        And what :class:`~pdcore.managers.manager.Manager` raises.
     """
 
     def __init__(
@@ -74,7 +73,7 @@ class PrefillManager(Manager):
             self.config.quarantine.grace, lambda peer: self._links.serves(peer), self.survivors.ended
         )
         self.bootstrap = bootstrap
-        self._senders, self._parking, self.waiter = Senders(), Parking(), Waiter()
+        self._senders, self._parking, self.waiter = Senders(), EarlyRequests(), Waiter()
         self.answers = Answers(topology.unique_rank, AuxDataCodec(pools.aux) if pools.aux else None)
         self._reception = Reception(
             self._senders, self._parking, topology, self.answers, self._post, self.channel.counts
@@ -85,7 +84,7 @@ class PrefillManager(Manager):
             self._discard()
             raise
         self.address = self.place.address(int(bound.rpartition(":")[2]))
-        self._examiner = Examiner(self.config.transfer.verify, pools, topology.unique_rank, self.tell)
+        self._examiner = SentVerification(self.config.transfer.verify, pools, topology.unique_rank, self.tell)
         self.examine = self._examiner.begin
         ours = self.describe(self.address)
         self._links = Links(

@@ -6,15 +6,15 @@ from collections.abc import Callable
 
 import attrs
 
+from pdcore.checks.scalars import shown
 from pdcore.errors import FailureCode, KVTransferError, PDCoreError, RoomError
 from pdcore.model import RoomId
-from pdcore.scalars import shown
 
-__all__ = ["Readiness"]
+__all__ = ["SourceReadiness"]
 
 
 @attrs.frozen(eq=False)
-class Readiness:
+class SourceReadiness:
     """Either ``asks`` tells at once whether the source may be read, or ``waits`` returns when it may.
 
     Both are the caller's and may raise anything. ``room`` is whose source it is.
@@ -25,7 +25,7 @@ class Readiness:
     waits: Callable[[], object] | None = None
 
     @classmethod
-    def of(cls, room: RoomId, ready: object) -> Readiness | None:
+    def of(cls, room: RoomId, ready: object) -> SourceReadiness | None:
         """Return what ``ready`` says: an object with ``is_set()`` (as of threading) or ``query()`` (as of
         CUDA), or a callable that returns when the source may be read. None: it may be read now.
 

@@ -9,19 +9,18 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
-from pdcore.backend import PeerIdentity
-from pdcore.config import MAX_SECONDS
+from pdcore.config.records import MAX_SECONDS
 from pdcore.errors import KVTransferError
-from pdcore.model import Deadline, Generation, KVPoll, RoomId
+from pdcore.model import Deadline, Generation, KVPoll, PeerIdentity, RoomId
+from pdcore.pairing.topology import Topology
 from pdcore.prefill.answers import Answers, ended_before, superseded, taken, unheard_of
 from pdcore.prefill.doubts import Doubts
+from pdcore.prefill.early_requests import EarlyRequests
 from pdcore.prefill.expected import Expected, Guest
 from pdcore.prefill.link import Destination, PeerLink
 from pdcore.prefill.lives import DOUBT, Life, Lives, Meaning, Word, meaning
-from pdcore.prefill.parking import Parking
 from pdcore.prefill.sender import KVSender
 from pdcore.prefill.senders import Senders
-from pdcore.topology import Topology
 from pdcore.wire import Abort, Inquiry, Message, Opened, Released, RequestMetadata, Route
 
 __all__ = ["OfARoom", "Reception"]
@@ -47,7 +46,7 @@ class Reception:
     def __init__(
         self,
         senders: Senders,
-        parking: Parking,
+        parking: EarlyRequests,
         topology: Topology,
         answers: Answers,
         post: Told,

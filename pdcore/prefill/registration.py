@@ -12,11 +12,11 @@ import attrs
 from pdcore.bootstrap import BootstrapClient, RankRecord, RoomsRecord
 from pdcore.bootstrap.attempts import reason_of
 from pdcore.bootstrap.record import Traits
-from pdcore.config import Config
+from pdcore.config.records import Config
 from pdcore.errors import PDCoreError
 from pdcore.events import Events, Stage, StageEnded, stage
 from pdcore.model import Deadline
-from pdcore.wire import PeerDescription
+from pdcore.pairing.description import PeerDescription
 
 __all__ = ["Announce", "Registration"]
 

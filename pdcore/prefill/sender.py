@@ -12,19 +12,19 @@ import numpy.typing as npt
 
 from pdcore.arguments import require_deadline
 from pdcore.errors import FailureCode, KVTransferError
-from pdcore.handle import NOT_ENDED, RoomHandle, raises_or_fails
-from pdcore.metrics import Moments, RequestMetrics
+from pdcore.events.metrics import Moments, RequestMetrics
 from pdcore.model import Deadline, KVPoll
-from pdcore.prefill import awaited
+from pdcore.prefill import waits_for as awaited
 from pdcore.prefill.delivery import Delivery, TransferKVChunk
-from pdcore.prefill.gate import Gate
+from pdcore.prefill.gate import ChunkGate
 from pdcore.prefill.host import SenderHost
 from pdcore.prefill.link import Destination, PeerLink
 from pdcore.prefill.lives import Life
-from pdcore.prefill.readiness import Readiness
+from pdcore.prefill.readiness import SourceReadiness
 from pdcore.prefill.sent import Sent
 from pdcore.prefill.supply import Supply
-from pdcore.status import Awaited, Room
+from pdcore.rooms.handle import NOT_ENDED, RoomHandle, raises_or_fails
+from pdcore.rooms.status import Awaited, Room
 from pdcore.wire import Message, Released
 
 __all__ = ["KVSender"]
@@ -44,7 +44,7 @@ class KVSender(RoomHandle):
         self._host = host
         self._lock = threading.Lock()
         self._destinations: list[Destination] = []
-        self._gate = Gate(host.waiter, self._leave, self.give_up)
+        self._gate = ChunkGate(host.waiter, self._leave, self.give_up)
         self._unfinished = 0
         self._in_flight: Counter[int] = Counter()  # chunks by decode rank, none without
         self._sent = Sent()
@@ -102,7 +102,7 @@ class KVSender(RoomHandle):
         self._require_here()
         if self.record.status is KVPoll.FAILED:
             return
-        readiness = Readiness.of(self.room, ready)
+        readiness = SourceReadiness.of(self.room, ready)
         chunk = self._supply.chunk(pages, state_indices)
         if readiness is None:
             self._supply.check_aux(chunk)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pdcore.backend import PeerIdentity
-from pdcore.metrics import Moments, RequestMetrics
-from pdcore.model import Deadline
+from pdcore.events.metrics import Moments, RequestMetrics
+from pdcore.model import Deadline, PeerIdentity
 from pdcore.prefill.delivery import Delivery, TransferKVChunk
 from pdcore.prefill.transfer import Shipment
-from pdcore.status import Room
+from pdcore.rooms.status import Room
 
 __all__ = ["Sent"]
 

@@ -8,12 +8,12 @@ import numpy.typing as npt
 
 from pdcore.arguments import count
 from pdcore.errors import FailureCode, KVTransferError, RoomError
+from pdcore.memory.pools import Pools
 from pdcore.model import RoomId
 from pdcore.plan import IndexArray, index_array
-from pdcore.pools import Pools
 from pdcore.prefill.delivery import TransferKVChunk
 from pdcore.prefill.link import Destination
-from pdcore.status import Room
+from pdcore.rooms.status import Room
 
 __all__ = ["Supply"]
 

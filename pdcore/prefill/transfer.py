@@ -14,17 +14,17 @@ from collections import deque
 from collections.abc import Sequence
 from functools import partial
 
-from pdcore.engine import TransferEngine
+from pdcore.contract.engine import TransferEngine
+from pdcore.contract.outcome import Quiescence, TransferState
 from pdcore.errors import FailureCode, KVTransferError, PDCoreError
 from pdcore.model import Deadline
-from pdcore.outcome import Quiescence, TransferState
 from pdcore.plan import Slicer, join, split_entries
 from pdcore.prefill.delivery import Delivery, given_up
+from pdcore.prefill.engine_transfer import GuardedTransfer
 from pdcore.prefill.link import PeerLink
-from pdcore.prefill.outbox import Progress
 from pdcore.prefill.pace import ENTRY_BYTES, Pace
-from pdcore.prefill.watched import Watched
-from pdcore.quarantine import Quarantine
+from pdcore.prefill.turns import Progress
+from pdcore.rooms.quarantine import Quarantine
 
 __all__ = ["Shipment"]
 
@@ -42,7 +42,7 @@ class _Flight:
     ``paced``: more pieces follow, so that this one is as large as the pace says.
     """
 
-    transfer: Watched
+    transfer: GuardedTransfer
 
     def __init__(self, link: PeerLink, entries: int, *, paced: bool) -> None:
         self.paced = paced
@@ -204,14 +204,14 @@ class Shipment:
         self.left = rest.nbytes
         flight = _Flight(self._link, len(piece), paced=rest.entries > 0)
         try:
-            flight.transfer = Watched(self._engine.write(self._link.peer, piece), flight.give_back)
+            flight.transfer = GuardedTransfer(self._engine.write(self._link.peer, piece), flight.give_back)
         except PDCoreError as error:
             flight.give_back()
             self._end(error)
         # A third party's adapter may raise anything; the rooms must end, and their pages are suspect.
         except Exception as error:
             _log.exception("the engine raised while writing to %s", self._link.identity)
-            flight.transfer = Watched(None, flight.give_back)
+            flight.transfer = GuardedTransfer(None, flight.give_back)
             self._flights.append(flight)
             self._end(error)
         else:

@@ -9,15 +9,15 @@ from collections.abc import Callable
 
 from aiohttp import web
 
-from pdcore.address import join
-from pdcore.bootstrap.connections import Connections
-from pdcore.bootstrap.limits import Limits
-from pdcore.bootstrap.loop import LoopThread
-from pdcore.bootstrap.site import Site
-from pdcore.config import Config
+from pdcore.bootstrap.http.connections import Connections
+from pdcore.bootstrap.http.limits import Limits
+from pdcore.bootstrap.http.loop import LoopThread
+from pdcore.bootstrap.http.site import Site
+from pdcore.config.records import Config
 from pdcore.errors import TelemetryError, one_line
 from pdcore.events import Event, Gauges, Node, Subscriber, Watcher
-from pdcore.machine import find_place
+from pdcore.host.address import join
+from pdcore.host.machine import find_place
 from pdcore.model import Deadline
 
 __all__ = ["MetricsEndpoint", "endpoints"]

@@ -10,8 +10,8 @@ from functools import cached_property
 
 import attrs
 
-from pdcore.descriptors import OWNERS, SOCKET_STATES, Descriptors, look
 from pdcore.events import Gauges, Node, PeerState, Watcher
+from pdcore.host.descriptors import OWNERS, SOCKET_STATES, Descriptors, look
 from pdcore.model import Incarnation, KVPoll
 
 __all__ = ["FIGURES", "Figure", "Samples", "Scene", "Watched"]

@@ -54,7 +54,7 @@ class PrometheusEvents(Watcher):
       failure code).
     - ``pdcore_bytes_total``: KV, state and aux on the prefill side, KV alone on the decode side; of
       rooms that succeeded.
-    - ``pdcore_request_seconds`` by ``part``, as in :class:`~pdcore.metrics.RequestMetrics`; of rooms that
+    - ``pdcore_request_seconds`` by ``part``, as in :class:`~pdcore.RequestMetrics`; of rooms that
       succeeded.
     - ``pdcore_stage_seconds`` by ``stage`` and ``outcome`` (``success`` or ``error``).
     - ``pdcore_peer_events_total`` by ``event``: paired, pairing_failed, heartbeat_missed, lost.

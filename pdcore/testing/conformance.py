@@ -21,7 +21,7 @@ from pdcore.testing.groups.quiescing import Quiescing  # noqa: E402
 from pdcore.testing.groups.rooms import Rooms  # noqa: E402
 from pdcore.testing.groups.shapes import Shapes  # noqa: E402
 from pdcore.testing.rules import Rule  # noqa: E402
-from pdcore.testing.stage import Crowd, Stage  # noqa: E402
+from pdcore.testing.stage import Crowd, Setting  # noqa: E402
 from pdcore.testing.target import Target  # noqa: E402
 
 __all__ = ["BackendConformance"]
@@ -58,9 +58,9 @@ class BackendConformance(
         raise NotImplementedError("override the fixture 'target' to return pdcore.testing.Target(NAME)")
 
     @pytest.fixture
-    def stage(self, target: Target) -> Iterator[Stage]:
+    def stage(self, target: Target) -> Iterator[Setting]:
         """Near and far engines of one test."""
-        stage = Stage(target, self.crowd)
+        stage = Setting(target, self.crowd)
         yield stage
         with CLOSES:
             stage.end()

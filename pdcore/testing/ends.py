@@ -7,11 +7,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from pdcore.engine import Peer, TransferEngine
+from pdcore.contract.engine import Peer, TransferEngine
+from pdcore.contract.outcome import Quiescence, Transfer, TransferState
+from pdcore.contract.regions import WriteBatch
 from pdcore.errors import FailureCode, KVTransferError
 from pdcore.model import Deadline, Role
-from pdcore.outcome import Quiescence, Transfer, TransferState
-from pdcore.regions import WriteBatch
 from pdcore.testing import commands as c
 from pdcore.testing.bounded import bounded
 from pdcore.testing.far import FarProcess

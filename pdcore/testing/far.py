@@ -13,7 +13,7 @@ import msgspec
 
 from pdcore.model import Deadline
 from pdcore.testing import commands as c
-from pdcore.testing.deaths import how_it_ended
+from pdcore.testing.exit_words import how_it_ended
 
 __all__ = ["FarError", "FarProcess"]
 

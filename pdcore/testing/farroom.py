@@ -6,11 +6,11 @@ import threading
 
 from pdcore.decode import DecodeManager, KVReceiver
 from pdcore.model import Deadline, KVPoll, RoomId
-from pdcore.selection import select
+from pdcore.pairing.topology import Topology
+from pdcore.selection.select import select
 from pdcore.testing import commands as c
 from pdcore.testing.memory import digest, pattern
 from pdcore.testing.worker import FAR_POOL_SEED, make_config, make_pools
-from pdcore.topology import Topology
 
 __all__ = ["FarDecode"]
 

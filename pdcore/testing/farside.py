@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from pdcore.engine import TransferEngine
+from pdcore.contract.engine import TransferEngine
 from pdcore.errors import PDCoreError
 from pdcore.model import Deadline, Role
 from pdcore.testing import commands as c

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from pdcore.contract.regions import Region, WriteBatch
 from pdcore.model import Deadline
-from pdcore.regions import Region, WriteBatch
 
 __all__ = [
     "FAR_GUARD",

@@ -6,11 +6,11 @@ import threading
 
 import numpy as np
 
-from pdcore.engine import Peer, TransferEngine
+from pdcore.contract.engine import Peer, TransferEngine
+from pdcore.contract.outcome import Transfer, TransferState
+from pdcore.contract.regions import WriteBatch
 from pdcore.errors import PDCoreError
 from pdcore.model import Deadline
-from pdcore.outcome import Transfer, TransferState
-from pdcore.regions import WriteBatch
 
 __all__ = ["Pump"]
 

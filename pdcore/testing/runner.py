@@ -16,7 +16,7 @@ from pdcore.testing.suite_process import SuiteProcess, Wakeup
 from pdcore.testing.target import Target
 from pdcore.testing.told import Begun, Collected, Ended, Errand, Over, Told
 
-__all__ = ["Limits", "run_suite"]
+__all__ = ["RunLimits", "run_suite"]
 
 BETWEEN = 60.0
 """Seconds that a process may be silent while no test runs, as when it starts."""
@@ -26,7 +26,7 @@ STATUS_USAGE = 4
 
 
 @attrs.frozen
-class Limits:
+class RunLimits:
     """``test``: seconds that one test may take. ``hangs``: after so many that hung the run stops."""
 
     test: float
@@ -37,7 +37,7 @@ class _Run:
     """The state of one run. Only the thread that calls :func:`run_suite` touches it."""
 
     def __init__(
-        self, target: Target, expression: str, limits: Limits, watch: Callable[[Outcome, int], None]
+        self, target: Target, expression: str, limits: RunLimits, watch: Callable[[Outcome, int], None]
     ) -> None:
         self._target = target
         self._limits = limits
@@ -180,7 +180,7 @@ def _woken_by_signals(wakeup: Wakeup) -> Iterator[None]:
 
 
 def run_suite(
-    target: Target, expression: str, limits: Limits, watch: Callable[[Outcome, int], None]
+    target: Target, expression: str, limits: RunLimits, watch: Callable[[Outcome, int], None]
 ) -> Report:
     """Run every test that matches pytest's ``-k`` expression, and report.
 

@@ -11,15 +11,15 @@ import numpy as np
 
 from pdcore.bootstrap import BootstrapServer
 from pdcore.model import Deadline, KVPoll, RoomId
+from pdcore.pairing.topology import Topology
 from pdcore.prefill import KVSender, PrefillManager
-from pdcore.selection import select
+from pdcore.selection.select import select
 from pdcore.testing import commands as c
 from pdcore.testing.ends import STILL
 from pdcore.testing.far import FarProcess
 from pdcore.testing.memory import digest, pattern
 from pdcore.testing.target import Target
 from pdcore.testing.worker import FAR_POOL_SEED, NEAR_POOL_SEED, make_config, make_pools
-from pdcore.topology import Topology
 
 __all__ = ["Serving", "ended_as"]
 

@@ -12,7 +12,7 @@ from pdcore.testing.far import FarProcess
 from pdcore.testing.memory import NEAR_GUARD, GuardedMemory
 from pdcore.testing.target import Target
 
-__all__ = ["Crowd", "Stage"]
+__all__ = ["Crowd", "Setting"]
 
 NEAR_SEED = 1_000
 
@@ -40,7 +40,7 @@ class Crowd:
             self._idle.pop().end()
 
 
-class Stage:
+class Setting:
     """Makes near and far engines for one test, and ends them after it."""
 
     def __init__(self, target: Target, crowd: Crowd) -> None:

@@ -14,7 +14,7 @@ from types import FrameType, TracebackType
 import msgspec
 
 from pdcore.model import Deadline
-from pdcore.testing.deaths import how_it_ended
+from pdcore.testing.exit_words import how_it_ended
 from pdcore.testing.told import Begun, Errand, Told
 
 __all__ = ["SuiteProcess", "Wakeup"]

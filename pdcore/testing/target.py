@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import attrs
 
-from pdcore.engine import TransferEngine
+from pdcore.contract.engine import TransferEngine
 from pdcore.model import Deadline, Role, new_incarnation
-from pdcore.selection import select
+from pdcore.selection.select import select
 
 __all__ = ["Target"]
 

@@ -6,11 +6,11 @@ from typing import Literal
 
 import numpy as np
 
-from pdcore.config import Config, LivenessConfig, Timeouts, TransferConfig, TransferModel
-from pdcore.layout import KVLayout
-from pdcore.metadata import MetadataBuffers
-from pdcore.pools import Pools
-from pdcore.schema import AuxField, AuxSchema
+from pdcore.config.records import Config, LivenessConfig, Timeouts, TransferConfig, TransferModel
+from pdcore.layout.aux_schema import AuxField, AuxSchema
+from pdcore.layout.kv import KVLayout
+from pdcore.memory.metadata_buffers import MetadataBuffers
+from pdcore.memory.pools import Pools
 
 __all__ = ["FAR_POOL_SEED", "NEAR_POOL_SEED", "NUM_PAGES", "make_config", "make_pools"]
 

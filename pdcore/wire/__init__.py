@@ -1,11 +1,11 @@
 """The control plane: typed messages, their encoding, and the channel that carries them."""
 
+from pdcore.wire.access.curve import require_curve
+from pdcore.wire.access.exposure import say_if_open
 from pdcore.wire.channel import Channel
 from pdcore.wire.codec import SCHEMA_VERSION, Codec, Frame
-from pdcore.wire.curve import require_curve
-from pdcore.wire.description import PeerDescription
-from pdcore.wire.exposure import say_if_open
 from pdcore.wire.fit import FRAME_BYTES, limit_of, overweight, too_large
+from pdcore.wire.lost_process import LifeAnswer, LifeQuestion
 from pdcore.wire.messages import (
     MESSAGE_KINDS,
     Abort,
@@ -26,7 +26,6 @@ from pdcore.wire.messages import (
     Verdict,
 )
 from pdcore.wire.monitor import Connection, ConnectionEvent
-from pdcore.wire.obituary import LifeAnswer, LifeQuestion
 from pdcore.wire.sockets import Route
 
 __all__ = [
@@ -51,7 +50,6 @@ __all__ = [
     "Opened",
     "PairReply",
     "PairRequest",
-    "PeerDescription",
     "Released",
     "RequestMetadata",
     "RoomStatus",

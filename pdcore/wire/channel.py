@@ -18,14 +18,14 @@ from functools import partial
 
 import zmq
 
-from pdcore.birthplace import Birthplace
+from pdcore.config.auth_key import AuthKey
 from pdcore.errors import AuthenticationError, PDCoreError, WireError
+from pdcore.host.fork import Birthplace
 from pdcore.model import Deadline, Incarnation
-from pdcore.secret import AuthKey
-from pdcore.wire.admission import Admission
+from pdcore.wire.access.admission import Admission
+from pdcore.wire.access.curve import Curve
 from pdcore.wire.codec import Codec
 from pdcore.wire.complaints import COMPLAINT_SECONDS, Complaints
-from pdcore.wire.curve import Curve
 from pdcore.wire.messages import Message
 from pdcore.wire.monitor import ConnectionEvent
 from pdcore.wire.pieces import join, split

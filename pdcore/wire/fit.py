@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pdcore.errors import FailureCode, KVTransferError
 from pdcore.model import RoomId
+from pdcore.pairing.description import PeerDescription
 from pdcore.wire.codec import Codec
-from pdcore.wire.description import PeerDescription
 from pdcore.wire.messages import Message, RequestMetadata
 
 __all__ = ["FRAME_BYTES", "limit_of", "overweight", "too_large"]

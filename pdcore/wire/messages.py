@@ -11,9 +11,9 @@ import attrs
 
 from pdcore.errors import FailureCode, KVTransferError, Misfit
 from pdcore.model import Generation, Incarnation, KVPoll, RoomId
+from pdcore.pairing.description import PeerDescription
 from pdcore.plan import IndexArray
-from pdcore.wire.description import PeerDescription
-from pdcore.wire.obituary import LifeAnswer, LifeQuestion
+from pdcore.wire.lost_process import LifeAnswer, LifeQuestion
 
 __all__ = [
     "MESSAGE_KINDS",

@@ -10,10 +10,10 @@ from typing import NewType
 import attrs
 import zmq
 
-from pdcore.address import join
 from pdcore.errors import BootstrapError, WireError
-from pdcore.wire.curve import CURVE_OVERHEAD_BYTES, Curve
-from pdcore.wire.greeting import Greeting
+from pdcore.host.address import join
+from pdcore.wire.access.curve import CURVE_OVERHEAD_BYTES, Curve
+from pdcore.wire.access.greeting import Greeting
 from pdcore.wire.monitor import READABLE, ConnectionEvent, Monitor
 from pdcore.wire.pieces import PIECE_BYTES
 

@@ -14,9 +14,9 @@ from sglang.srt.server_args import ServerArgs
 from sglang.srt.utils.network import NetworkAddress, get_local_ip_auto
 
 from pdcore import CPU, ConfigError, Device, Role, Topology
-from pdcore.address import join
 from pdcore.errors import ConfigProblem
-from pdcore.fingerprint import Fingerprint, model_fingerprint
+from pdcore.host.address import join
+from pdcore.layout.fingerprint import Fingerprint, model_fingerprint
 from pdcore_sglang.names import backend_of
 
 __all__ = ["Rank", "read_rank"]

@@ -16,9 +16,9 @@ from sglang.srt.disaggregation.base import conn as base
 from sglang.srt.disaggregation.common.conn import KVTransferError as TransferFailed
 
 from pdcore import DPChoice, FailureCode, KVPoll, KVTransferError, PDCoreError, RoomId
-from pdcore.containment import room_fails
 from pdcore.errors import one_line
-from pdcore.handle import RoomHandle
+from pdcore.rooms.containment import room_fails
+from pdcore.rooms.handle import RoomHandle
 
 if TYPE_CHECKING:
     from pdcore_sglang.manager import PdcoreManager

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from sglang.srt.disaggregation.base.conn import KVArgs, StateType
 
 from pdcore import Attention, KVBuffer, KVLayout, LayoutError, Region, StateBuffer, StateComponent, StatePool
-from pdcore.elements import ELEMENT_BITS, element_name
+from pdcore.layout.elements import ELEMENT_BITS, element_name
 from pdcore_sglang.engine import Rank
 
 __all__ = ["kv_pool", "state_pools"]

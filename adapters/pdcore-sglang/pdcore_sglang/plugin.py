@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from packaging.specifiers import SpecifierSet
 
-from pdcore.discovery import discover
+from pdcore.selection.discovery import discover
 from pdcore_sglang.names import PREFIX, SUPPORTED, backend_of
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pdcore import Config, load_config
-from pdcore.discovery import discover
-from pdcore.settings import LoadedConfig
+from pdcore.config.sources import LoadedConfig
+from pdcore.selection.discovery import discover
 from pdcore_sglang.engine import Rank
 
 __all__ = ["load", "of_rank"]

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pdcore import Attention, KVBuffer, KVLayout, LayoutError, PageOrder, Pools
-from pdcore.fingerprint import Fingerprint
+from pdcore.layout.fingerprint import Fingerprint
 
 if TYPE_CHECKING:
     import torch

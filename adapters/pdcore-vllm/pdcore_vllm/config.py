@@ -13,11 +13,11 @@ import attrs
 from attrs.validators import in_
 
 from pdcore import ConfigError, PDCoreError
-from pdcore.address import is_wildcard
-from pdcore.discovery import discover
+from pdcore.config.sources import LoadedConfig, load_config
+from pdcore.config.structuring import try_structure
 from pdcore.errors import ConfigProblem
-from pdcore.settings import LoadedConfig, load_config
-from pdcore.structuring import try_structure
+from pdcore.host.address import is_wildcard
+from pdcore.selection.discovery import discover
 
 __all__ = ["Settings", "UnsupportedError", "check_engine"]
 

@@ -16,8 +16,8 @@ from vllm.utils.network_utils import get_ip
 from vllm.v1.request import RequestStatus
 
 from pdcore import Topology
-from pdcore.containment import contained
-from pdcore.fingerprint import model_fingerprint
+from pdcore.layout.fingerprint import model_fingerprint
+from pdcore.rooms.containment import contained
 from pdcore_vllm.caches import Cache
 from pdcore_vllm.config import Settings, check_engine
 from pdcore_vllm.figures import PdcoreMetrics, PdcoreStats

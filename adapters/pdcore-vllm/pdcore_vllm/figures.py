@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import prometheus_client
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics, KVConnectorStats
 
-from pdcore.containment import contained
+from pdcore.rooms.containment import contained
 
 if TYPE_CHECKING:
     from vllm.config.vllm import VllmConfig

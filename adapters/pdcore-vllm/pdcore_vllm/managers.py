@@ -7,8 +7,8 @@ from contextlib import ExitStack
 
 import pdcore
 from pdcore import BootstrapServer, DecodeManager, Pools, PrefillManager, Topology
-from pdcore.address import parse_advertised
 from pdcore.errors import BootstrapError
+from pdcore.host.address import parse_advertised
 from pdcore_vllm.config import Settings
 from pdcore_vllm.log import log
 

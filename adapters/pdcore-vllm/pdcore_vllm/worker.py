@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pdcore import Deadline, DecodeManager, FailureCode, KVReceiver, KVSender, PrefillManager, RoomId
-from pdcore.containment import contained, room_fails
 from pdcore.errors import one_line
+from pdcore.rooms.containment import contained, room_fails
 from pdcore_vllm.log import log
 from pdcore_vllm.scheduler import Key, Report, Room, Work
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 
-from pdcore.console import ended, say, warn
+from pdcore.host.console import ended, say, warn
 from pdcore.testing.chaos.report import Report
 from pdcore.testing.chaos.run import ChaosSettings, run_chaos
 

@@ -14,7 +14,7 @@ from pdcore.errors import PDCoreError
 from pdcore.model import Deadline, Role
 from pdcore.testing.chaos import messages as m
 from pdcore.testing.chaos.report import Report
-from pdcore.testing.chaos.station import Station
+from pdcore.testing.chaos.workplace import Workplace
 
 __all__ = ["ChaosSettings", "run_chaos"]
 
@@ -68,7 +68,7 @@ class _Run:
         self.report = Report(settings.backend)
         self._stations = [
             stack.enter_context(
-                Station(
+                Workplace(
                     role, n, settings.backend, settings.options, settings.seed, settings.deadline, self.report
                 )
             )

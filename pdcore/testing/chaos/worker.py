@@ -13,21 +13,21 @@ from contextlib import ExitStack
 import attrs
 
 from pdcore.bootstrap import BootstrapServer
-from pdcore.config import Config, ControlConfig, LivenessConfig, Timeouts
+from pdcore.config.auth_key import auth_key
+from pdcore.config.records import Config, ControlConfig, LivenessConfig, Timeouts
+from pdcore.config.structuring import Text
 from pdcore.decode import DecodeManager
 from pdcore.demo.line import ParentLine
 from pdcore.errors import KVTransferError, PDCoreError
-from pdcore.handle import RoomHandle
-from pdcore.layout import KVLayout
+from pdcore.layout.kv import KVLayout
 from pdcore.model import Deadline, KVPoll, Role, RoomId
+from pdcore.pairing.topology import Topology
 from pdcore.prefill import KVSender, PrefillManager
-from pdcore.secret import auth_key
-from pdcore.selection import select
-from pdcore.structuring import Text
+from pdcore.rooms.handle import RoomHandle
+from pdcore.selection.select import select
 from pdcore.testing.chaos import messages as m
 from pdcore.testing.faults.memory import Memory
 from pdcore.testing.target import Target
-from pdcore.topology import Topology
 
 __all__ = ["main"]
 

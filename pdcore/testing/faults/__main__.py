@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 
-from pdcore.console import ended, say
+from pdcore.host.console import ended, say
 from pdcore.testing.faults.replay import replay
 from pdcore.testing.faults.schedule import MOST_FAULTS, Fault
 

@@ -8,9 +8,9 @@ from functools import partial
 
 import attrs
 
+from pdcore.config.auth_key import AuthKey
 from pdcore.errors import AuthenticationError
 from pdcore.model import Incarnation
-from pdcore.secret import AuthKey
 from pdcore.testing.faults.schedule import Fault, Schedule
 from pdcore.wire import MESSAGE_KINDS, Channel, ConnectionEvent, Message, Route
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pdcore.engine import Peer, TransferEngine
+from pdcore.contract.engine import Peer, TransferEngine
+from pdcore.contract.outcome import Finished, Quiescence, Transfer, TransferState
+from pdcore.contract.regions import Region, RegionInfo, WriteBatch
 from pdcore.errors import FailureCode, KVTransferError
 from pdcore.model import Deadline
-from pdcore.outcome import Finished, Quiescence, Transfer, TransferState
-from pdcore.regions import Region, RegionInfo, WriteBatch
 from pdcore.testing.faults.schedule import Decision, Fault, Schedule
 
 __all__ = ["FaultyEngine"]

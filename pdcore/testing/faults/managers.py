@@ -7,17 +7,17 @@ from functools import partial
 
 import attrs
 
-from pdcore.config import Config
+from pdcore.config.records import Config
+from pdcore.contract.engine import TransferEngine
 from pdcore.decode import DecodeManager
-from pdcore.engine import TransferEngine
+from pdcore.memory.pools import Pools
 from pdcore.model import Deadline, Incarnation, Role
-from pdcore.pools import Pools
+from pdcore.pairing.topology import Topology
 from pdcore.prefill import PrefillManager
-from pdcore.selection import Backend
+from pdcore.selection.select import Backend
 from pdcore.testing.faults.channel import FaultyChannel
 from pdcore.testing.faults.engine import FaultyEngine
 from pdcore.testing.faults.schedule import Schedule
-from pdcore.topology import Topology
 from pdcore.wire import Channel
 
 __all__ = ["FaultyBackend", "FaultyDecode", "FaultyPrefill"]

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pdcore.layout import KVLayout
-from pdcore.metadata import MetadataBuffers
-from pdcore.pools import Pools
-from pdcore.schema import AuxField, AuxSchema
+from pdcore.layout.aux_schema import AuxField, AuxSchema
+from pdcore.layout.kv import KVLayout
+from pdcore.memory.metadata_buffers import MetadataBuffers
+from pdcore.memory.pools import Pools
 
 __all__ = ["PAGES", "SLOTS", "Memory", "page_bytes"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import attrs
 
-from pdcore.handle import RoomHandle
 from pdcore.model import KVPoll
-from pdcore.status import may_follow
+from pdcore.rooms.handle import RoomHandle
+from pdcore.rooms.status import may_follow
 from pdcore.testing.faults.memory import Memory
 
 __all__ = ["BrokenInvariantError", "Request", "Side"]

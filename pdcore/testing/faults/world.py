@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 from pdcore.bootstrap import BootstrapServer
-from pdcore.config import Config, LivenessConfig, Timeouts
+from pdcore.config.records import Config, LivenessConfig, Timeouts
 from pdcore.decode import KVReceiver
 from pdcore.errors import KVTransferError
 from pdcore.model import Deadline, KVPoll, RoomId
 from pdcore.prefill import KVSender
-from pdcore.selection import select
+from pdcore.selection.select import select
 from pdcore.testing.faults.managers import FaultyDecode, FaultyPrefill
 from pdcore.testing.faults.memory import PAGES, SLOTS, Memory
 from pdcore.testing.faults.request import BrokenInvariantError, Request, Side

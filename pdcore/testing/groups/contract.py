@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pdcore.engine import Certainty
+from pdcore.contract.regions import Region
 from pdcore.errors import RegistrationError
-from pdcore.model import Device, DeviceKind, Role
-from pdcore.regions import Region
-from pdcore.selection import select
+from pdcore.model import Certainty, Device, DeviceKind, Role
+from pdcore.selection.select import select
 from pdcore.testing.rules import Rule
-from pdcore.testing.stage import Stage
+from pdcore.testing.stage import Setting
 from pdcore.testing.target import Target
 
 PROMISES = "drained_on_failure", "revocable", "remote_bounds_checked", "silent_after_close", "aux"
@@ -34,7 +33,7 @@ class Contract:
         "a running engine promises no less than its spec",
         "the spec's capabilities are those of another transport",
     )
-    def test_the_engine_keeps_what_the_spec_promises(self, target: Target, stage: Stage) -> None:
+    def test_the_engine_keeps_what_the_spec_promises(self, target: Target, stage: Setting) -> None:
         declared, real = (
             select(target.name, target.options).spec.capabilities,
             stage.near().engine.capabilities,
@@ -49,7 +48,7 @@ class Contract:
         "limits are positive or None, costs are seconds",
         "a limit of 0 for 'none', a cost in microseconds",
     )
-    def test_limits_are_positive_or_none(self, stage: Stage) -> None:
+    def test_limits_are_positive_or_none(self, stage: Setting) -> None:
         capabilities = stage.near().engine.capabilities
         for limit in (capabilities.max_outstanding_entries, capabilities.max_entry_bytes):
             assert limit is None or limit >= 1
@@ -59,7 +58,7 @@ class Contract:
         "the transport that runs is named, and from what it is known",
         "the transport that was asked for is told as a fact",
     )
-    def test_the_effective_transport_says_from_what_it_is_known(self, stage: Stage) -> None:
+    def test_the_effective_transport_says_from_what_it_is_known(self, stage: Setting) -> None:
         transport = stage.near().engine.effective_transport
         assert transport.name
         assert transport.how or transport.certainty is Certainty.UNKNOWN
@@ -68,7 +67,7 @@ class Contract:
         "every engine has an endpoint of its own",
         "an endpoint made of host or process alone",
     )
-    def test_every_engine_has_its_own_endpoint(self, stage: Stage) -> None:
+    def test_every_engine_has_its_own_endpoint(self, stage: Setting) -> None:
         first, second, far = stage.near(), stage.near(), stage.far()
         assert len({first.engine.endpoint(), second.engine.endpoint(), far.endpoint}) == 3
 
@@ -76,7 +75,7 @@ class Contract:
         "an endpoint does not change while its engine lives",
         "an endpoint made anew with each call",
     )
-    def test_an_endpoint_does_not_change(self, stage: Stage) -> None:
+    def test_an_endpoint_does_not_change(self, stage: Setting) -> None:
         engine = stage.near().engine
         assert engine.endpoint() == engine.endpoint()
 
@@ -86,7 +85,7 @@ class Contract:
     )
     @pytest.mark.parametrize("fault", ["empty", "twice", "unreachable device"])
     def test_a_region_that_cannot_be_registered_is_named(
-        self, target: Target, stage: Stage, fault: str
+        self, target: Target, stage: Setting, fault: str
     ) -> None:
         engine = stage.near().engine
         engine.deregister()

@@ -9,16 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from pdcore.engine import Peer
+from pdcore.contract.engine import Peer
+from pdcore.contract.outcome import TransferState
+from pdcore.contract.regions import WriteBatch
 from pdcore.errors import EngineError
 from pdcore.model import Deadline
-from pdcore.outcome import TransferState
 from pdcore.plan.split import split_entries
-from pdcore.regions import WriteBatch
 from pdcore.testing.bounded import bounded
 from pdcore.testing.ends import GRACE, MIB, Far, Link, Near
 from pdcore.testing.rules import Rule
-from pdcore.testing.stage import Stage
+from pdcore.testing.stage import Setting
 
 SHORT = 2.0
 """Seconds given to a connect that cannot succeed."""
@@ -39,7 +39,7 @@ class Deadlines:
         "connect() is overridden, or the library's own error comes through",
     )
     @pytest.mark.parametrize("cut", [0, 3, -1, None], ids=["empty", "stub", "truncated", "flipped"])
-    def test_a_corrupt_export_is_refused(self, stage: Stage, cut: int | None) -> None:
+    def test_a_corrupt_export_is_refused(self, stage: Setting, cut: int | None) -> None:
         near, far = stage.near(), stage.far()
         flipped = bytes([*far.export[:-1], far.export[-1] ^ 1])
         with pytest.raises(EngineError):
@@ -49,7 +49,7 @@ class Deadlines:
         "an endpoint that is noise is refused with an EngineError, in time",
         "the library's or the decoder's own error comes through, or it tries to reach it for ever",
     )
-    def test_an_endpoint_that_is_noise_is_refused(self, stage: Stage) -> None:
+    def test_an_endpoint_that_is_noise_is_refused(self, stage: Setting) -> None:
         near, far = stage.near(), stage.far()
         noise = np.random.default_rng(7).bytes(len(far.endpoint))
         with pytest.raises(EngineError):
@@ -59,7 +59,7 @@ class Deadlines:
         "connecting to a dead process is refused with an EngineError by its deadline",
         "the library's connect has no deadline, or is lazy and hides that nobody is there",
     )
-    def test_connecting_to_a_dead_process_ends_in_time(self, stage: Stage) -> None:
+    def test_connecting_to_a_dead_process_ends_in_time(self, stage: Setting) -> None:
         near, far = stage.near(), stage.far()
         far.process.kill()
         with pytest.raises(EngineError):
@@ -69,7 +69,7 @@ class Deadlines:
         "connecting to a process that does not answer ends by its deadline",
         "the library's connect waits for the peer without a deadline",
     )
-    def test_connecting_to_a_stopped_process_ends_in_time(self, stage: Stage) -> None:
+    def test_connecting_to_a_stopped_process_ends_in_time(self, stage: Setting) -> None:
         near, far = stage.near(), stage.far()
         far.process.stop()
         try:
@@ -83,7 +83,7 @@ class Deadlines:
         "a peer that cannot be reached holds up no other",
         "connect() holds a lock that write() takes, too",
     )
-    def test_a_peer_that_cannot_be_reached_holds_up_no_other(self, stage: Stage) -> None:
+    def test_a_peer_that_cannot_be_reached_holds_up_no_other(self, stage: Setting) -> None:
         link, dead, stopped = stage.link(), stage.far(), stage.far()
         dead.process.kill()
         with pytest.raises(EngineError):
@@ -113,7 +113,7 @@ class Deadlines:
         "wait() returns at its deadline, PENDING if need be, and never raises",
         "the library's wait has no deadline, or raises at it",
     )
-    def test_a_wait_ends_at_its_deadline(self, stage: Stage) -> None:
+    def test_a_wait_ends_at_its_deadline(self, stage: Setting) -> None:
         size = 16 * MIB
         link = stage.link([size], [size])
         limit = link.near.engine.capabilities.max_entry_bytes

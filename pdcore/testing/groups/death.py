@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from pdcore.contract.outcome import TransferState
+from pdcore.contract.regions import WriteBatch
 from pdcore.errors import EngineError
-from pdcore.outcome import TransferState
-from pdcore.regions import WriteBatch
 from pdcore.testing import commands as c
 from pdcore.testing.ends import MIB, Link, require_honest
 from pdcore.testing.rules import Rule
-from pdcore.testing.stage import Stage
+from pdcore.testing.stage import Setting
 
 SOME = WriteBatch.of(0, 0, [0], [512], [1000])
 
@@ -21,7 +21,7 @@ class PeerDeath:
         "drained_on_failure",
         "the library's error comes through as it is, or the write never ends",
     )
-    def test_a_write_to_a_dead_peer_fails(self, stage: Stage) -> None:
+    def test_a_write_to_a_dead_peer_fails(self, stage: Setting) -> None:
         link = stage.link()
         link.deliver(SOME)
         link.far.process.kill()
@@ -31,7 +31,7 @@ class PeerDeath:
         "writes under way FAIL when their peer dies",
         "the library goes on waiting for an acknowledgement",
     )
-    def test_writes_under_way_fail_when_the_peer_dies(self, stage: Stage) -> None:
+    def test_writes_under_way_fail_when_the_peer_dies(self, stage: Setting) -> None:
         size = 8 * MIB
         link = stage.link([size], [size])
         pump = link.pump()
@@ -45,7 +45,7 @@ class PeerDeath:
         "a peer's death takes only its own transfers along",
         "one error state, queue or thread for all peers",
     )
-    def test_a_peer_beside_the_dead_one_keeps_working(self, stage: Stage) -> None:
+    def test_a_peer_beside_the_dead_one_keeps_working(self, stage: Setting) -> None:
         near = stage.near()
         dying, healthy = Link(near, stage.far()), Link(near, stage.far())
         pump = dying.pump()
@@ -59,7 +59,7 @@ class PeerDeath:
         "a restarted peer has another endpoint and can be connected to",
         "what was cached of the dead one is found by its address",
     )
-    def test_a_restarted_peer_is_a_new_one_and_can_be_paired_with(self, stage: Stage) -> None:
+    def test_a_restarted_peer_is_a_new_one_and_can_be_paired_with(self, stage: Setting) -> None:
         near = stage.near()
         first = Link(near, stage.far())
         first.deliver(SOME)
@@ -74,7 +74,7 @@ class PeerDeath:
         "writes to an engine that was replaced FAIL and do not reach its successor",
         "connections are kept by address and reused for whoever listens there now",
     )
-    def test_a_peer_whose_engine_was_restarted_is_not_taken_for_the_old_one(self, stage: Stage) -> None:
+    def test_a_peer_whose_engine_was_restarted_is_not_taken_for_the_old_one(self, stage: Setting) -> None:
         link = stage.link()
         link.deliver(SOME)
         link.far.close()

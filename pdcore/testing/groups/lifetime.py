@@ -6,14 +6,14 @@ import threading
 
 import pytest
 
+from pdcore.contract.outcome import TransferState
+from pdcore.contract.regions import WriteBatch
 from pdcore.errors import EngineClosedError, EngineError, RegistrationError
 from pdcore.model import Deadline
-from pdcore.outcome import TransferState
-from pdcore.regions import WriteBatch
 from pdcore.testing import commands as c
 from pdcore.testing.ends import Link
 from pdcore.testing.rules import Rule
-from pdcore.testing.stage import Stage
+from pdcore.testing.stage import Setting
 
 SHORT = 2.0
 """Seconds given to a connect that cannot succeed."""
@@ -28,7 +28,7 @@ class Lifetime:
         "a closed engine refuses every call with EngineClosedError",
         "a public method is overridden without asking whether the engine is closed",
     )
-    def test_a_closed_engine_refuses_everything(self, stage: Stage) -> None:
+    def test_a_closed_engine_refuses_everything(self, stage: Setting) -> None:
         link = stage.link()
         link.near.close()
         for call in (
@@ -44,7 +44,7 @@ class Lifetime:
         "close() may be called again",
         "close() is overridden and frees the library's handle twice",
     )
-    def test_close_may_be_called_again(self, stage: Stage) -> None:
+    def test_close_may_be_called_again(self, stage: Setting) -> None:
         near = stage.near()
         near.close()
         near.close()
@@ -53,7 +53,7 @@ class Lifetime:
         "close() ends every thread that the engine started, also for peers that died or never answered",
         "a thread per peer or transfer that nobody joins",
     )
-    def test_close_leaves_no_thread(self, stage: Stage) -> None:
+    def test_close_leaves_no_thread(self, stage: Setting) -> None:
         before = set(threading.enumerate())
         link, dying, dead = stage.link(), stage.far(), stage.far()
         link.deliver(SOME)
@@ -73,7 +73,7 @@ class Lifetime:
         "memory is registered once",
         "register() is overridden",
     )
-    def test_memory_is_registered_once(self, stage: Stage) -> None:
+    def test_memory_is_registered_once(self, stage: Setting) -> None:
         near = stage.near()
         with pytest.raises(RegistrationError):
             near.engine.register([m.region for m in near.memory])
@@ -82,7 +82,7 @@ class Lifetime:
         "deregister() may be called again",
         "deregister() is overridden and takes a registration back twice",
     )
-    def test_deregister_may_be_called_again(self, stage: Stage) -> None:
+    def test_deregister_may_be_called_again(self, stage: Setting) -> None:
         near = stage.near()
         near.engine.deregister()
         near.engine.deregister()
@@ -91,7 +91,7 @@ class Lifetime:
         "memory can be deregistered and registered again, and then be written to by who connects again",
         "handles of the first registration are kept",
     )
-    def test_memory_that_is_registered_again_can_be_written_to(self, stage: Stage) -> None:
+    def test_memory_that_is_registered_again_can_be_written_to(self, stage: Setting) -> None:
         link = stage.link()
         link.near.engine.disconnect(link.peer)
         link.far.register_again()
@@ -104,7 +104,7 @@ class Lifetime:
         "disconnect() may be called again, and the peer be connected to again",
         "a handle that is freed twice, or a peer that is remembered as gone",
     )
-    def test_disconnect_may_be_called_again_and_the_peer_connected_again(self, stage: Stage) -> None:
+    def test_disconnect_may_be_called_again_and_the_peer_connected_again(self, stage: Setting) -> None:
         link = stage.link()
         link.near.engine.disconnect(link.peer)
         link.near.engine.disconnect(link.peer)
@@ -116,7 +116,7 @@ class Lifetime:
         "two engines of a process share nothing that either can close",
         "the library's state is global to the process",
     )
-    def test_a_second_engine_in_the_same_process_is_its_own(self, stage: Stage) -> None:
+    def test_a_second_engine_in_the_same_process_is_its_own(self, stage: Setting) -> None:
         first, second = stage.link(), stage.link()
         first.near.close()
         second.deliver(SOME)
@@ -127,14 +127,14 @@ class Lifetime:
         "an engine that a forked child inherited refuses with EngineClosedError",
         "a public method is overridden without asking whose process it is",
     )
-    def test_an_engine_that_a_fork_inherited_refuses(self, stage: Stage) -> None:
+    def test_an_engine_that_a_fork_inherited_refuses(self, stage: Setting) -> None:
         assert stage.far().process.ask(c.Fork(), str) == "EngineClosedError"
 
     @Rule(
         "an engine reaches another of its own process",
         "peers are known by process or by host, not by endpoint",
     )
-    def test_an_engine_can_write_to_another_of_its_own_process(self, stage: Stage) -> None:
+    def test_an_engine_can_write_to_another_of_its_own_process(self, stage: Setting) -> None:
         writer, reader = stage.near(), stage.near()
         reader.engine.admit(writer.engine.endpoint())
         peer = writer.engine.connect(reader.engine.endpoint(), reader.export, stage.deadline())

@@ -6,12 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from pdcore.outcome import Quiescence, TransferState
+from pdcore.contract.outcome import Quiescence, TransferState
+from pdcore.contract.regions import WriteBatch
 from pdcore.plan.split import slices, split_entries
-from pdcore.regions import WriteBatch
 from pdcore.testing.ends import KIB, MIB
 from pdcore.testing.rules import Rule
-from pdcore.testing.stage import Stage
+from pdcore.testing.stage import Setting
 
 UNLIMITED = 16 * MIB
 """What is tried where an engine declares no limit on an entry, in bytes."""
@@ -26,7 +26,7 @@ class Limits:
         "an entry of max_entry_bytes arrives",
         "the limit is one more than the library takes",
     )
-    def test_an_entry_as_long_as_the_limit_arrives(self, stage: Stage) -> None:
+    def test_an_entry_as_long_as_the_limit_arrives(self, stage: Setting) -> None:
         probe = stage.near()
         size = min(probe.engine.capabilities.max_entry_bytes or UNLIMITED, UNLIMITED)
         link = stage.link([size + 64], [size + 64])
@@ -38,7 +38,7 @@ class Limits:
         "a longer entry arrives in pieces of max_entry_bytes",
         "pieces of one entry overlap or leave a gap in the library's own cutting",
     )
-    def test_a_longer_entry_arrives_cut(self, stage: Stage) -> None:
+    def test_a_longer_entry_arrives_cut(self, stage: Setting) -> None:
         probe = stage.near()
         limit = min(probe.engine.capabilities.max_entry_bytes or 4 * KIB, UNLIMITED)
         size = 2 * limit + 1000
@@ -51,7 +51,7 @@ class Limits:
         "max_outstanding_entries go through in one batch",
         "the library's queue is shorter than declared",
     )
-    def test_as_many_entries_as_may_be_outstanding_arrive(self, stage: Stage) -> None:
+    def test_as_many_entries_as_may_be_outstanding_arrive(self, stage: Setting) -> None:
         probe = stage.near()
         count = min(probe.engine.capabilities.max_outstanding_entries or 100_000, 100_000)
         link = stage.link([8 * count], [8 * count])
@@ -64,7 +64,7 @@ class Limits:
         "more entries go through in slices, one after the other",
         "what a slice took of the library's queue is not given back",
     )
-    def test_more_entries_arrive_in_slices(self, stage: Stage) -> None:
+    def test_more_entries_arrive_in_slices(self, stage: Setting) -> None:
         probe = stage.near()
         limit = min(probe.engine.capabilities.max_outstanding_entries or 1000, 50_000)
         count = 2 * limit + 17
@@ -80,7 +80,7 @@ class Limits:
         " is not DRAINED",
         "write() waits for the library, or it returns early without having been declared to",
     )
-    def test_submission_is_as_asynchronous_as_declared(self, stage: Stage) -> None:
+    def test_submission_is_as_asynchronous_as_declared(self, stage: Setting) -> None:
         size = 32 * MIB
         link = stage.link([size], [size])
         limit = link.near.engine.capabilities.max_entry_bytes
@@ -101,7 +101,7 @@ class Limits:
         "max_outstanding_entries may be under way to a peer, over all threads and writes",
         "the limit is the library's for one call or one thread, not for the peer",
     )
-    def test_as_many_entries_may_be_outstanding_over_several_writes(self, stage: Stage) -> None:
+    def test_as_many_entries_may_be_outstanding_over_several_writes(self, stage: Setting) -> None:
         probe = stage.near()
         count = min(probe.engine.capabilities.max_outstanding_entries or 100_000, 100_000) // WRITES
         link = stage.link([8 * WRITES * count], [8 * WRITES * count])

@@ -9,18 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pdcore.engine import Peer
+from pdcore.contract.engine import Peer
+from pdcore.contract.export import open_export, seal_export
+from pdcore.contract.outcome import Quiescence, Transfer, TransferState
+from pdcore.contract.regions import Region, WriteBatch
 from pdcore.errors import PDCoreError, RegistrationError
-from pdcore.export import open_export, seal_export
 from pdcore.model import Deadline, Device, DeviceKind
-from pdcore.outcome import Quiescence, Transfer, TransferState
 from pdcore.plan.split import split_entries
-from pdcore.regions import Region, WriteBatch
 from pdcore.testing import commands as c
 from pdcore.testing.ends import MIB, STILL, Link, require_honest
 from pdcore.testing.memory import GUARD, Watch
 from pdcore.testing.rules import Rule
-from pdcore.testing.stage import Stage
+from pdcore.testing.stage import Setting
 
 SOME = WriteBatch.of(0, 0, [0], [512], [1000])
 
@@ -49,7 +49,7 @@ class Promises:
         "receiver goes on (nor can anything after close() of an engine that is silent_after_close)",
         "quiescence is answered without a look at the library; bytes that sockets hold count as delivered",
     )
-    def test_what_a_stopped_receiver_has_not_read_is_not_called_drained(self, stage: Stage) -> None:
+    def test_what_a_stopped_receiver_has_not_read_is_not_called_drained(self, stage: Setting) -> None:
         link = stage.link([FULL], [FULL])
         link.deliver(SOME)
         limit = link.near.engine.capabilities.max_entry_bytes
@@ -90,7 +90,7 @@ class Promises:
         "what a transfer under way says is true when its peer is disconnected, too",
         "disconnect() drops the library's handle, and then nobody knows when the bytes have landed",
     )
-    def test_a_peer_is_disconnected_while_bytes_move(self, stage: Stage) -> None:
+    def test_a_peer_is_disconnected_while_bytes_move(self, stage: Setting) -> None:
         link = stage.link([FULL], [FULL])
         memory = link.far.memory
         pump = link.pump()
@@ -111,7 +111,7 @@ class Promises:
         "others go on",
     )
     @pytest.mark.parametrize("bad", BAD)
-    def test_raw_writes_out_of_bounds(self, stage: Stage, bad: str) -> None:
+    def test_raw_writes_out_of_bounds(self, stage: Setting, bad: str) -> None:
         link = stage.link()
         engine, (there, lengths) = link.near.engine, BAD[bad]
         if len(lengths) > 1 and not engine.capabilities.remote_bounds_checked:
@@ -137,7 +137,7 @@ class Promises:
         "with remote_bounds_checked the far side refuses memory that is registered no more",
         "the writer checks against what it was told when it connected, and the far side does not check",
     )
-    def test_memory_that_is_registered_no_more_is_refused(self, stage: Stage) -> None:
+    def test_memory_that_is_registered_no_more_is_refused(self, stage: Setting) -> None:
         link = stage.link()
         if not link.near.engine.capabilities.remote_bounds_checked:
             return  # who does not check may write, or crash
@@ -153,7 +153,7 @@ class Promises:
         "memory_kinds lists what the library could do elsewhere, and registering takes any address",
     )
     @pytest.mark.parametrize("kind", DEVICES, ids=lambda kind: kind.value)
-    def test_declared_memory_is_reached(self, stage: Stage, kind: DeviceKind) -> None:
+    def test_declared_memory_is_reached(self, stage: Setting, kind: DeviceKind) -> None:
         near = stage.near()
         if kind not in near.engine.capabilities.memory_kinds:
             return  # that it is refused is a test of the group ``contract``
@@ -169,7 +169,7 @@ class Promises:
         "an engine opens no more file descriptors than it declares, at its start and for a peer",
         "the library opens a listener, a queue and sockets for each of its own threads, too",
     )
-    def test_declared_descriptors_are_enough(self, stage: Stage) -> None:
+    def test_declared_descriptors_are_enough(self, stage: Setting) -> None:
         far, before = stage.far(), _open_descriptors()
         near = stage.near()
         started = _open_descriptors()
@@ -186,7 +186,7 @@ class Promises:
         "a batch stays as the core made it",
         "addresses are computed in place, in arrays that the core submits again or shares",
     )
-    def test_a_batch_is_not_changed(self, stage: Stage) -> None:
+    def test_a_batch_is_not_changed(self, stage: Setting) -> None:
         link = stage.link()
         columns = [[1, 4099, 9000], [3, 9001, 5000], [7, 64, 1000]]
         batch = WriteBatch.of(0, 0, *columns)

@@ -7,17 +7,17 @@ import threading
 import numpy as np
 import pytest
 
+from pdcore.contract.outcome import Quiescence, Transfer, TransferState
+from pdcore.contract.regions import WriteBatch
+from pdcore.host.sockets import Unsent
 from pdcore.model import Deadline
-from pdcore.outcome import Quiescence, Transfer, TransferState
 from pdcore.plan.split import split_entries
-from pdcore.regions import WriteBatch
-from pdcore.sockets import Unsent
 from pdcore.testing import commands as c
 from pdcore.testing.bounded import bounded
 from pdcore.testing.ends import GRACE, KIB, MIB, Link
 from pdcore.testing.memory import Watch
 from pdcore.testing.rules import Rule
-from pdcore.testing.stage import Stage
+from pdcore.testing.stage import Setting
 
 SOME = WriteBatch.of(0, 0, [0], [512], [1000])
 
@@ -35,7 +35,7 @@ class Quiescing:
         "the library tells when the source may be reused, not when the target has the bytes",
     )
     @pytest.mark.parametrize("size", [64, 300 * KIB, 16 * MIB])
-    def test_done_means_landed(self, stage: Stage, size: int) -> None:
+    def test_done_means_landed(self, stage: Setting, size: int) -> None:
         link = stage.link([size], [size])
         limit = link.near.engine.capabilities.max_entry_bytes
         batch = split_entries(WriteBatch.of(0, 0, [0], [0], [size]), limit)
@@ -55,7 +55,7 @@ class Quiescing:
         "what has ended stays as it has ended, whoever asks how often",
         "the library's handle is released with the first answer, and asked again",
     )
-    def test_an_ended_transfer_goes_on_telling(self, stage: Stage) -> None:
+    def test_an_ended_transfer_goes_on_telling(self, stage: Setting) -> None:
         link = stage.link()
         transfers = [link.write(SOME) for _ in range(3)]
         link.near.engine.disconnect(link.peer)
@@ -66,7 +66,7 @@ class Quiescing:
         "nothing moves any more once close() has returned",
         "close() does not wait for the copies under way, or leaves the thread that makes them",
     )
-    def test_nothing_lands_after_the_writer_closed(self, stage: Stage) -> None:
+    def test_nothing_lands_after_the_writer_closed(self, stage: Setting) -> None:
         size = 32 * MIB
         link = stage.link([size], [size])
         memory = link.far.memory
@@ -81,7 +81,7 @@ class Quiescing:
         "once revoke() says DRAINED no byte of that writer lands; only a revocable engine says so",
         "revoke() forgets the writer without stopping it, or does not wait for what it has under way",
     )
-    def test_a_revoked_writer_is_silent(self, stage: Stage) -> None:
+    def test_a_revoked_writer_is_silent(self, stage: Setting) -> None:
         size = 8 * MIB
         link = stage.link([size], [size])
         pump = link.pump()
@@ -97,7 +97,7 @@ class Quiescing:
         "a write of a revoked writer FAILS, and moves nothing, then or later",
         "the writer does not look whether it is still admitted, or what it gave to a thread goes on",
     )
-    def test_a_write_of_a_revoked_writer_fails_and_moves_nothing(self, stage: Stage) -> None:
+    def test_a_write_of_a_revoked_writer_fails_and_moves_nothing(self, stage: Setting) -> None:
         link = stage.link()
         if not self._revoke(link):
             return
@@ -109,7 +109,7 @@ class Quiescing:
         "a writer that was revoked can be admitted again, and then writes",
         "admit() does not take back what revoke() did",
     )
-    def test_a_writer_that_is_admitted_again_can_write(self, stage: Stage) -> None:
+    def test_a_writer_that_is_admitted_again_can_write(self, stage: Setting) -> None:
         link = stage.link()
         if not self._revoke(link):
             return
@@ -122,7 +122,7 @@ class Quiescing:
         "a writer whose process is dead is silent: revoke() says DRAINED if the engine is revocable",
         "revoke() waits for an answer of the dead process",
     )
-    def test_a_writer_that_died_counts_as_silent(self, stage: Stage) -> None:
+    def test_a_writer_that_died_counts_as_silent(self, stage: Setting) -> None:
         receiver, writer = stage.near(), stage.far()
         receiver.engine.admit(writer.endpoint)
         writer.process.tell(c.Connect(receiver.engine.endpoint(), receiver.export))
@@ -138,7 +138,7 @@ class Quiescing:
         "nothing of it lands any more; without it settle() says UNKNOWN",
         "what has arrived and is not taken in is not looked for, in sockets or in the library's buffers",
     )
-    def test_what_a_dead_writer_left_settles(self, stage: Stage) -> None:
+    def test_what_a_dead_writer_left_settles(self, stage: Setting) -> None:
         size = 8 * MIB
         receiver, writer = stage.near([size]), stage.far([size])
         engine, deadline = receiver.engine, stage.deadline()
@@ -163,7 +163,7 @@ class Quiescing:
         "a stopped writer is not silent while it could go on writing; once it cannot, revoke() says so",
         "a writer that does not answer is taken for one that has ended",
     )
-    def test_a_stopped_writer_is_not_called_silent_while_it_may_write(self, stage: Stage) -> None:
+    def test_a_stopped_writer_is_not_called_silent_while_it_may_write(self, stage: Setting) -> None:
         size = 8 * MIB
         receiver, writer = stage.near([size]), stage.far([size])
         receiver.engine.admit(writer.endpoint)
@@ -187,7 +187,7 @@ class Quiescing:
         "once a revocable receiver has closed nothing lands in its memory, and its writers' writes fail",
         "close() does not revoke the writers, or does not wait until they are silent",
     )
-    def test_nothing_lands_after_the_receiver_closed(self, stage: Stage) -> None:
+    def test_nothing_lands_after_the_receiver_closed(self, stage: Setting) -> None:
         size = 8 * MIB
         link = stage.link([size], [size])
         pump = link.pump()

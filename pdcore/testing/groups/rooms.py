@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import pytest
 
-from pdcore.config import TransferModel
+from pdcore.config.records import TransferModel
 from pdcore.errors import ConfigError
 from pdcore.model import KVPoll, Role
 from pdcore.testing.commands import AbortRoom, ClearRoom

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pdcore.backend import Readiness
-from pdcore.installation import Installation, installed, look_at
+from pdcore.contract.backend import Readiness
+from pdcore.selection.installation import Installation, installed, look_at
 
 __all__ = ["ENGINE_MODULE", "LOG_DIRECTORY", "engine_version", "look", "probe"]
 

@@ -12,8 +12,8 @@ from typing import Literal
 import attrs
 from attrs.validators import and_, ge, le, optional
 
+from pdcore.config.structuring import Text, structure_options
 from pdcore.errors import ConfigError, ConfigProblem
-from pdcore.structuring import Text, structure_options
 
 __all__ = ["VARIABLES", "MemPool", "MooncakeOptions", "Protocol", "device_for", "with_environment"]
 

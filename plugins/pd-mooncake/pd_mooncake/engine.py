@@ -10,14 +10,14 @@ import numpy as np
 
 from pd_mooncake.library import Library, NativeSettings
 from pd_mooncake.native import BLOCKS, Contact, acquire, release
-from pdcore.budget import EntryBudget
-from pdcore.engine import EffectiveTransport, EngineCapabilities, Peer, RawWrite, TransferEngine
+from pdcore.contract.budget import EntryBudget
+from pdcore.contract.engine import EngineCapabilities, Peer, RawWrite, TransferEngine
+from pdcore.contract.outcome import Finished, Quiescence, Transfer
+from pdcore.contract.overlap import joined
+from pdcore.contract.regions import OffsetArray, Region, RegionInfo, WriteBatch
 from pdcore.errors import EngineError, FailureCode, KVTransferError
-from pdcore.model import Deadline, DeviceKind, new_incarnation
-from pdcore.outcome import Finished, Quiescence, Transfer
-from pdcore.overlap import joined
-from pdcore.regions import OffsetArray, Region, RegionInfo, WriteBatch
-from pdcore.sockets import Unread
+from pdcore.host.sockets import Unread
+from pdcore.model import Deadline, DeviceKind, EffectiveTransport, new_incarnation
 
 __all__ = ["CAPABILITIES", "MooncakeEngine", "MooncakePeer"]
 

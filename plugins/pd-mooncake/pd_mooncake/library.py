@@ -20,9 +20,9 @@ import numpy.typing as npt
 from pd_mooncake.build import ENGINE_MODULE, LOG_DIRECTORY
 from pd_mooncake.config import Protocol as WireProtocol
 from pd_mooncake.protocol import start_environment
-from pdcore.address import join, numeric
-from pdcore.environment import environment_set
 from pdcore.errors import EngineError
+from pdcore.host.address import join, numeric
+from pdcore.selection.environment import environment_set
 
 __all__ = ["Library", "NativeSettings", "TransferEngineApi", "announced", "check_environment", "load"]
 

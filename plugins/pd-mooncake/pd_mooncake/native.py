@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pd_mooncake.library import Library, NativeSettings, TransferEngineApi, announced
-from pdcore.address import join, parse_address
-from pdcore.budget import EntryBudget
+from pdcore.contract.budget import EntryBudget
+from pdcore.contract.regions import Region
 from pdcore.errors import EngineError, RegistrationError
+from pdcore.host.address import join, parse_address
 from pdcore.model import Deadline
-from pdcore.regions import Region
 
 __all__ = ["BLOCKS", "Contact", "Native", "acquire", "release"]
 

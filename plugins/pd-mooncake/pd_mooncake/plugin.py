@@ -11,19 +11,18 @@ from pd_mooncake.config import VARIABLES, MemPool, MooncakeOptions, Protocol, de
 from pd_mooncake.engine import CAPABILITIES, MooncakeEngine
 from pd_mooncake.library import NativeSettings, check_environment, load
 from pd_mooncake.protocol import RULES, SWITCHES, Machine, choose, effective, forbidden
-from pdcore.backend import (
+from pdcore.contract.backend import (
     AuxRequest,
     AuxRoute,
-    AuxTransport,
     BackendSpec,
     InitEngineRequest,
     ProtocolChoice,
     ProtocolRequest,
     Variant,
 )
-from pdcore.engine import TransferEngine
-from pdcore.hookspecs import RequiredHooks, hookimpl
-from pdcore.model import Device, DeviceKind
+from pdcore.contract.engine import TransferEngine
+from pdcore.contract.hookspecs import RequiredHooks, hookimpl
+from pdcore.model import AuxTransport, Device, DeviceKind
 
 ENGINE_TIMEOUT = 30.0
 _TAKEN_BY = {

@@ -13,9 +13,9 @@ import attrs
 
 from pd_mooncake.build import look
 from pd_mooncake.config import Protocol
-from pdcore.backend import ProtocolChoice, ProtocolVerdict
-from pdcore.engine import Certainty, EffectiveTransport
-from pdcore.installation import Installation
+from pdcore.contract.backend import ProtocolChoice, ProtocolVerdict
+from pdcore.model import Certainty, EffectiveTransport
+from pdcore.selection.installation import Installation
 
 __all__ = ["RULES", "SWITCHES", "Machine", "Rule", "choose", "effective", "forbidden", "start_environment"]
 

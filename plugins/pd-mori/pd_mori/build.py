@@ -9,9 +9,9 @@ import attrs
 import msgspec
 
 from pd_mori.config import MoriOptions, backend_config, native_environment
-from pdcore.backend import Readiness
-from pdcore.installation import Installation, installed, look_at, version_refusal
-from pdcore.trial import attempt
+from pdcore.contract.backend import Readiness
+from pdcore.host.isolation import attempt
+from pdcore.selection.installation import Installation, installed, look_at, version_refusal
 
 __all__ = ["INSTALL", "MODULE", "Machine", "engine_version", "look", "probe", "refusal", "try_engine"]
 

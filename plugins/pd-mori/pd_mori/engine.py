@@ -13,11 +13,11 @@ import msgspec
 from pd_mori.address import ask
 from pd_mori.library import Library, MemoryDesc, NativeEngine
 from pd_mori.transfer import Flights, MoriTransfer, Remote, Request
-from pdcore.engine import EffectiveTransport, EngineCapabilities, Peer, RawWrite, TransferEngine
+from pdcore.contract.engine import EngineCapabilities, Peer, RawWrite, TransferEngine
+from pdcore.contract.outcome import Finished, Transfer, TransferState
+from pdcore.contract.regions import Region, RegionInfo, WriteBatch
 from pdcore.errors import EngineError, FailureCode, RegistrationError
-from pdcore.model import Deadline, Device, DeviceKind
-from pdcore.outcome import Finished, Transfer, TransferState
-from pdcore.regions import Region, RegionInfo, WriteBatch
+from pdcore.model import Deadline, Device, DeviceKind, EffectiveTransport
 
 __all__ = ["CAPABILITIES", "MoriEngine", "MoriPeer"]
 

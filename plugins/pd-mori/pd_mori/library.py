@@ -12,8 +12,8 @@ import attrs
 
 from pd_mori.build import INSTALL, MODULE, refusal
 from pd_mori.config import CP_TIMEOUT, LOG_LEVEL, MoriOptions, backend_config, native_environment
-from pdcore.environment import environment_set
 from pdcore.errors import EngineError
+from pdcore.selection.environment import environment_set
 
 __all__ = ["EngineDesc", "Library", "MemoryDesc", "NativeEngine", "Status", "load"]
 

@@ -12,21 +12,20 @@ from pd_mori.build import engine_version, look, probe, try_engine
 from pd_mori.config import VARIABLES, MoriOptions, Protocol, contradictions
 from pd_mori.engine import CAPABILITIES, MoriEngine
 from pd_mori.library import load
-from pdcore.backend import (
+from pdcore.config.records import TransferModel
+from pdcore.contract.backend import (
     AuxRequest,
     AuxRoute,
-    AuxTransport,
     BackendSpec,
     InitEngineRequest,
     ProtocolChoice,
     ProtocolRequest,
     Variant,
 )
-from pdcore.config import TransferModel
-from pdcore.engine import Certainty, EffectiveTransport, TransferEngine
+from pdcore.contract.engine import TransferEngine
+from pdcore.contract.hookspecs import RequiredHooks, hookimpl
 from pdcore.errors import EngineError
-from pdcore.hookspecs import RequiredHooks, hookimpl
-from pdcore.model import new_incarnation
+from pdcore.model import AuxTransport, Certainty, EffectiveTransport, new_incarnation
 
 NO_TCP = "MORI's TCP is a name in its enum without an implementation"
 NO_GPU = "HIP has no GPU here, and XGMI moves GPU memory only"

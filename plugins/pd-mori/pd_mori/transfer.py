@@ -6,9 +6,9 @@ import threading
 from collections.abc import Iterable
 
 from pd_mori.library import EngineDesc, MemoryDesc, NativeEngine, Status
+from pdcore.contract.outcome import Quiescence, Transfer, TransferState
 from pdcore.errors import FailureCode, KVTransferError
 from pdcore.model import Deadline
-from pdcore.outcome import Quiescence, Transfer, TransferState
 
 __all__ = ["Flights", "MoriTransfer", "Remote", "Request"]
 

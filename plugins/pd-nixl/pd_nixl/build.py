@@ -7,9 +7,9 @@ import re
 import sys
 from collections.abc import Mapping
 
-from pdcore.backend import Readiness
-from pdcore.installation import Installation, installed, look_at, version_refusal
-from pdcore.trial import attempt
+from pdcore.contract.backend import Readiness
+from pdcore.host.isolation import attempt
+from pdcore.selection.installation import Installation, installed, look_at, version_refusal
 
 __all__ = ["INSTALL", "creation_refusal", "engine_version", "look", "modules", "probe", "refusal"]
 

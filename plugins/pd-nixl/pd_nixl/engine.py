@@ -15,12 +15,12 @@ from pd_nixl.library import Agent, Library, Registration
 from pd_nixl.lists import MEMORY, Side, requests
 from pd_nixl.pump import Pump
 from pd_nixl.transfer import NixlTransfer
-from pdcore.engine import EffectiveTransport, EngineCapabilities, Peer, RawWrite, TransferEngine
+from pdcore.contract.engine import EngineCapabilities, Peer, RawWrite, TransferEngine
+from pdcore.contract.outcome import Quiescence, Transfer
+from pdcore.contract.regions import Region, RegionInfo, WriteBatch
 from pdcore.errors import EngineClosedError, EngineError, RegistrationError
-from pdcore.model import Deadline, DeviceKind, new_incarnation
-from pdcore.outcome import Quiescence, Transfer
-from pdcore.regions import Region, RegionInfo, WriteBatch
-from pdcore.sockets import Unread
+from pdcore.host.sockets import Unread
+from pdcore.model import Deadline, DeviceKind, EffectiveTransport, new_incarnation
 
 __all__ = ["CAPABILITIES", "NixlEngine"]
 

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from pd_nixl.build import INSTALL, modules, refusal
 from pd_nixl.config import NixlOptions, native_environment
-from pdcore.environment import environment_set
 from pdcore.errors import EngineError
+from pdcore.selection.environment import environment_set
 
 __all__ = ["Agent", "Handle", "Library", "Numbers", "Registration", "XferDescs", "load"]
 

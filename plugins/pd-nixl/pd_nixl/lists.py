@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pd_nixl.library import Agent, Handle, Numbers
+from pdcore.contract.regions import RegionInfo, WriteBatch
 from pdcore.model import DeviceKind
-from pdcore.regions import RegionInfo, WriteBatch
 
 __all__ = ["MEMORY", "Side", "requests"]
 

@@ -17,19 +17,19 @@ from pd_nixl.config import (
 )
 from pd_nixl.engine import CAPABILITIES, NixlEngine
 from pd_nixl.library import load
-from pdcore.backend import (
+from pdcore.contract.backend import (
     AuxRequest,
     AuxRoute,
-    AuxTransport,
     BackendSpec,
     InitEngineRequest,
     ProtocolChoice,
     ProtocolRequest,
     Variant,
 )
-from pdcore.engine import Certainty, EffectiveTransport, TransferEngine
-from pdcore.environment import environment_set
-from pdcore.hookspecs import RequiredHooks, hookimpl
+from pdcore.contract.engine import TransferEngine
+from pdcore.contract.hookspecs import RequiredHooks, hookimpl
+from pdcore.model import AuxTransport, Certainty, EffectiveTransport
+from pdcore.selection.environment import environment_set
 
 LOCAL_ONLY = {"shm", "sm", "posix", "sysv", "cma", "knem", "xpmem", "self"}
 """UCX's transports within a host: none notices that a peer died, so UCX refuses them alone."""

@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable
 
-from pdcore.birthplace import Birthplace
+from pdcore.host.fork import Birthplace
 
 __all__ = ["Pump"]
 

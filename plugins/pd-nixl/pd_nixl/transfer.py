@@ -7,9 +7,9 @@ import time
 from collections.abc import Iterator
 
 from pd_nixl.library import Agent, Handle, Library
+from pdcore.contract.outcome import Quiescence, Transfer, TransferState
 from pdcore.errors import FailureCode, KVTransferError
 from pdcore.model import Deadline
-from pdcore.outcome import Quiescence, Transfer, TransferState
 
 __all__ = ["NixlTransfer"]
 

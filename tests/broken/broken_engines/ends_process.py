@@ -9,10 +9,10 @@ import threading
 import pytest
 
 from broken_engines.honest import Honest
-from pdcore.engine import Peer
+from pdcore.contract.engine import Peer
+from pdcore.contract.outcome import Transfer
+from pdcore.contract.regions import RegionInfo, WriteBatch
 from pdcore.model import Deadline
-from pdcore.outcome import Transfer
-from pdcore.regions import RegionInfo, WriteBatch
 
 
 class Deadly(Honest):

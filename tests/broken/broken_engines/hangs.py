@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 
 from broken_engines.honest import Honest, WithThread
-from pdcore.engine import Peer
+from pdcore.contract.engine import Peer
+from pdcore.contract.outcome import Quiescence, Transfer, TransferState
+from pdcore.contract.regions import RegionInfo, WriteBatch
 from pdcore.model import Deadline, Role
-from pdcore.outcome import Quiescence, Transfer, TransferState
-from pdcore.regions import RegionInfo, WriteBatch
 
 LET_GO = threading.Event()
 """Ends all that hangs, so that a test can end what it has started."""

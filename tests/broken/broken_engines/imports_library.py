@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import fake_engine_library
 
-from pdcore.backend import BackendSpec, InitEngineRequest
-from pdcore.engine import TransferEngine
-from pdcore.hookspecs import hookimpl
+from pdcore.contract.backend import BackendSpec, InitEngineRequest
+from pdcore.contract.engine import TransferEngine
+from pdcore.contract.hookspecs import hookimpl
 from pdcore.local.engine import CAPABILITIES, TRANSPORT
 
 

@@ -6,10 +6,10 @@ import contextlib
 import threading
 
 from broken_engines.honest import Honest
-from pdcore.engine import Peer, RawWrite
+from pdcore.contract.engine import Peer, RawWrite
+from pdcore.contract.outcome import Finished, Quiescence, Transfer, TransferState
+from pdcore.contract.regions import WriteBatch
 from pdcore.model import Deadline, Role
-from pdcore.outcome import Finished, Quiescence, Transfer, TransferState
-from pdcore.regions import WriteBatch
 
 
 class EarlyDone(Honest):

@@ -8,11 +8,11 @@ import attrs
 
 from broken_engines.honest import Honest, WithThread
 from broken_engines.socket_engine import SocketEngine, SocketTransfer, memory_at, receive_into
-from pdcore.engine import Peer
+from pdcore.contract.engine import Peer
+from pdcore.contract.outcome import Finished, Quiescence, Transfer, TransferState
+from pdcore.contract.regions import WriteBatch
 from pdcore.errors import FailureCode, KVTransferError
 from pdcore.model import Deadline, DeviceKind, Role
-from pdcore.outcome import Finished, Quiescence, Transfer, TransferState
-from pdcore.regions import WriteBatch
 
 
 class Bounds(Honest):

@@ -6,11 +6,11 @@ import threading
 from collections.abc import Sequence
 
 from broken_engines.honest import Honest
-from pdcore.engine import Peer
+from pdcore.contract.engine import Peer
+from pdcore.contract.outcome import Finished, Quiescence, Transfer, TransferState
+from pdcore.contract.regions import Region, RegionInfo, WriteBatch
 from pdcore.errors import EngineError
 from pdcore.model import Deadline, Role
-from pdcore.outcome import Finished, Quiescence, Transfer, TransferState
-from pdcore.regions import Region, RegionInfo, WriteBatch
 
 
 class WriteRaises(Honest):

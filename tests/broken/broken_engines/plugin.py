@@ -5,9 +5,9 @@ from __future__ import annotations
 import attrs
 
 from broken_engines.ways import WAYS
-from pdcore.backend import BackendSpec, InitEngineRequest
-from pdcore.engine import TransferEngine
-from pdcore.hookspecs import hookimpl
+from pdcore.contract.backend import BackendSpec, InitEngineRequest
+from pdcore.contract.engine import TransferEngine
+from pdcore.contract.hookspecs import hookimpl
 from pdcore.local.engine import CAPABILITIES, TRANSPORT
 
 

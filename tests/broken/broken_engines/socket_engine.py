@@ -17,11 +17,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pdcore.engine import Certainty, EffectiveTransport, EngineCapabilities, Peer, TransferEngine
+from pdcore.contract.engine import EngineCapabilities, Peer, TransferEngine
+from pdcore.contract.outcome import Quiescence, Transfer, TransferState
+from pdcore.contract.regions import OffsetArray, Region, RegionInfo, WriteBatch
 from pdcore.errors import EngineError, FailureCode, KVTransferError
-from pdcore.model import Deadline
-from pdcore.outcome import Quiescence, Transfer, TransferState
-from pdcore.regions import OffsetArray, Region, RegionInfo, WriteBatch
+from pdcore.model import Certainty, Deadline, EffectiveTransport
 
 CAPABILITIES = EngineCapabilities(
     asynchronous=True, remote_bounds_checked=True, descriptors=2, descriptors_per_peer=2

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from broken_engines import ends_process, hangs, late, lies, odd, wrong_bytes
 from broken_engines.honest import Honest, WithThread
 from broken_engines.socket_engine import SocketEngine
-from pdcore.engine import TransferEngine
+from pdcore.contract.engine import TransferEngine
 from pdcore.model import Role
 
 Make = Callable[[Role], TransferEngine]

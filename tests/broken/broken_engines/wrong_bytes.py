@@ -6,10 +6,10 @@ import attrs
 import numpy as np
 
 from broken_engines.honest import Honest
-from pdcore.engine import Peer
-from pdcore.outcome import Finished, Transfer
+from pdcore.contract.engine import Peer
+from pdcore.contract.outcome import Finished, Transfer
+from pdcore.contract.regions import WriteBatch
 from pdcore.plan.split import join, slices
-from pdcore.regions import WriteBatch
 
 EIGHTS = ~np.uint64(7)
 MANY = 1000

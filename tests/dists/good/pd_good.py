@@ -9,10 +9,9 @@ from enum import Enum
 
 import attrs
 
-from pdcore.backend import (
+from pdcore.contract.backend import (
     AuxRequest,
     AuxRoute,
-    AuxTransport,
     BackendSpec,
     InitEngineRequest,
     ProtocolChoice,
@@ -20,12 +19,12 @@ from pdcore.backend import (
     ProtocolVerdict,
     Variant,
 )
-from pdcore.engine import Certainty, EffectiveTransport, EngineCapabilities, Peer, TransferEngine
+from pdcore.contract.engine import EngineCapabilities, Peer, TransferEngine
+from pdcore.contract.hookspecs import hookimpl
+from pdcore.contract.outcome import Finished, Transfer
+from pdcore.contract.regions import Region, RegionInfo, WriteBatch
 from pdcore.errors import EngineError
-from pdcore.hookspecs import hookimpl
-from pdcore.model import CPU, Deadline, Device, DeviceKind
-from pdcore.outcome import Finished, Transfer
-from pdcore.regions import Region, RegionInfo, WriteBatch
+from pdcore.model import CPU, AuxTransport, Certainty, Deadline, Device, DeviceKind, EffectiveTransport
 
 
 class AuxWish(Enum):

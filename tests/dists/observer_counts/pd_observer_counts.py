@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import threading
 
-from pdcore.backend import PeerIdentity
+from pdcore.contract.hookspecs import hookimpl
 from pdcore.events import Event
-from pdcore.hookspecs import hookimpl
-from pdcore.model import Role
+from pdcore.model import PeerIdentity, Role
 
 events: list[Event] = []
 heard: dict[Role, PeerIdentity] = {}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pdcore.backend import AuxRoute, AuxTransport, ProtocolRequest
-from pdcore.hookspecs import hookimpl
+from pdcore.contract.backend import AuxRoute, ProtocolRequest
+from pdcore.contract.hookspecs import hookimpl
+from pdcore.model import AuxTransport
 
 seen: list[str] = []
 

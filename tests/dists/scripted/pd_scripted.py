@@ -10,16 +10,16 @@ from functools import partial
 
 import attrs
 
-from pdcore.backend import BackendSpec, InitEngineRequest, StateCopier, StatePlan, StateRequest
-from pdcore.engine import EngineCapabilities, Peer, TransferEngine
+from pdcore.contract.backend import BackendSpec, InitEngineRequest, StateCopier, StatePlan, StateRequest
+from pdcore.contract.engine import EngineCapabilities, Peer, TransferEngine
+from pdcore.contract.hookspecs import hookimpl
+from pdcore.contract.outcome import Quiescence, Transfer, TransferState
+from pdcore.contract.regions import WriteBatch
 from pdcore.errors import EngineError, FailureCode, KVTransferError
-from pdcore.hookspecs import hookimpl
 from pdcore.local.engine import LocalEngine
 from pdcore.local.options import LocalOptions
 from pdcore.model import Deadline
-from pdcore.outcome import Quiescence, Transfer, TransferState
 from pdcore.plan import plan_state
-from pdcore.regions import WriteBatch
 
 LIMITS = EngineCapabilities(
     max_outstanding_entries=10, max_entry_bytes=300, asynchronous=True, revocable=True

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pdcore.backend import BackendSpec, InitEngineRequest
-from pdcore.engine import EngineCapabilities, TransferEngine
+from pdcore.contract.backend import BackendSpec, InitEngineRequest
+from pdcore.contract.engine import EngineCapabilities, TransferEngine
+from pdcore.contract.hookspecs import hookimpl
 from pdcore.errors import EngineError
-from pdcore.hookspecs import hookimpl
 
 
 @hookimpl

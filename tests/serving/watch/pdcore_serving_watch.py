@@ -12,11 +12,11 @@ import os
 import attrs
 import numpy as np
 
-from pdcore.engine import Peer, TransferEngine
+from pdcore.contract.engine import Peer, TransferEngine
+from pdcore.contract.hookspecs import hookimpl
+from pdcore.contract.outcome import Transfer
+from pdcore.contract.regions import WriteBatch
 from pdcore.events import Event, RoomEnded
-from pdcore.hookspecs import hookimpl
-from pdcore.outcome import Transfer
-from pdcore.regions import WriteBatch
 
 ROOMS = os.environ.get("SERVING_ROOMS")
 CORRUPT = os.environ.get("SERVING_CORRUPT")

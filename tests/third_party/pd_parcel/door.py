@@ -12,8 +12,8 @@ import attrs
 import numpy as np
 
 from pd_parcel import parcel
-from pdcore.outcome import Quiescence
-from pdcore.regions import OffsetArray
+from pdcore.contract.outcome import Quiescence
+from pdcore.contract.regions import OffsetArray
 
 NOTHING: OffsetArray = np.zeros(0, np.uint64)
 

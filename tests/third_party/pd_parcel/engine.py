@@ -13,11 +13,11 @@ import numpy as np
 
 from pd_parcel import parcel
 from pd_parcel.door import NOTHING, Door
-from pdcore.engine import Certainty, EffectiveTransport, EngineCapabilities, Peer, TransferEngine
+from pdcore.contract.engine import EngineCapabilities, Peer, TransferEngine
+from pdcore.contract.outcome import Finished, Quiescence, Transfer
+from pdcore.contract.regions import OffsetArray, Region, RegionInfo, WriteBatch
 from pdcore.errors import EngineError, FailureCode, KVTransferError
-from pdcore.model import Deadline
-from pdcore.outcome import Finished, Quiescence, Transfer
-from pdcore.regions import OffsetArray, Region, RegionInfo, WriteBatch
+from pdcore.model import Certainty, Deadline, EffectiveTransport
 
 TRANSPORT = "tcp"
 LAST_WORDS = 0.5

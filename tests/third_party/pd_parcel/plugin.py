@@ -8,8 +8,8 @@ import attrs
 from attrs.validators import gt
 
 from pd_parcel.engine import CAPABILITIES, TRANSPORT, ParcelEngine
-from pdcore.backend import BackendSpec, InitEngineRequest
-from pdcore.hookspecs import RequiredHooks, hookimpl
+from pdcore.contract.backend import BackendSpec, InitEngineRequest
+from pdcore.contract.hookspecs import RequiredHooks, hookimpl
 
 
 @attrs.frozen

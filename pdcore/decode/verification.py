@@ -1,0 +1,85 @@
+"""With ``transfer.verify``: compares the digests of what prefill sent with those of what arrived."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from pdcore.decode.receiver import KVReceiver
+from pdcore.decode.source import PrefillSource
+from pdcore.errors import FailureCode, KVTransferError
+from pdcore.memory.digest import Verify, digests_of, memory_of
+from pdcore.memory.pools import Pools
+from pdcore.model import Deadline, KVPoll
+from pdcore.prefill.lane import Lane
+from pdcore.wire import Digests, Failure, Message, Route, Verdict
+
+__all__ = ["ArrivedVerification"]
+
+
+class ArrivedVerification:
+    """Owns the thread ``pdcore-lane-verifier``, unless nothing is to be verified."""
+
+    def __init__(self, verify: Verify, pools: Pools, post: Callable[[Route, Message], None]) -> None:
+        self._post = post
+        self._lane = None if verify == "off" else Lane("verifier")
+        self._regions, self._kv = pools.regions, len(pools.kv)
+        self._memory = [] if verify == "off" else memory_of(pools.regions)
+        self._limits = np.array([region.length for region in pools.regions])
+
+    def check(self, receiver: KVReceiver, source: PrefillSource, sent: Digests) -> bool:
+        """Start to verify what a prefill rank says it sent; False if nothing is to be verified."""
+        return self._lane is not None and self._lane.put(partial(self._check, receiver, source, sent))
+
+    def close(self, deadline: Deadline) -> None:
+        """End the thread."""
+        if self._lane is not None:
+            self._lane.close()
+            self._lane.join(deadline)
+
+    def _check(self, receiver: KVReceiver, source: PrefillSource, sent: Digests) -> None:
+        if receiver.poll() is KVPoll.FAILED:
+            return
+        failure = self._failure(sent)
+        told = Failure.of(failure) if failure else None
+        self._post(source.route, Verdict(sent.room, sent.generation, sent.chunk, sent.part, told))
+        if failure is not None:
+            receiver.give_up(failure, source)
+
+    def _failure(self, sent: Digests) -> KVTransferError | None:
+        lists = sent.regions, sent.offsets, sent.lengths, sent.digests
+        if len({len(values) for values in lists}) != 1 or not self._inside(sent):
+            return KVTransferError(
+                FailureCode.INTEGRITY,
+                f"prefill rank {sent.rank} sent digests of room {sent.room} that make no sense",
+                f"{'/'.join(str(len(values)) for values in lists)} values, or bytes outside the pools",
+                "run the same pdcore on both sides",
+            )
+        found = digests_of(self._memory, sent.regions, sent.offsets, sent.lengths)
+        bad = np.flatnonzero(found != sent.digests)
+        if not len(bad):
+            return None
+        first = int(bad[0])
+        region, offset = self._regions[int(sent.regions[first])], int(sent.offsets[first])
+        item = region.info.stride
+        what = "page" if int(sent.regions[first]) < self._kv else "item"
+        start, size = offset % item, int(sent.lengths[first])
+        return KVTransferError(
+            FailureCode.INTEGRITY,
+            f"room {sent.room} arrived damaged: {what} {offset // item} of {region.name} from prefill rank "
+            f"{sent.rank}",
+            f"chunk {sent.chunk}, bytes {start} to {start + size} of that {what}: "
+            f"CRC-32 {int(sent.digests[first]):08x} sent, {int(found[first]):08x} here; "
+            f"{len(bad)} of {len(found)} digests differ",
+            "send the request again; if it happens again, look at the network and memory of both machines",
+        )
+
+    def _inside(self, sent: Digests) -> bool:
+        if not len(sent.regions):
+            return True
+        if int(sent.regions.min()) < 0 or int(sent.regions.max()) >= len(self._limits):
+            return False
+        room = self._limits[sent.regions] - sent.lengths
+        return bool((sent.lengths > 0).all() and (sent.offsets >= 0).all() and (sent.offsets <= room).all())

@@ -1,0 +1,62 @@
+"""The aux data of all slots, whatever memory it lies in: read and written as rows of its schema."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pdcore.layout.aux_form import AuxForm, runs_between
+from pdcore.layout.aux_schema import AuxSchema
+from pdcore.memory.aux_rows import Bytes, Rows
+
+__all__ = ["EMPTY", "Cells", "room_bytes", "room_of"]
+
+EMPTY = -1
+"""The room of a slot that holds nobody's data."""
+ROOM_BYTES = 8
+
+
+class Cells:
+    """Aux data in the regions of a form. Slots may be used from different threads, each from one."""
+
+    def __init__(self, schema: AuxSchema, form: AuxForm, parts: Sequence[Rows]) -> None:
+        self._row_len = schema.row_len
+        self._parts = tuple(parts)
+        self._runs = runs_between(form, AuxForm.rows(schema))
+        self._room = form.cells[0]
+
+    def read(self, slot: int) -> Bytes:
+        """Return a copy of a slot's data, as a row of the schema."""
+        row = np.zeros(self._row_len, np.uint8)
+        for run in self._runs:
+            part = self._parts[run.local_region]
+            row[run.remote_offset : run.remote_offset + run.length] = part.read(
+                slot, run.local_offset, run.length
+            )
+        return row
+
+    def write(self, slot: int, row: Bytes) -> None:
+        """Replace a slot's data."""
+        for run in self._runs:
+            data = row[run.remote_offset : run.remote_offset + run.length]
+            self._parts[run.local_region].write(slot, data, run.local_offset)
+
+    def room(self, slot: int) -> int:
+        """Return whose data a slot holds."""
+        part = self._parts[self._room.region]
+        return room_of(part.read(slot, self._room.offset, ROOM_BYTES))
+
+    def give(self, slot: int, room: int) -> None:
+        """Say whose data a slot holds."""
+        self._parts[self._room.region].write(slot, room_bytes(room), self._room.offset)
+
+
+def room_bytes(room: int) -> Bytes:
+    """Return how a row begins that is a room's."""
+    return np.array([room], np.int64).view(np.uint8)
+
+
+def room_of(row: Bytes) -> int:
+    """Return whose a row is."""
+    return int(row[:ROOM_BYTES].view(np.int64)[0])
