@@ -8,10 +8,9 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from pdcore.bootstrap import BootstrapClient, ReplicaQuery
-from pdcore.bootstrap.record import RankGroup, RankRecord
-from pdcore.config.auth_key import AuthKey
-from pdcore.config.records import Timeouts
+from pdcore.bootstrap import BootstrapClient, RankRecord, ReplicaQuery
+from pdcore.bootstrap.record import RankGroup
+from pdcore.config import AuthKey, Timeouts
 from pdcore.contract.engine import TransferEngine
 from pdcore.decode.announcer import Announcer
 from pdcore.decode.facts import KnownGroups
@@ -23,7 +22,7 @@ from pdcore.events import Events, Stage, stage
 from pdcore.host.shortage import require_descriptors
 from pdcore.managers.liveness import Heartbeats
 from pdcore.model import Deadline, Incarnation
-from pdcore.pairing.description import PeerDescription
+from pdcore.pairing import PeerDescription
 from pdcore.pairing.misfits import coverage_misfits, pairing_misfits
 from pdcore.pairing.topology import DPChoice, dp_rank_of, map_ranks, topology_misfits
 from pdcore.wire import Channel, PairReply, PairRequest, Route, overweight

@@ -331,7 +331,8 @@ def test_endpoints_are_unique_per_incarnation(real: LocalEngine) -> None:
 FIRST_READERS = """
 import importlib, sys, threading, zlib
 import msgspec
-from pdcore import export, model, regions
+from pdcore import model
+from pdcore.contract import export, regions
 
 sys.setswitchinterval(1e-6)
 for _ in range(20):

@@ -165,7 +165,7 @@ def test_a_rank_that_a_newer_process_took_says_so() -> None:
 def test_a_control_thread_that_stands_still_or_has_ended_is_a_problem(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pdcore.health, "STUCK", 0.3)
+    monkeypatch.setattr(pdcore.managers.health, "STUCK", 0.3)
     with paired() as pair:
         go_on = threading.Event()
 

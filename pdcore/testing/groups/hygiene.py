@@ -13,7 +13,7 @@ from pdcore.testing.target import Target
 LOOK = """
 import json, sys, threading
 from importlib.metadata import entry_points
-import pdcore.hookspecs, pdcore.selection
+import pdcore.contract.hookspecs, pdcore.selection.select
 [found] = {e.value for e in entry_points(group="pdcore.backends") if e.name == sys.argv[1]}
 before, threads = set(sys.modules), threading.active_count()
 __import__(found)
