@@ -79,6 +79,19 @@ class EarlyRequests:
             held = (*self._parked.get(room, ()), *self._in_hand.get(room, {}))
         return any(d.is_for(route, room, generation) for d in held)
 
+    def drop_one(self, route: Route, room: RoomId, generation: Generation) -> bool:
+        """Drop a request that is over: the next life of its room would take it. False if none is parked."""
+        if room not in self._parked:
+            return False
+        with self._lock:
+            parked = self._parked.get(room, ())
+            kept = tuple(d for d in parked if not d.is_for(route, room, generation))
+            if kept:
+                self._parked[room] = kept
+            else:
+                self._parked.pop(room, None)
+            return len(kept) < len(parked)
+
     def drop(self, gone: Callable[[Destination], bool]) -> list[Destination]:
         """Drop the requests that a test picks, and return them."""
         dropped: list[Destination] = []

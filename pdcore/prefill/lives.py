@@ -50,13 +50,15 @@ class Word:
 class Life:
     """One life of a room on prefill's side. Written by the reception and the sender, read by both.
 
-    ``heard`` holds the newest generation of each decode rank that said a word of it, ``met_at`` when the
-    last of them had opened it; ``promised`` who has it, by unique rank. ``doubts`` are what decode ranks gave
-    up before it was opened, maybe a life that prefill never had; ``doubted`` whether it ended for that.
+    ``heard`` holds the newest generation of each decode rank that said a word of it, ``speakers`` who that
+    was by unique rank, ``met_at`` when the last of them had opened it; ``promised`` who has it. ``doubts``
+    are what decode ranks gave up before it was opened, maybe a life that prefill never had; ``doubted``
+    whether it ended for that.
     """
 
     record: Room
     heard: dict[Route, Generation] = attrs.field(factory=dict)
+    speakers: dict[int, Route] = attrs.field(factory=dict)
     met_at: float = 0.0
     promised: dict[int, tuple[Route, Generation, PeerIdentity]] = attrs.field(factory=dict)
     complete: bool = False
@@ -72,8 +74,14 @@ class Life:
     def hear(self, word: Word) -> None:
         """Note that a rank's word of this life has come."""
         self.heard[word.route] = word.generation
+        self.speakers.setdefault(word.rank, word.route)
         self.doubts.pop(word.rank, None)
         self.met_at = max(self.met_at, word.opened_at)
+
+    def told(self, route: Route, rank: int, generation: Generation) -> None:
+        """Note that a rank that has it open was told of its end."""
+        self.heard.setdefault(route, generation)
+        self.speakers.setdefault(rank, route)
 
     def is_promised_to(self, route: Route, generation: Generation) -> bool:
         """Whether it is promised to a decode rank's request."""
@@ -111,7 +119,8 @@ class Life:
             return self.doubted and word.generation > said and word.opened_at < ended
         if word.opened_at < ended:
             return True
-        if self.record.status is KVPoll.SUCCESS or self.taken_from(word):
+        another = self.speakers.get(word.rank, word.route) != word.route
+        if another or self.record.status is KVPoll.SUCCESS or self.taken_from(word):
             return False
         return not self.heard or word.opened_at < max(ended, self.met_at) + SKEW
 

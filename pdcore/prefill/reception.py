@@ -79,7 +79,7 @@ class Reception:
         life, now = sender.life, time.monotonic()
         for guest in self._expected.take(sender.room):
             with self._lock:
-                life.heard.setdefault(guest.link.route, guest.generation)
+                life.told(guest.link.route, guest.link.rank, guest.generation)
             failure = ended_before(life, guest.link.rank, now)
             self._refuse(guest.link, sender.room, guest.generation, failure)
 
@@ -133,7 +133,7 @@ class Reception:
     def aborted(self, link: PeerLink, abort: Abort) -> Released | None:
         """Take an abort; return the answer, None if the room's last write, or who opens it, will bring it."""
         room, route, generation = abort.room, link.route, abort.generation
-        parked = self._parking.drop(lambda d: d.is_for(route, room, generation))
+        parked = self._parking.drop_one(route, room, generation)
         self._expected.came(room, route)
         if parked or not abort.asked:
             self.given_up(route, link.rank, abort)
@@ -272,7 +272,7 @@ class Reception:
     def _doubt(self, word: Word, failure: KVTransferError, sender: KVSender | None) -> None:
         if sender is None:
             self._lives.given_up(word, failure, DOUBT)
-        elif word.opened_at > sender.record.opened_at:
+        elif word.ended_at is not None and word.ended_at > sender.record.opened_at:
             sender.life.doubts[word.rank] = (word, failure)
             self._doubts.put_off(partial(self._believe, sender))
 
@@ -296,4 +296,5 @@ class Reception:
         )
 
     def _refuse(self, link: PeerLink, room: RoomId, generation: Generation, failure: KVTransferError) -> None:
+        self._parking.drop_one(link.route, room, generation)
         self._post(link, self._answers.failed(room, generation, failure))

@@ -46,8 +46,8 @@ STARVED = attrs.evolve(QUICK, liveness=LivenessConfig(interval=0.5, max_failures
 CONFIGS = {"QUICK": QUICK, "PATIENT": PATIENT}
 
 DECODE = """
-import ctypes, sys
-sys.path.insert(0, sys.argv[1])
+import ctypes, os, sys
+sys.path[:0] = [sys.argv[1], os.path.dirname(sys.argv[1])]
 from pair import pools
 from test_pauses import CONFIGS
 from pdcore import DecodeManager, Deadline, RoomId, Topology, select
@@ -102,7 +102,7 @@ def sides(
                 sys.executable,
                 "-c",
                 DECODE,
-                os.path.dirname(os.path.dirname(__file__)),
+                os.path.dirname(__file__),
                 bootstrap.address,
                 cfg,
             ],
@@ -211,8 +211,8 @@ def test_a_stopped_process_is_told_as_lost_with_its_rooms_and_taken_back_when_it
 
 
 UNPLUGGED = """
-import fcntl, socket, struct, sys
-sys.path.insert(0, sys.argv[1])
+import fcntl, os, socket, struct, sys
+sys.path[:0] = [sys.argv[1], os.path.dirname(sys.argv[1])]
 from pair import fill, paired, soon
 from test_pauses import QUICK
 from pdcore import Deadline, KVPoll, RoomId
@@ -246,7 +246,7 @@ def test_a_machine_that_is_gone_is_lost_after_the_limit_though_nothing_hangs_up(
     if shutil.which("unshare") is None or subprocess.run(["unshare", "-n", "true"], check=False).returncode:
         pytest.skip("no network namespace can be made here")
     run = subprocess.run(
-        ["unshare", "-n", sys.executable, "-c", UNPLUGGED, os.path.dirname(os.path.dirname(__file__))],
+        ["unshare", "-n", sys.executable, "-c", UNPLUGGED, os.path.dirname(__file__)],
         capture_output=True,
         text=True,
         timeout=60,

@@ -24,6 +24,7 @@ def life(
     success: bool = False,
     heard: dict[Route, int] | None = None,
     holder: Route | None = None,
+    speaker: Route | None = None,
     number: int = 1,
 ) -> Life:
     """A life of prefill's room that opened and ended so many seconds ago."""
@@ -33,6 +34,8 @@ def life(
         record.status = KVPoll.SUCCESS if success else KVPoll.FAILED
         record.ended_at = NOW - ended
     one = Life(record, {route: Generation(n) for route, n in (heard or {}).items()})
+    if speaker is not None:
+        one.speakers = {0: speaker}
     if holder is not None:
         identity = PeerIdentity(Role.DECODE, Incarnation("ab" * 16), "h:1")
         one.promised = {0: (holder, Generation(one.heard.get(holder, 1)), identity)}
@@ -88,6 +91,15 @@ CASES: dict[str, tuple[Word, Life | None, list[Life], Meaning]] = {
     "given up long after it was opened": (word(opened=8, ended=0), life(9), [life(19, 12)], Meaning.PRESENT),
     "given up, all lives before heard": (
         word(2, opened=1, ended=0), life(1), [life(5, 2, heard={US: 1})], Meaning.PRESENT
+    ),
+    "given up, of the life before another worker was heard": (
+        word(opened=1.5, ended=0), life(1), [life(5, 2, heard={OTHER: 1}, speaker=OTHER)], Meaning.PRESENT
+    ),
+    "given up, of the life before another rank of the group was heard": (
+        word(opened=1.5, ended=0, rank=1),
+        life(1),
+        [life(5, 2, heard={OTHER: 1}, speaker=OTHER)],
+        Meaning.OVER,
     ),
     "given up by who has not got it": (
         word(ended=0), life(5, heard={OTHER: 1}, holder=OTHER), [], Meaning.TAKEN

@@ -409,6 +409,19 @@ def test_a_life_that_one_side_had_does_not_keep_what_the_next_one_ends_of(
     waits.clear()
 
 
+def test_a_request_that_was_refused_is_not_kept_for_the_next_life(pair: Pair, room: RoomId) -> None:
+    offered(pair, room).clear()
+    receiver = opened(pair, room)
+    until(lambda: bool(pair.prefill._reception._doubts._later))  # prefill heard that it is open, and waits
+    receiver.send_metadata([5])
+    until(lambda: parked(pair, room))
+    failed(receiver)
+    assert not parked(pair, room)
+    receiver.clear()
+    receiver = asked(pair, room)
+    finish(offered(pair, room), receiver)
+
+
 def test_decode_that_gave_up_may_ask_again_before_prefill_opens_the_room(pair: Pair, room: RoomId) -> None:
     opened(pair, room).clear()
     receiver = asked(pair, room)
