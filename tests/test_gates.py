@@ -182,6 +182,20 @@ def test_everything_public_has_a_docstring() -> None:
     assert not [name for name, value in public_objects() if not inspect.getdoc(value)]
 
 
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_files_that_a_document_names_are_there(path: Path) -> None:
+    named = re.findall(r"`((?:[a-z_]+/)+[a-z_]+\.py)`", path.read_text())
+    assert not [name for name in named if not (PACKAGE / name).exists() and not (ROOT / name).exists()]
+
+
+def test_the_architecture_has_a_line_for_each_package() -> None:
+    table = (ROOT / "docs" / "ARCHITECTURE.md").read_text().partition("## The life of a room")[0]
+    assert not [name for name in ORDER if f"`{name}`" not in table]
+
+
 def test_every_hook_is_documented_and_tested() -> None:
     hooks = [name for name in dir(BackendHooks) if name.startswith("pd_")]
     tests = "".join(p.read_text() for p in (ROOT / "tests").rglob("*.py") if p != Path(__file__))
