@@ -18,7 +18,7 @@ from pdcore.events import Events, Gauges, Node, Stage, Subscriber, stage
 from pdcore.host.fork import Birthplace
 from pdcore.host.process import ProcessIdentity
 from pdcore.managers.chores import Chores
-from pdcore.managers.closing import closed, shut_down
+from pdcore.managers.closed import closed, shut_down
 from pdcore.managers.duties import Duties
 from pdcore.managers.health import Health, examined
 from pdcore.managers.liveness import Heartbeats

@@ -11,10 +11,10 @@ from pdcore.contract.regions import WriteBatch
 from pdcore.layout.kv import KVLayout
 from pdcore.pairing.sharding import shared_units
 from pdcore.pairing.topology import CPSenders, Share, Topology, kv_share
+from pdcore.plan.batches import join
 from pdcore.plan.indices import IndexArray, check_lists
 from pdcore.plan.items import ItemCopier
 from pdcore.plan.pieces import PieceCopier, Pieces
-from pdcore.plan.split import join
 
 __all__ = ["KVCopier"]
 

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pdcore.contract.regions import OffsetArray, WriteBatch
+from pdcore.plan.batches import join
 from pdcore.plan.indices import IndexArray, check_lists
-from pdcore.plan.split import join
 
 __all__ = ["PieceCopier", "Pieces"]
 

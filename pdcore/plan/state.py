@@ -12,10 +12,10 @@ from pdcore.contract.regions import WriteBatch
 from pdcore.errors import PlanError
 from pdcore.layout.kv import Attention, StateBuffer
 from pdcore.pairing.topology import Share, legal_tp, state_share
+from pdcore.plan.batches import join
 from pdcore.plan.indices import IndexArray
 from pdcore.plan.items import ItemCopier
 from pdcore.plan.pieces import PieceCopier, Pieces
-from pdcore.plan.split import join
 
 __all__ = ["plan_state"]
 

@@ -79,7 +79,7 @@ class Life:
         self.met_at = max(self.met_at, word.opened_at)
 
     def told(self, route: Route, rank: int, generation: Generation) -> None:
-        """Note that a rank that has it open was told of its end."""
+        """Note that a rank knows of its end."""
         self.heard.setdefault(route, generation)
         self.speakers.setdefault(rank, route)
 
@@ -97,7 +97,7 @@ class Life:
             return None
         failure = next((failure for _, failure in self.doubts.values()), None)
         for word, _ in self.doubts.values():
-            self.heard.setdefault(word.route, word.generation)
+            self.told(word.route, word.rank, word.generation)
         self.doubted = self.doubted or bool(self.doubts)
         self.doubts = {}
         return failure

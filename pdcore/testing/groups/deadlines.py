@@ -14,7 +14,7 @@ from pdcore.contract.outcome import TransferState
 from pdcore.contract.regions import WriteBatch
 from pdcore.errors import EngineError
 from pdcore.model import Deadline
-from pdcore.plan.split import split_entries
+from pdcore.plan.batches import split_entries
 from pdcore.testing.bounded import bounded
 from pdcore.testing.ends import GRACE, MIB, Far, Link, Near
 from pdcore.testing.rules import Rule

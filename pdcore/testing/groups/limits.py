@@ -8,7 +8,7 @@ import numpy as np
 
 from pdcore.contract.outcome import Quiescence, TransferState
 from pdcore.contract.regions import WriteBatch
-from pdcore.plan.split import slices, split_entries
+from pdcore.plan.batches import slices, split_entries
 from pdcore.testing.ends import KIB, MIB
 from pdcore.testing.rules import Rule
 from pdcore.testing.stage import Setting

@@ -15,7 +15,7 @@ from pdcore.contract.outcome import Quiescence, Transfer, TransferState
 from pdcore.contract.regions import Region, WriteBatch
 from pdcore.errors import PDCoreError, RegistrationError
 from pdcore.model import Deadline, Device, DeviceKind
-from pdcore.plan.split import split_entries
+from pdcore.plan.batches import split_entries
 from pdcore.testing import commands as c
 from pdcore.testing.ends import MIB, STILL, Link, require_honest
 from pdcore.testing.memory import GUARD, Watch

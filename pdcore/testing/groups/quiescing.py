@@ -11,7 +11,7 @@ from pdcore.contract.outcome import Quiescence, Transfer, TransferState
 from pdcore.contract.regions import WriteBatch
 from pdcore.host.sockets import Unsent
 from pdcore.model import Deadline
-from pdcore.plan.split import split_entries
+from pdcore.plan.batches import split_entries
 from pdcore.testing import commands as c
 from pdcore.testing.bounded import bounded
 from pdcore.testing.ends import GRACE, KIB, MIB, Link

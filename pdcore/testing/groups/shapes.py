@@ -8,7 +8,7 @@ import pytest
 from pdcore.contract.outcome import TransferState
 from pdcore.contract.regions import WriteBatch
 from pdcore.errors import PlanError
-from pdcore.plan.split import join
+from pdcore.plan.batches import join
 from pdcore.testing.ends import KIB, MIB
 from pdcore.testing.rules import Rule
 from pdcore.testing.stage import Setting

@@ -9,7 +9,7 @@ from broken_engines.honest import Honest
 from pdcore.contract.engine import Peer
 from pdcore.contract.outcome import Finished, Transfer
 from pdcore.contract.regions import WriteBatch
-from pdcore.plan.split import join, slices
+from pdcore.plan.batches import join, slices
 
 EIGHTS = ~np.uint64(7)
 MANY = 1000
