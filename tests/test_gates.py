@@ -227,3 +227,12 @@ def test_every_public_name_can_be_reached_through_the_door() -> None:
         assert getattr(pdcore, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         pdcore.__getattr__("nothing")
+
+
+@pytest.mark.parametrize("package", ["prefill", "decode", "local", "plan", "config", "contract"])
+def test_the_modules_that_a_package_explains_are_there(package: str) -> None:
+    folder = PACKAGE / package
+    said = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
+    explained = set(re.findall(r"``([a-z_]+)``", said))
+    assert explained
+    assert not explained - {path.stem for path in folder.glob("*.py")}

@@ -2,7 +2,8 @@
 
 ``manager`` listens and pairs, ``sender`` is one request and ``senders`` are all, ``supply`` is what a
 request was given, ``link`` one decode rank with its lanes, ``delivery`` and ``transfer`` are one chunk on
-its way. ``reception`` brings requests of decode and rooms together, ``parking`` keeps those that came early.
+its way. ``reception`` brings requests of decode and rooms together, ``early_requests`` keeps those that came
+before their room.
 ``registration`` keeps the rank known to the bootstrap service.
 """
 
