@@ -52,7 +52,7 @@ class BootstrapClient:
 
     def __init__(self, name: str, auth_key: AuthKey | None = None, pause: float = A_WHILE) -> None:
         self._loop = LoopThread(f"{name}-http")
-        self._courier = SignedRequests(auth_key)  # the loop's own
+        self._requests = SignedRequests(auth_key)  # the loop's own
         self._attempts = Attempts(pause=pause)
         self._closed = False
         self._leaving = False
@@ -125,7 +125,7 @@ class BootstrapClient:
         if not self._closed:
             self._closed = True
             with suppress(TimeoutError, ForkedError):
-                self._loop.call(self._courier.close(), deadline)
+                self._loop.call(self._requests.close(), deadline)
         self._loop.close(deadline)
 
     async def _keep_putting(
@@ -185,7 +185,7 @@ class BootstrapClient:
         """Ask, and count it if nobody answers."""
         began = time.monotonic()
         try:
-            answer = await self._courier.ask(method, address, path, body, _within(seconds))
+            answer = await self._requests.ask(method, address, path, body, _within(seconds))
         except _UNREACHED as error:
             self._attempts.failed(address, error, time.monotonic() - began)
             raise
@@ -220,7 +220,7 @@ class BootstrapClient:
     async def _withdraw(self, address: str, incarnation: Incarnation) -> None:
         if self._renewal is not None:  # which would bring it back
             await asyncio.wait([asyncio.wrap_future(self._renewal)])
-        await self._courier.ask("DELETE", address, f"/v1/ranks/{incarnation}", b"", _within(_WITHDRAW))
+        await self._requests.ask("DELETE", address, f"/v1/ranks/{incarnation}", b"", _within(_WITHDRAW))
 
 
 def _read(decode: Callable[[bytes], Record], address: str, status: int, body: bytes) -> Record:

@@ -71,8 +71,8 @@ class BootstrapServer:
         self._limits = Limits() if limits is None else limits
         instance("the limits of a bootstrap service", self._limits, Limits, "hand in Limits(...)")
         callables("the clock of a bootstrap service", (clock,))
-        self._door = Access(to_auth_key(auth_key), clock)
-        self._connections = Connections(self._limits, clock, self._door.counts, _log)
+        self._access = Access(to_auth_key(auth_key), clock)
+        self._connections = Connections(self._limits, clock, self._access.counts, _log)
         self._site = Site(self._connections)
         self._ranks = Ranks(clock, self._limits.ranks)
         self._rooms = RoomRanks(clock, self._limits.rooms)
@@ -94,7 +94,7 @@ class BootstrapServer:
     @property
     def counts(self) -> Counter[str]:
         """How many were ``unauthenticated``, ``slow`` or ``oversized`` requests, or ``crowded`` out."""
-        return self._door.counts
+        return self._access.counts
 
     def start(self) -> None:
         """Bind and serve.
@@ -135,9 +135,9 @@ class BootstrapServer:
         limits = self._limits
         app = web.Application(
             client_max_size=limits.body_bytes,
-            middlewares=[self._connections.middleware, self._door.middleware],
+            middlewares=[self._connections.middleware, self._access.middleware],
         )
-        app.router.add_get(CHALLENGE_PATH, self._door.challenge)
+        app.router.add_get(CHALLENGE_PATH, self._access.challenge)
         app.router.add_put("/v1/ranks", self._put)
         app.router.add_get("/v1/ranks", self._get)
         app.router.add_get("/v1/ranks/any", self._get_any)

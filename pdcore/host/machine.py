@@ -199,8 +199,8 @@ def _sockaddr(host: str, port: int) -> tuple[int, tuple[str, int] | tuple[str, i
 def _can(family: int, where: tuple[str, int] | tuple[str, int, int, int]) -> bool:
     """Whether a socket can be bound there."""
     try:
-        with closing(socket.socket(family, socket.SOCK_STREAM)) as trial:
-            trial.bind(where)
+        with closing(socket.socket(family, socket.SOCK_STREAM)) as probe:
+            probe.bind(where)
     except OSError:
         return False
     return True

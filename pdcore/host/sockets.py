@@ -63,7 +63,7 @@ class Table:
         ours = frozenset(
             row.ends
             for row in connections.values()
-            # Nobody has accepted those yet that are at our door; their bytes wait already.
+            # Nobody has accepted those yet that wait to be; their bytes wait already.
             if row.inode in owned or (row.inode == 0 and row.ends[0][1] in doors and row.state not in LEFT)
         )
         return cls(connections, ours)

@@ -17,7 +17,7 @@ Copy = Callable[[], "KVTransferError | None"]
 
 
 class Submitted(Transfer):
-    """A batch in the hands of the crew."""
+    """A batch that one of the threads copies."""
 
     def __init__(self) -> None:
         self._ended = threading.Event()
@@ -42,7 +42,7 @@ class Submitted(Transfer):
 
 
 class Copiers:
-    """``size`` threads that take batches off one queue until the crew is dismissed."""
+    """``size`` threads that take batches off one queue until they are dismissed."""
 
     def __init__(self, size: int) -> None:
         self._queue: queue.SimpleQueue[tuple[Submitted, Copy] | None] = queue.SimpleQueue()

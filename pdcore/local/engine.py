@@ -61,7 +61,7 @@ class LocalPeer(Peer):
         super().__init__(endpoint, regions)
         self.address = address
         self.bases: OffsetArray = np.zeros(0, np.uint64)
-        self.passage = PeerGate(address, b"")
+        self.gate = PeerGate(address, b"")
         self.row = -1
 
 
@@ -89,8 +89,8 @@ class LocalEngine(TransferEngine):
         )
         self._page = Page()
         self._gate = WriteGate(self._page.gate)
-        self._ledger = UnderWay(self._page.ledger)
-        self._crew = Copiers(options.copy_threads)
+        self._under_way = UnderWay(self._page.under_way)
+        self._copiers = Copiers(options.copy_threads)
         self._bases: OffsetArray = np.zeros(0, np.uint64)
         self._endpoint = LocalAddress.of(self._page).encode()
 
@@ -121,28 +121,28 @@ class LocalEngine(TransferEngine):
             )
         peer = LocalPeer(endpoint, regions, address)
         peer.bases = np.array(registration.addresses, np.uint64)
-        peer.passage = PeerGate(address, registration.key + self._page.nonce)
-        peer.row = self._ledger.add(address.nonce)
+        peer.gate = PeerGate(address, registration.key + self._page.nonce)
+        peer.row = self._under_way.add(address.nonce)
         return peer
 
     def do_disconnect(self, peer: Peer) -> None:
         assert isinstance(peer, LocalPeer)
-        self._ledger.remove(peer.row)
+        self._under_way.remove(peer.row)
 
     def do_write(self, peer: Peer, batch: WriteBatch) -> Transfer:
         assert isinstance(peer, LocalPeer)
-        if peer.passage.refused:
-            # Look again before the ledger says "busy": else a sender that goes on trying after it was
+        if peer.gate.refused:
+            # Look again before the page says "busy": else a sender that goes on trying after it was
             # revoked could keep the receiver from ever finding it silent.
             try:
-                peer.passage.require()
+                peer.gate.require()
             except KVTransferError as error:
                 return Finished(error)
-        if not self._ledger.enter(peer.row):
+        if not self._under_way.enter(peer.row):
             return Finished(self._ended(peer))
         if self.capabilities.asynchronous:
             bases = self._bases
-            return self._crew.submit(lambda: self._copy(peer, batch, bases))
+            return self._copiers.submit(lambda: self._copy(peer, batch, bases))
         return Finished(self._copy(peer, batch, self._bases))
 
     def prepare_raw(self, peer: Peer, batch: WriteBatch) -> RawWrite:
@@ -161,15 +161,15 @@ class LocalEngine(TransferEngine):
         return prove_silent(writer, self._page.nonce, deadline)
 
     def do_close(self) -> None:
-        self._ledger.close()
+        self._under_way.close()
         try:
             self._settle("close")
         finally:
-            self._crew.dismiss(Deadline.after(SETTLE))
+            self._copiers.dismiss(Deadline.after(SETTLE))
         self._page.retire()
 
     def _copy(self, peer: LocalPeer, batch: WriteBatch, bases: OffsetArray) -> KVTransferError | None:
-        """Make the copies of a batch that is in the ledger, and take it out."""
+        """Make the copies of a batch that is noted as under way, and note its end."""
         try:
             vectors = Vectors(*batch.absolute(bases, peer.bases))
             try:
@@ -179,16 +179,16 @@ class LocalEngine(TransferEngine):
         except KVTransferError as error:
             return error
         finally:
-            self._ledger.leave(peer.row)
+            self._under_way.leave(peer.row)
         return None
 
     def _permit(self, peer: LocalPeer) -> None:
-        if not self._ledger.open:
+        if not self._under_way.open:
             raise self._ended(peer)
-        peer.passage.require()
+        peer.gate.require()
 
     def _ended(self, peer: LocalPeer) -> KVTransferError:
-        what = "the peer was disconnected" if self._ledger.open else "this engine was closed"
+        what = "the peer was disconnected" if self._under_way.open else "this engine was closed"
         return KVTransferError(
             FailureCode.ENGINE,
             f"a write to {peer.address.process} ended before all of its bytes were copied",
@@ -217,7 +217,7 @@ class LocalEngine(TransferEngine):
         """Wait until no byte leaves or arrives any more."""
         deadline = Deadline.after(SETTLE)
         writers = self._gate.expel_all()
-        busy = [] if self._ledger.wait_quiet(deadline) else ["this engine's own copies"]
+        busy = [] if self._under_way.wait_quiet(deadline) else ["this engine's own copies"]
         busy += [
             f"the writes of {writer.process}"
             for writer in writers

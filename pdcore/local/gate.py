@@ -3,9 +3,9 @@
 The kernel lets a process write to another for as long as both live; it has no way to take that back.
 So the engines agree on one:
 
-* A writer notes in its ledger that a batch is under way. Then, before each bounded chunk, it reads its
+* A writer notes on its own page that a batch is under way. Then, before each bounded chunk, it reads its
   cell of the receiver's gate, and copies only if its name is in it.
-* A receiver that revokes a writer wipes the cell, and then reads the writer's ledger until no batch
+* A receiver that revokes a writer wipes the cell, and then reads the writer's page until no batch
   for this engine is under way there.
 
 This is Dekker's protocol: both store first and then load, with a system call in between that takes
@@ -14,7 +14,7 @@ receiver sees the batch and waits. A cell holds the key of the registration and 
 or zeros: a torn read matches nobody, a reused pid or another engine matches nobody, and after
 memory was registered anew, a handle to the old memory matches nobody.
 
-A batch is in the ledger from its submission to its end, not per chunk: a batch that was suspended
+A batch is noted from its submission to its end, not per chunk: a batch that was suspended
 between two chunks while its writer was revoked and admitted again could otherwise go on.
 """
 
@@ -89,7 +89,7 @@ class WriteGate:
 def prove_silent(writer: LocalAddress, target: bytes, deadline: Deadline) -> Quiescence:
     """Wait until an expelled writer has no batch under way to the engine whose nonce is ``target``.
 
-    DRAINED: its ledger says so, its engine closed, or its process ended with all its threads.
+    DRAINED: its page says so, its engine closed, or its process ended with all its threads.
     """
     try:
         process = os.pidfd_open(writer.pid)
@@ -102,7 +102,7 @@ def prove_silent(writer: LocalAddress, target: bytes, deadline: Deadline) -> Qui
         death.register(process, select.POLLIN)
         pause = 0.001
         while _may_write(writer, target):
-            # The writer's ledger is memory of another process: it can be looked at, but cannot wake
+            # The writer's page is memory of another process: it can be looked at, but cannot wake
             # anyone. The writer's death can, and ends the pause.
             if death.poll(1000 * min(pause, deadline.remaining())):
                 return Quiescence.DRAINED
@@ -124,6 +124,6 @@ def _may_write(writer: LocalAddress, target: bytes) -> bool:
         return error.errno != errno.EFAULT
     if len(page) < PAGE_BYTES or page[:NONCE] != writer.nonce:
         return False
-    ledger = np.frombuffer(page, np.uint8).reshape(-1, CELL)[1 + SLOTS :]
-    mine = (ledger[:, :NONCE] == np.frombuffer(target, np.uint8)).all(axis=1)
-    return bool(ledger[mine, BUSY].any())
+    under_way = np.frombuffer(page, np.uint8).reshape(-1, CELL)[1 + SLOTS :]
+    mine = (under_way[:, :NONCE] == np.frombuffer(target, np.uint8)).all(axis=1)
+    return bool(under_way[mine, BUSY].any())

@@ -7,7 +7,7 @@ import errno
 from pdcore.errors import FailureCode, KVTransferError
 from pdcore.local import kernel
 from pdcore.local.address import PERMISSION_FIX, LocalAddress
-from pdcore.local.page import CELL, LEDGER, NONCE
+from pdcore.local.page import CELL, NONCE, UNDER_WAY
 
 __all__ = ["PeerGate", "denied", "lost"]
 
@@ -60,7 +60,7 @@ class PeerGate:
         return held
 
     def _search(self) -> bool:
-        page = kernel.read_memory(self._target.pid, self._target.page, LEDGER)
+        page = kernel.read_memory(self._target.pid, self._target.page, UNDER_WAY)
         if page[:NONCE] != self._target.nonce:
             raise lost(self._target)
         at = page.find(self._ticket, CELL)

@@ -1,4 +1,4 @@
-"""The writing side's book: to which peers copies are under way, kept where those peers can read it."""
+"""To which peers the writing side has copies under way, noted where those peers can read it."""
 
 from __future__ import annotations
 

@@ -91,10 +91,10 @@ def look_at(
         hidden: what the names of the variables begin with that the other process does not get.
     """
     names = installed(distributions)
-    trial = attempt(LOOK, module, libraries, hidden=hidden)
-    if trial.error:
-        return Installation(module, names, error=f"its import {trial.error}")
-    flags, missing, error = msgspec.convert(trial.value, tuple[list[str], list[str], str])
+    tried = attempt(LOOK, module, libraries, hidden=hidden)
+    if tried.error:
+        return Installation(module, names, error=f"its import {tried.error}")
+    flags, missing, error = msgspec.convert(tried.value, tuple[list[str], list[str], str])
     return Installation(module, names, frozenset(flags), tuple(missing), error)
 
 

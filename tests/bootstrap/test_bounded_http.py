@@ -127,7 +127,7 @@ def test_no_more_connections_are_held_than_half_the_descriptors(
 @pytest.mark.parametrize("words", [b"", HEAD, HEAD + b"Content-Length: 500\r\n\r\n{", HEALTH], ids=range(4))
 def test_connections_of_strangers_make_room_for_others(words: bytes, key: str | None) -> None:
     with BootstrapServer(auth_key=key, limits=FEW) as server, strangers(server) as connect:
-        client = BootstrapClient("keyed", server._door._key)
+        client = BootstrapClient("keyed", server._access._key)
         try:
             held = [connect(words) for _ in range(20)]
             works(server, client)

@@ -44,24 +44,24 @@ def test_a_full_gate_says_so_and_has_room_after_a_revoke(here: LocalAddress) -> 
     gate.admit(here)
 
 
-def test_a_full_ledger_says_so_and_has_room_after_a_disconnect() -> None:
-    ledger = UnderWay(Page().ledger)
-    rows = [ledger.add(bytes(16)) for _ in range(SLOTS)]
+def test_an_engine_with_as_many_peers_as_it_can_hold_says_so_and_has_room_after_a_disconnect() -> None:
+    under_way = UnderWay(Page().under_way)
+    rows = [under_way.add(bytes(16)) for _ in range(SLOTS)]
     with pytest.raises(EngineError, match="as many peers as it can hold"):
-        ledger.add(bytes(16))
-    ledger.remove(rows[3])
-    assert ledger.add(bytes(16)) == rows[3]
+        under_way.add(bytes(16))
+    under_way.remove(rows[3])
+    assert under_way.add(bytes(16)) == rows[3]
 
 
 def test_a_row_is_kept_until_its_last_batch_ended() -> None:
-    ledger = UnderWay(Page().ledger)
-    row = ledger.add(bytes(16))
-    assert ledger.enter(row)
-    ledger.remove(row)
-    assert not ledger.enter(row)
-    assert ledger.add(bytes(16)) != row
-    ledger.leave(row)
-    assert ledger.add(bytes(16)) == row
+    under_way = UnderWay(Page().under_way)
+    row = under_way.add(bytes(16))
+    assert under_way.enter(row)
+    under_way.remove(row)
+    assert not under_way.enter(row)
+    assert under_way.add(bytes(16)) != row
+    under_way.leave(row)
+    assert under_way.add(bytes(16)) == row
 
 
 def test_a_writer_that_was_not_admitted_is_refused(ends: Ends) -> None:
@@ -75,18 +75,18 @@ def test_a_writer_that_was_not_admitted_is_refused(ends: Ends) -> None:
 
 
 def test_a_batch_under_way_is_not_called_drained(ends: Ends) -> None:
-    assert ends.writer._ledger.enter(ends.peer.row)
+    assert ends.writer._under_way.enter(ends.peer.row)
     assert ends.reader.revoke(ends.writer.endpoint(), Deadline.after(0.05)) is Quiescence.IN_FLIGHT
-    ends.writer._ledger.leave(ends.peer.row)
+    ends.writer._under_way.leave(ends.peer.row)
     assert ends.reader.revoke(ends.writer.endpoint(), soon()) is Quiescence.DRAINED
 
 
 def test_a_batch_for_another_peer_does_not_hold_up_a_revoke(ends: Ends) -> None:
     other = LocalEngine(LocalOptions())
-    row = ends.writer._ledger.add(LocalAddress.decode(other.endpoint()).nonce)
-    assert ends.writer._ledger.enter(row)
+    row = ends.writer._under_way.add(LocalAddress.decode(other.endpoint()).nonce)
+    assert ends.writer._under_way.enter(row)
     assert ends.reader.revoke(ends.writer.endpoint(), soon()) is Quiescence.DRAINED
-    ends.writer._ledger.leave(row)
+    ends.writer._under_way.leave(row)
     other.close()
 
 
@@ -136,11 +136,11 @@ def test_a_close_that_cannot_prove_silence_says_who_is_writing(
     ends: Ends, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_module, "SETTLE", 0.05)
-    assert ends.writer._ledger.enter(ends.peer.row)
+    assert ends.writer._under_way.enter(ends.peer.row)
     with pytest.raises(EngineError, match="cannot prove that no byte moves") as caught:
         ends.reader.close()
     assert f"the writes of process {os.getpid()}" in caught.value.there_is
-    ends.writer._ledger.leave(ends.peer.row)
+    ends.writer._under_way.leave(ends.peer.row)
 
 
 def test_a_write_to_a_disconnected_peer_fails(ends: Ends) -> None:

@@ -4,9 +4,10 @@ Four engines at once overload a small machine, and no figure means anything then
 they take turns, and both get the same prompts. Run it in the engine's environment on a machine that does
 nothing else; the load is in the table.
 
-What spins takes the models' cores, too. So vLLM's processes come from the nursery, which lets them wait for
-one another without spinning, and NixlConnector's progress threads wait 100 us between two looks; as its users
-run it, it is several times slower on two cores. SGLang's servers are spawned as its users do.
+What spins takes the models' cores, too. So the processes of an engine that spins (vLLM's) come from the
+nursery, which lets them wait for one another without spinning, and NixlConnector's progress threads wait
+100 us between two looks; as its users run it, it is several times slower on two cores. SGLang's servers are
+spawned as its users do.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from .client import Answer, Prompt, ask_all
 from .compare import quantile, table
 from .demo import LOGS, say
 from .engines import Engine, missing
-from .nursery import Nursery
+from .nursery import Launch, Nursery, spawned
 from .pairs import OWN, Pair, pair
 from .prompts import make_prompts
 from .servers import ServerError, Servers
@@ -155,10 +156,10 @@ def main() -> int:
     turns: list[Turn] = []
     try:
         with ExitStack() as stack:
-            servers = Servers(LOGS)
-            if chosen.engine is Engine.VLLM:
-                servers = Servers(LOGS, stack.enter_context(Nursery.of(chosen.engine, LOGS)).launch)
-            stack.enter_context(servers)
+            launch: Launch = spawned
+            if chosen.engine.spins:
+                launch = stack.enter_context(Nursery.of(chosen.engine, LOGS)).launch
+            servers = stack.enter_context(Servers(LOGS, launch))
             for number in range(chosen.turns):
                 order = (OWN, backend) if number % 2 == 0 else (backend, OWN)  # what drifts hits both alike
                 for side in order:

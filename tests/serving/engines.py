@@ -55,6 +55,11 @@ class Engine(enum.Enum):
         """The modules that bring most of what its processes import."""
         return VLLM_IMPORTS if self is Engine.VLLM else SGLANG_IMPORTS
 
+    @property
+    def spins(self) -> bool:
+        """Whether its processes spin while they wait for one another, unless the nursery forked them."""
+        return self is Engine.VLLM
+
 
 class Role(enum.Enum):
     """What a server does: everything, or one side of it."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pdcore.host import isolation as trial
+from pdcore.host import isolation
 from pdcore.host.isolation import Attempt, attempt
 
 
@@ -43,7 +43,7 @@ def test_a_program_that_says_nothing_has_no_value() -> None:
 
 
 def test_a_program_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(trial, "SECONDS", 5.0)
+    monkeypatch.setattr(isolation, "SECONDS", 5.0)
     pid = tmp_path / "pid"
     hangs = "import pathlib, time; pathlib.Path(given[0]).write_text(str(os.getpid())); time.sleep(600)"
     assert attempt(hangs, str(pid)).error == "does not end within 5 s"
