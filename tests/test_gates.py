@@ -32,6 +32,7 @@ checks
 model
 arguments
 host
+children
 config
 layout
 pairing
@@ -229,7 +230,7 @@ def test_every_public_name_can_be_reached_through_the_door() -> None:
         pdcore.__getattr__("nothing")
 
 
-@pytest.mark.parametrize("package", ["prefill", "decode", "local", "plan", "config", "contract"])
+@pytest.mark.parametrize("package", ["prefill", "decode", "local", "plan", "config", "contract", "children"])
 def test_the_modules_that_a_package_explains_are_there(package: str) -> None:
     folder = PACKAGE / package
     said = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""

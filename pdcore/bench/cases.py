@@ -107,7 +107,7 @@ def _turns(pair: Pair, name: str, load: Load) -> Large:
     for room in range(load.first_room, load.first_room + load.requests):
         one = Load(room, 1, 1, load.pages, load.scattered)
         times.append((_seconds(raw), pair.serve(one).latencies[0]))
-    pair.far_served()
+    pair.far_served(load)
     raws, ours = zip(*times[1:], strict=True)
     return Large(
         name=name,
@@ -145,7 +145,7 @@ def _middle(pair: Pair, load: Load, rounds: int) -> Tiny:
 def _serve(pair: Pair, load: Load) -> Tiny:
     pair.far_serves(load)
     near = pair.serve(load)
-    far = pair.far_served()
+    far = pair.far_served(load)
     raw = pair.raw(load)
     p50, p99 = np.percentile(far.latencies, [50, 99])
     return Tiny(

@@ -8,12 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pdcore.bench.load import allocate, pages_of, serve_load
-from pdcore.bench.messages import Command, Export, Join, Load, decode_command
+from pdcore.bench.messages import Command, Join, Load, RawTarget, decode_command
+from pdcore.children import Parent, run_child
 from pdcore.decode import DecodeManager
-from pdcore.demo.line import ParentLine
-from pdcore.demo.messages import Fatal, WorkerSettings
+from pdcore.demo.messages import WorkerSettings
 from pdcore.demo.serving import chosen_backend, configuration
-from pdcore.host.console import explained
 from pdcore.host.machine import find_place
 from pdcore.memory.metadata_buffers import MetadataBuffers
 from pdcore.model import Deadline, Role, RoomId, new_incarnation
@@ -23,7 +22,7 @@ from pdcore.rooms.handle import RoomHandle
 __all__: list[str] = []
 
 
-class FarSide:
+class DecodeSide:
     """Receives requests; reads the aux row of each, as a decode scheduler must."""
 
     def __init__(self, manager: DecodeManager, aux: MetadataBuffers, bootstrap: str) -> None:
@@ -44,8 +43,8 @@ class FarSide:
         return self._manager.finished(deadline)
 
 
-def run(settings: WorkerSettings, line: ParentLine[Command]) -> None:
-    """Serve loads until the parent says stop."""
+def run(settings: WorkerSettings, parent: Parent[Command]) -> None:
+    """Serve loads until the parent hangs up."""
     backend, config = chosen_backend(settings), configuration(settings)
     pools, aux = allocate(settings)
     engine = backend.start_engine(
@@ -56,34 +55,20 @@ def run(settings: WorkerSettings, line: ParentLine[Command]) -> None:
     )
     try:
         with DecodeManager(backend, pools, Topology(), config) as manager:
-            join = line.next()
+            join = parent.next()
             if not isinstance(join, Join):
                 return
             regions = engine.register(pools.regions)
             engine.admit(join.endpoint)
             engine.expect(1)  # raw writes are not announced, and an engine may have to run for them
-            line.emit(Export(engine.endpoint(), regions))
-            side = FarSide(manager, aux, join.bootstrap)
-            while isinstance(load := line.next(), Load):
+            parent.answer(RawTarget(engine.endpoint(), regions))
+            side = DecodeSide(manager, aux, join.bootstrap)
+            while isinstance(load := parent.next(), Load):
                 pages = pages_of(load, Role.DECODE, settings.num_pages)
-                line.emit(serve_load(load, side, pages, settings.deadline))
+                parent.answer(serve_load(load, side, pages, settings.deadline))
     finally:
         engine.close()
 
 
-def main() -> int:
-    """Be the far side's process."""
-    line = ParentLine(decode_command)
-    settings = line.next()
-    if not isinstance(settings, WorkerSettings):
-        return 2
-    try:
-        run(settings, line)
-    except Exception as error:  # the parent has to tell it, whatever it is
-        line.emit(Fatal(str(explained(error))))
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_child(WorkerSettings, decode_command, run))

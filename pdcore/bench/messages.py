@@ -1,4 +1,4 @@
-"""What the benchmark says to its far side: one JSON object per line."""
+"""What the benchmark asks of its far side."""
 
 from __future__ import annotations
 
@@ -6,19 +6,34 @@ from typing import TypeAlias
 
 import msgspec
 
-from pdcore.demo.messages import Fatal, Stop, WorkerSettings
+from pdcore.children import Question
 
-__all__ = ["Command", "Event", "Export", "Join", "Load", "Loaded", "decode_command", "decode_event"]
+__all__ = ["Command", "Join", "Load", "Loaded", "RawTarget", "decode_command"]
 
 
-class Join(msgspec.Struct, frozen=True, tag=True):
+class RawTarget(msgspec.Struct, frozen=True):
+    """The far engine: its endpoint and the export of its regions."""
+
+    endpoint: bytes
+    regions: bytes
+
+
+class Join(Question[RawTarget], frozen=True):
     """Expect raw writes from the engine at ``endpoint``, requests from the prefill at ``bootstrap``."""
 
     endpoint: bytes
     bootstrap: str
 
 
-class Load(msgspec.Struct, frozen=True, tag=True):
+class Loaded(msgspec.Struct, frozen=True):
+    """A load was served: seconds from receiver to SUCCESS of each request, wall and CPU seconds of all."""
+
+    latencies: list[float]
+    wall: float
+    cpu: float
+
+
+class Load(Question[Loaded], frozen=True):
     """Serve ``requests`` rooms from ``first_room`` on, ``in_flight`` at a time, each of ``pages`` pages.
 
     Both sides take the same load. ``scattered`` pages are a random permutation, else they adjoin.
@@ -31,28 +46,7 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     scattered: bool
 
 
-Command: TypeAlias = WorkerSettings | Join | Load | Stop
-
-
-class Export(msgspec.Struct, frozen=True, tag=True):
-    """The far engine: its endpoint and the export of its regions."""
-
-    endpoint: bytes
-    regions: bytes
-
-
-class Loaded(msgspec.Struct, frozen=True, tag=True):
-    """A load was served: seconds from receiver to SUCCESS of each request, wall and CPU seconds of all."""
-
-    latencies: list[float]
-    wall: float
-    cpu: float
-
-
-Event: TypeAlias = Export | Loaded | Fatal
+Command: TypeAlias = Join | Load
 
 decode_command = msgspec.json.Decoder[Command](Command).decode
 """The command on a line."""
-
-decode_event = msgspec.json.Decoder[Event](Event).decode
-"""The event on a line."""

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TypeVar
 
 import attrs
 import numpy as np
 import numpy.typing as npt
 
-from pdcore.bench.load import BenchError, allocate, pages_of, serve_load
-from pdcore.bench.messages import Event, Export, Join, Load, Loaded, decode_event
+from pdcore.bench.load import allocate, pages_of, serve_load
+from pdcore.bench.messages import Command, Join, Load, Loaded
 from pdcore.bootstrap import BootstrapServer
+from pdcore.children import Child, Reply, decode_reply
 from pdcore.contract.engine import Peer, RawWrite, TransferEngine
 from pdcore.contract.regions import WriteBatch
-from pdcore.demo.child import Child, Gone
 from pdcore.demo.content import aux_values
-from pdcore.demo.messages import Fatal, Stop, WorkerSettings
+from pdcore.demo.messages import WorkerSettings
 from pdcore.demo.serving import chosen_backend, configuration
 from pdcore.host.machine import find_place
 from pdcore.memory.metadata_buffers import MetadataBuffers
@@ -28,13 +27,18 @@ from pdcore.plan import ItemCopier
 from pdcore.prefill import PrefillManager
 from pdcore.rooms.handle import RoomHandle
 
-__all__ = ["Pair", "another", "expect", "paired", "plan_of"]
+__all__ = ["FarSide", "Pair", "another", "paired", "plan_of"]
 
 START_SECONDS = 90.0
 STOP_SECONDS = 20.0
 AUX = aux_values(0, RoomId(0), 1)
 
-EventT = TypeVar("EventT", Export, Loaded)
+
+class FarSide(Child[Command, Reply]):
+    """The process that plays decode; it ends in order when it is hung up on."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        super().__init__("the far side of the benchmark", "pdcore.bench.far", settings, decode_reply)
 
 
 def plan_of(pools: Pools) -> ItemCopier:
@@ -53,7 +57,7 @@ class Pair:
     aux: MetadataBuffers
     engine: TransferEngine
     peer: Peer
-    far: Child[Event]
+    far: FarSide
 
     def start(self, room: RoomId, slot: int, pages: npt.NDArray[np.int64]) -> RoomHandle:
         """Send a request in one chunk, as a scheduler would."""
@@ -77,11 +81,11 @@ class Pair:
 
     def far_serves(self, load: Load) -> None:
         """Have the far side start a load."""
-        self.far.send(load)
+        self.far.tell(load)
 
-    def far_served(self) -> Loaded:
-        """Return what the far side measured, once it has served its load."""
-        return expect(self.far, Loaded, self.settings.deadline)
+    def far_served(self, load: Load) -> Loaded:
+        """Return what the far side measured, once it has served a load."""
+        return self.far.answer(load, Deadline.after(self.settings.deadline))
 
     def raw(self, load: Load) -> RawWrite:
         """Return the raw write of the first slot's pages: the same bytes as one request, without aux."""
@@ -98,12 +102,12 @@ def paired(settings: WorkerSettings) -> Iterator[Pair]:
     """Start both sides and connect their raw engines.
 
     Raises:
-        BenchError: the far side did not start; the message is its own.
+        ChildError: the far side did not start; the message is its own.
         PDCoreError: this side did not.
     """
     backend, config = chosen_backend(settings), configuration(settings)
     with contextlib.ExitStack() as stack:
-        far = stack.enter_context(Child("pdcore.bench.far", settings, decode_event))
+        far = stack.enter_context(FarSide(settings))
         pools, aux = allocate(settings)
         engine = backend.start_engine(
             role=Role.PREFILL,
@@ -115,37 +119,19 @@ def paired(settings: WorkerSettings) -> Iterator[Pair]:
         engine.register(pools.regions)
         bootstrap = stack.enter_context(BootstrapServer(auth_key=config.auth_key))
         manager = stack.enter_context(PrefillManager(backend, pools, Topology(), bootstrap.address, config))
-        far.send(Join(engine.endpoint(), bootstrap.address))
-        export = expect(far, Export, START_SECONDS)
-        peer = engine.connect(export.endpoint, export.regions, Deadline.after(START_SECONDS))
+        started = Deadline.after(START_SECONDS)
+        target = far.ask(Join(engine.endpoint(), bootstrap.address), started)
+        peer = engine.connect(target.endpoint, target.regions, Deadline.after(START_SECONDS))
         yield Pair(settings, manager, pools, aux, engine, peer, far)
-        far.send(Stop())
+        far.hang_up()
         far.finish(Deadline.after(STOP_SECONDS))
 
 
 @contextlib.contextmanager
-def another(pair: Pair) -> Iterator[Child[Event]]:
+def another(pair: Pair) -> Iterator[FarSide]:
     """Start a second far side beside the first; it serves loads as the first does."""
-    with Child("pdcore.bench.far", pair.settings, decode_event) as far:
-        far.send(Join(pair.engine.endpoint(), pair.manager.bootstrap))
-        expect(far, Export, START_SECONDS)
+    with FarSide(pair.settings) as far:
+        far.ask(Join(pair.engine.endpoint(), pair.manager.bootstrap), Deadline.after(START_SECONDS))
         yield far
-        far.send(Stop())
+        far.hang_up()
         far.finish(Deadline.after(STOP_SECONDS))
-
-
-def expect(far: Child[Event], kind: type[EventT], seconds: float) -> EventT:
-    """Return the next event of a far side.
-
-    Raises:
-        BenchError: it is of another kind, or there is none.
-    """
-    event = far.read(Deadline.after(seconds))
-    if isinstance(event, kind):
-        return event
-    said = event.error if isinstance(event, Fatal) else event.how if isinstance(event, Gone) else repr(event)
-    raise BenchError(
-        "the far side of the benchmark did not answer",
-        said if event is not None else f"nothing came within {seconds:g} s",
-        "look at what it logged; `pdcore doctor` says what a backend needs",
-    )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +10,8 @@ import attrs
 import msgspec
 
 from pdcore.bench.load import BenchError, pages_of
-from pdcore.bench.messages import Load, Loaded
-from pdcore.bench.near import AUX, Pair, another, expect
+from pdcore.bench.messages import Load
+from pdcore.bench.near import AUX, FarSide, Pair, another
 from pdcore.model import Deadline, KVPoll, Role, RoomId
 
 __all__ = ["Beside", "measure_beside"]
@@ -40,7 +38,8 @@ def measure_beside(pair: Pair, load: Load, rounds: int) -> Beside:
     """Serve a load alone and beside a stopped peer, in turns; the first turn is not counted.
 
     Raises:
-        BenchError: a side did not come so far.
+        ChildError: the far side did not come so far.
+        PDCoreError: this side did not.
     """
     alone, beside = [], []
     numbers = iter(range(load.first_room, load.first_room + 3 * (rounds + 1) * load.requests, load.requests))
@@ -48,10 +47,10 @@ def measure_beside(pair: Pair, load: Load, rounds: int) -> Beside:
         for _ in range(rounds + 1):
             alone.append(_rate(pair, msgspec.structs.replace(load, first_room=next(numbers))))
             held = Load(next(numbers), HELD, HELD, load.pages, load.scattered)
-            stranger.send(held)
-            with _stopped(pair, held, stranger.pid):
+            stranger.tell(held)
+            with _paused(pair, held, stranger):
                 beside.append(_rate(pair, msgspec.structs.replace(load, first_room=next(numbers))))
-            expect(stranger, Loaded, SECONDS)
+            stranger.answer(held, Deadline.after(SECONDS))
     return Beside(
         statistics.median(alone[1:]),
         statistics.median(beside[1:]),
@@ -62,12 +61,12 @@ def measure_beside(pair: Pair, load: Load, rounds: int) -> Beside:
 def _rate(pair: Pair, load: Load) -> float:
     pair.far_serves(load)
     pair.serve(load)
-    return load.requests / pair.far_served().wall
+    return load.requests / pair.far_served(load).wall
 
 
 @contextmanager
-def _stopped(pair: Pair, held: Load, pid: int) -> Iterator[None]:
-    """Stop a process whose requests this side has met, and send them; let it go on in the end."""
+def _paused(pair: Pair, held: Load, peer: FarSide) -> Iterator[None]:
+    """Pause a process whose requests this side has met, and send them; let it go on in the end."""
     rooms = [RoomId(held.first_room + number) for number in range(held.requests)]
     slots = range(pair.settings.slots - held.requests, pair.settings.slots)  # the healthy ones use the others
     senders = [pair.manager.sender(room) for room in rooms]
@@ -77,13 +76,13 @@ def _stopped(pair: Pair, held: Load, pid: int) -> Iterator[None]:
     deadline = Deadline.after(SECONDS)
     while any(sender.poll() is KVPoll.BOOTSTRAPPING for sender in senders) and not deadline.expired:
         pair.manager.finished(Deadline.after(0.01))
-    os.kill(pid, signal.SIGSTOP)
+    peer.pause()
     try:
         for sender, pages in zip(senders, pages_of(held, Role.PREFILL, pair.settings.num_pages), strict=True):
             sender.send(pages)
         yield
     finally:
-        os.kill(pid, signal.SIGCONT)
+        peer.resume()
     for sender in senders:
         if sender.wait(Deadline.after(SECONDS)) is not KVPoll.SUCCESS:
             raise sender.failure() or BenchError(

@@ -14,7 +14,7 @@ from pdcore.host.console import UsageError, say, warn
 from pdcore.selection.select import select
 
 if TYPE_CHECKING:
-    from pdcore.testing.outcomes import Outcome, Report
+    from pdcore.testing.run.outcomes import ConformanceReport, Outcome
 
 __all__ = ["add_parser", "run"]
 
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
             "pip install 'pdcore[testing]'",
             "usage: pdcore conform NAME",
         )
-    from pdcore.testing.runner import RunLimits, run_suite
+    from pdcore.testing.run.runner import RunLimits, run_suite
     from pdcore.testing.target import Target
 
     given = {key: Text(value) for key, value in args.option}
@@ -115,7 +115,7 @@ class _Progress:
         self._tell(f"{line}\n{reason}".rstrip("\n"))
 
 
-def _as_data(report: Report) -> dict[str, object]:
+def _as_data(report: ConformanceReport) -> dict[str, object]:
     return {
         "backend": report.backend,
         "conforms": report.conforms,
@@ -145,8 +145,8 @@ def _as_data(report: Report) -> dict[str, object]:
     }
 
 
-def _print_groups(report: Report) -> None:
-    from pdcore.testing.outcomes import groups_of
+def _print_groups(report: ConformanceReport) -> None:
+    from pdcore.testing.run.outcomes import groups_of
 
     say("")
     for group, outcomes in groups_of(report.outcomes).items():

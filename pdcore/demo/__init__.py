@@ -3,10 +3,3 @@
 The parent plays the router. The workers know nothing of each other but the bootstrap address and the
 room; what decode must find is regenerated from the seed, never taken from what was sent.
 """
-
-from __future__ import annotations
-
-from pdcore.demo.child import Gone
-from pdcore.demo.worker import Worker
-
-__all__ = ["Gone", "Worker"]

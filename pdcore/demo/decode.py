@@ -9,8 +9,8 @@ import numpy as np
 from pdcore.decode import DecodeManager, KVReceiver
 from pdcore.demo.content import aux_values
 from pdcore.demo.memory import Memory
-from pdcore.demo.messages import Received, Serve, WorkerSettings
-from pdcore.demo.serving import Job, RouterLine, Serving, configuration, ready, worker_main
+from pdcore.demo.messages import RoomReceived, Serve, WorkerSettings
+from pdcore.demo.serving import Job, Router, Serving, configuration, ready, worker_main
 from pdcore.errors import KVTransferError
 from pdcore.model import Deadline, Role, RoomId
 from pdcore.selection.select import Backend
@@ -22,9 +22,9 @@ class DecodeServing(Serving[KVReceiver]):
     """Reserves pages for a prompt, tells prefill where they are, and looks at what has arrived."""
 
     def __init__(
-        self, settings: WorkerSettings, memory: Memory, line: RouterLine, manager: DecodeManager
+        self, settings: WorkerSettings, memory: Memory, router: Router, manager: DecodeManager
     ) -> None:
-        super().__init__(settings, memory, line)
+        super().__init__(settings, memory, router)
         self._manager = manager
 
     def open(self, request: Serve, deadline: Deadline) -> KVReceiver:
@@ -40,13 +40,13 @@ class DecodeServing(Serving[KVReceiver]):
     def finished(self, deadline: Deadline) -> list[RoomId]:
         return self._manager.finished(deadline)
 
-    def succeeded(self, job: Job[KVReceiver]) -> Received:
+    def succeeded(self, job: Job[KVReceiver]) -> RoomReceived:
         verdict, held = self.memory.verify(job.room, job.held), job.request.held
         wrong = [f"{verdict.first}; {verdict.wrong} items differ"] if verdict.first else []
         if verdict.digest != verdict.expected_digest and not wrong:
             wrong = [f"digest {verdict.digest:016x} instead of {verdict.expected_digest:016x}"]
         wrong += self._aux_misfits(job)
-        return Received(
+        return RoomReceived(
             job.room,
             job.ended,
             len(job.held.pages) - held,
@@ -71,12 +71,12 @@ class DecodeServing(Serving[KVReceiver]):
         ]
 
 
-def run(settings: WorkerSettings, backend: Backend, line: RouterLine) -> int:
+def run(settings: WorkerSettings, backend: Backend, router: Router) -> int:
     """Serve decode requests until the router says stop; return how many control messages were sent."""
     memory = Memory(settings, Role.DECODE)
     with DecodeManager(backend, memory.pools, settings.topology, configuration(settings)) as manager:
-        line.emit(ready(backend, manager.engine))
-        DecodeServing(settings, memory, line, manager).run()
+        router.tell(ready(backend, manager.engine))
+        DecodeServing(settings, memory, router, manager).run()
     return manager.channel.sent
 
 

@@ -1,4 +1,4 @@
-"""What the router and its workers say to each other: one JSON object per line, over the workers' pipes."""
+"""What the router and its workers say to each other."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from pdcore.children import Fatal
 from pdcore.pairing.topology import DPChoice, Topology
 
 __all__ = [
     "Command",
     "Drop",
     "Event",
-    "Failed",
-    "Fatal",
     "Ready",
-    "Received",
-    "Sent",
+    "RoomFailed",
+    "RoomReceived",
+    "RoomSent",
     "Serve",
-    "Stop",
     "Stopped",
     "WorkerSettings",
     "decode_command",
@@ -26,8 +25,8 @@ __all__ = [
 ]
 
 
-class WorkerSettings(msgspec.Struct, frozen=True, tag=True):
-    """The first line that a worker gets: everything that holds for its whole life.
+class WorkerSettings(msgspec.Struct, frozen=True):
+    """What a worker is started with: everything that holds for its whole life.
 
     ``topology`` is its place in its group. ``page_size`` is in tokens, ``num_pages`` per buffer;
     ``chunk_pages`` 0 sends a prompt at once; ``slots`` are aux rows, so the most requests in flight; times
@@ -71,11 +70,7 @@ class Drop(msgspec.Struct, frozen=True, tag=True):
     room: int
 
 
-class Stop(msgspec.Struct, frozen=True, tag=True):
-    """End in order; the worker answers with :class:`Stopped` and exits."""
-
-
-Command: TypeAlias = WorkerSettings | Serve | Drop | Stop
+Command: TypeAlias = Serve | Drop
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
@@ -87,7 +82,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     bootstrap: str = ""
 
 
-class Sent(msgspec.Struct, frozen=True, tag=True):
+class RoomSent(msgspec.Struct, frozen=True, tag=True):
     """Prefill ended a room as SUCCESS.
 
     Times are monotonic seconds, comparable within one machine: the first ``send``, the first byte that
@@ -102,8 +97,8 @@ class Sent(msgspec.Struct, frozen=True, tag=True):
     entries: int
 
 
-class Received(msgspec.Struct, frozen=True, tag=True):
-    """Decode ended a room as SUCCESS and has looked at what is there; ``ended`` is as in :class:`Sent`.
+class RoomReceived(msgspec.Struct, frozen=True, tag=True):
+    """Decode ended a room as SUCCESS and has looked at what is there; ``ended`` is as in :class:`RoomSent`.
 
     ``pages`` and ``nbytes`` (of KV and state) have come from prefill. ``mismatch`` is empty if every byte,
     of the pages that decode held as well, and the aux row are as the seed says. The digests are 16 hex
@@ -120,7 +115,7 @@ class Received(msgspec.Struct, frozen=True, tag=True):
     mismatch: str = ""
 
 
-class Failed(msgspec.Struct, frozen=True, tag=True):
+class RoomFailed(msgspec.Struct, frozen=True, tag=True):
     """A room ended as FAILED, or could not be started; ``code`` is that of the KVTransferError."""
 
     room: int
@@ -128,23 +123,18 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     error: str
 
 
-class Fatal(msgspec.Struct, frozen=True, tag=True):
-    """The worker cannot go on; it exits after this."""
-
-    error: str
-
-
 class Stopped(msgspec.Struct, frozen=True, tag=True):
-    """The last event of a worker that ended in order: its peak resident memory in bytes.
+    """The last event of a worker that ended in order, as it does when its parent hangs up.
 
-    ``messages`` counts what it sent to the other side over the control channel, heartbeats included.
+    ``peak_rss`` is resident memory in bytes. ``messages`` counts what it sent to the other side
+    over the control channel, heartbeats included.
     """
 
     peak_rss: int
     messages: int
 
 
-Event: TypeAlias = Ready | Sent | Received | Failed | Fatal | Stopped
+Event: TypeAlias = Ready | RoomSent | RoomReceived | RoomFailed | Stopped | Fatal
 
 decode_command = msgspec.json.Decoder[Command](Command).decode
 """The command on a line."""

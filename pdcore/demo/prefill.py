@@ -9,8 +9,8 @@ from contextlib import ExitStack
 from pdcore.bootstrap import BootstrapServer
 from pdcore.demo.content import aux_values
 from pdcore.demo.memory import Memory
-from pdcore.demo.messages import Sent, Serve, WorkerSettings
-from pdcore.demo.serving import Job, RouterLine, Serving, configuration, ready, worker_main
+from pdcore.demo.messages import RoomSent, Serve, WorkerSettings
+from pdcore.demo.serving import Job, Router, Serving, configuration, ready, worker_main
 from pdcore.model import Deadline, Role, RoomId
 from pdcore.pairing.topology import DPChoice
 from pdcore.prefill import KVSender, PrefillManager
@@ -25,9 +25,9 @@ class PrefillServing(Serving[KVSender]):
     """Computes a prompt's pages (here: from the seed) and hands them to its sender."""
 
     def __init__(
-        self, settings: WorkerSettings, memory: Memory, line: RouterLine, manager: PrefillManager
+        self, settings: WorkerSettings, memory: Memory, router: Router, manager: PrefillManager
     ) -> None:
-        super().__init__(settings, memory, line)
+        super().__init__(settings, memory, router)
         self._manager = manager
 
     def open(self, request: Serve, deadline: Deadline) -> KVSender:
@@ -59,12 +59,12 @@ class PrefillServing(Serving[KVSender]):
             job.handle.poll()
         return self._manager.finished(deadline.within(STEP_SECONDS))
 
-    def succeeded(self, job: Job[KVSender]) -> Sent:
+    def succeeded(self, job: Job[KVSender]) -> RoomSent:
         ended, metric = job.ended, job.handle.metric()
-        return Sent(job.room, job.sent, ended - metric.transfer, ended, metric.nbytes, metric.entries)
+        return RoomSent(job.room, job.sent, ended - metric.transfer, ended, metric.nbytes, metric.entries)
 
 
-def run(settings: WorkerSettings, backend: Backend, line: RouterLine) -> int:
+def run(settings: WorkerSettings, backend: Backend, router: Router) -> int:
     """Serve prefill requests until the router says stop; return how many control messages were sent."""
     memory = Memory(settings, Role.PREFILL)
     with ExitStack() as stack:
@@ -73,8 +73,8 @@ def run(settings: WorkerSettings, backend: Backend, line: RouterLine) -> int:
         manager = stack.enter_context(
             PrefillManager(backend, memory.pools, settings.topology, address, config)
         )
-        line.emit(ready(backend, manager.engine, address))
-        PrefillServing(settings, memory, line, manager).run()
+        router.tell(ready(backend, manager.engine, address))
+        PrefillServing(settings, memory, router, manager).run()
     return manager.channel.sent
 
 

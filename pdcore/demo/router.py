@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterable, Sequence
 
 import attrs
 
-from pdcore.demo.child import Gone, speaking
+from pdcore.children import Fatal, Gone, heard
 from pdcore.demo.content import AUX_SCHEMA
-from pdcore.demo.fleet import Fleet, WorkerError, started
 from pdcore.demo.groups import Groups
-from pdcore.demo.messages import Event, Failed, Fatal, Received, Sent, WorkerSettings
+from pdcore.demo.messages import Event, RoomFailed, RoomReceived, RoomSent, WorkerSettings
 from pdcore.demo.report import Failure, Report, RequestReport
-from pdcore.demo.worker import Worker
+from pdcore.demo.workers import Fleet, Worker, started
 from pdcore.demo.workload import Request
 from pdcore.errors import FailureCode
 from pdcore.model import Deadline
@@ -35,8 +34,8 @@ class _Pending:
     request: Request
     deadline: Deadline
     silent: list[Worker]
-    sent: list[Sent] = attrs.field(factory=list)
-    received: list[Received] = attrs.field(factory=list)
+    sent: list[RoomSent] = attrs.field(factory=list)
+    received: list[RoomReceived] = attrs.field(factory=list)
     failures: list[Failure] = attrs.field(factory=list)
 
     def fail(self, worker: Worker, code: str, error: str) -> None:
@@ -71,7 +70,7 @@ class _Run:
             if not self._flying:
                 break
             oldest = next(iter(self._flying.values()))
-            for worker in speaking(self._fleet.workers, oldest.deadline):
+            for worker in heard(self._fleet.workers, oldest.deadline):
                 for event in worker.drain():
                     self._take(worker, event)
             self._settle()
@@ -92,24 +91,22 @@ class _Run:
             self._hopeless = "a worker had died"
             for pending in self._flying.values():
                 if worker in pending.silent:
-                    pending.fail(worker, "", f"the {worker.title} worker is gone: {event.how}")
+                    pending.fail(worker, "", f"the {worker.title} worker is gone: it {event.how}")
         elif isinstance(event, Fatal):
-            raise WorkerError(
-                f"the {worker.title} worker cannot go on", event.error, "look at what it logged"
-            )
-        elif isinstance(event, Failed | Sent | Received) and event.room in self._flying:
+            raise worker.error("cannot go on", event)
+        elif isinstance(event, RoomFailed | RoomSent | RoomReceived) and event.room in self._flying:
             self._answer(self._flying[event.room], worker, event)
 
-    def _answer(self, pending: _Pending, worker: Worker, event: Failed | Sent | Received) -> None:
+    def _answer(self, pending: _Pending, worker: Worker, event: RoomFailed | RoomSent | RoomReceived) -> None:
         if worker not in pending.silent:
             return
-        if isinstance(event, Failed):
+        if isinstance(event, RoomFailed):
             pending.fail(worker, event.code, event.error)
             if event.code == FailureCode.INCOMPATIBLE.value:
                 self._hopeless = "prefill and decode do not fit together"
             return
         pending.silent.remove(worker)
-        if isinstance(event, Sent):
+        if isinstance(event, RoomSent):
             pending.sent.append(event)
         else:
             pending.received.append(event)
@@ -131,7 +128,7 @@ class _Run:
                 self.arrived.append(_arrived(pending.request, pending.sent, pending.received))
 
 
-def _arrived(request: Request, sent: Sequence[Sent], received: Sequence[Received]) -> RequestReport:
+def _arrived(request: Request, sent: Sequence[RoomSent], received: Sequence[RoomReceived]) -> RequestReport:
     nbytes, aux_rows = sum(r.nbytes for r in received), sum(r.aux_rows for r in received)
     moved = sum(s.nbytes for s in sent)
     wrong = [r.mismatch for r in received if r.mismatch]
@@ -168,7 +165,7 @@ def run_demo(
     """Start a process per rank, by default one on each side, serve the requests, stop all, and report.
 
     Raises:
-        WorkerError: a worker could not start; the message is the worker's own.
+        ChildError: a worker could not start; the message is the worker's own.
     """
     with started(settings, groups or Groups()) as fleet:
         began = time.monotonic()

@@ -13,26 +13,24 @@ from typing import Generic, TypeAlias, TypeVar
 
 import attrs
 
+from pdcore.children import Parent, brief, run_child
 from pdcore.config.records import Config, Timeouts, TransferConfig, TransferModel
 from pdcore.config.sources import Origin, OriginKind, load_config
 from pdcore.config.structuring import Text
 from pdcore.contract.engine import TransferEngine
-from pdcore.demo.line import ParentLine
 from pdcore.demo.memory import Held, Memory
 from pdcore.demo.messages import (
     Command,
     Drop,
     Event,
-    Failed,
-    Fatal,
     Ready,
+    RoomFailed,
     Serve,
     Stopped,
     WorkerSettings,
     decode_command,
 )
 from pdcore.errors import FailureCode, KVTransferError, PDCoreError
-from pdcore.host.console import explained
 from pdcore.model import Deadline, RoomId
 from pdcore.rooms.handle import RoomHandle
 from pdcore.selection.discovery import discover
@@ -40,7 +38,7 @@ from pdcore.selection.select import Backend, select
 
 __all__ = [
     "Job",
-    "RouterLine",
+    "Router",
     "Serving",
     "chosen_backend",
     "configuration",
@@ -48,10 +46,10 @@ __all__ = [
     "worker_main",
 ]
 
-RouterLine: TypeAlias = ParentLine[Command]
+Router: TypeAlias = Parent[Command]
+"""Who started a worker."""
 
 WAKE_SECONDS = 0.2
-ERROR_CHARACTERS = 900  # keeps an event below PIPE_BUF
 
 
 HandleT = TypeVar("HandleT", bound=RoomHandle)
@@ -89,10 +87,10 @@ class Serving(ABC, Generic[HandleT]):
     The lock guards ``_jobs`` and ``_dropped``.
     """
 
-    def __init__(self, settings: WorkerSettings, memory: Memory, line: RouterLine) -> None:
+    def __init__(self, settings: WorkerSettings, memory: Memory, router: Router) -> None:
         self.settings = settings
         self.memory = memory
-        self._line = line
+        self._router = router
         self._jobs: dict[RoomId, Job[HandleT]] = {}
         self._dropped: set[int] = set()
         self._lock = threading.Lock()
@@ -130,7 +128,7 @@ class Serving(ABC, Generic[HandleT]):
         for thread in self._threads:
             thread.start()
         try:
-            while isinstance(command := self._line.next(), Serve | Drop):
+            while isinstance(command := self._router.next(), Serve | Drop):
                 if isinstance(command, Serve):
                     self._waiting.put(command)
                 else:
@@ -186,7 +184,7 @@ class Serving(ABC, Generic[HandleT]):
             job.handle.abort()
 
     def _refuse(self, request: Serve, reason: str) -> None:
-        self._line.emit(Failed(request.room, FailureCode.ABORTED.value, reason))
+        self._router.tell(RoomFailed(request.room, FailureCode.ABORTED.value, reason))
 
     def _watch(self) -> None:
         held: list[Job[HandleT]] = []
@@ -196,14 +194,14 @@ class Serving(ABC, Generic[HandleT]):
                 # One that was not safe as it ended comes twice.
                 ended = [job for room in rooms if (job := self._jobs.pop(room, None)) is not None]
             for job in ended:
-                self._line.emit(self._result(job))
+                self._router.tell(self._result(job))
             held = [job for job in (*held, *ended) if not self._released(job)]
 
     def _result(self, job: Job[HandleT]) -> Event:
         error = job.handle.failure()
         if error is None:
             return self.succeeded(job)
-        return Failed(job.room, error.code.value, str(error)[:ERROR_CHARACTERS])
+        return RoomFailed(job.room, error.code.value, brief(error))
 
     def _released(self, job: Job[HandleT]) -> bool:
         """Give the pages back if no byte can land in them any more and nobody fills them."""
@@ -247,19 +245,14 @@ def ready(backend: Backend, engine: TransferEngine, bootstrap: str = "") -> Read
     return Ready(os.getpid(), f"{backend.name} ({backend.distribution})", transport, bootstrap)
 
 
-def worker_main(body: Callable[[WorkerSettings, Backend, RouterLine], int]) -> int:
-    """Be a worker process: read the settings, select the backend, run ``body``, report how it ended.
+def worker_main(body: Callable[[WorkerSettings, Backend, Router], int]) -> int:
+    """Be a worker process: select the backend, run ``body``, report how it ended.
 
     ``body`` returns how many control messages it sent.
     """
-    line: RouterLine = ParentLine(decode_command)
-    try:
-        settings = line.next()
-        if not isinstance(settings, WorkerSettings):
-            return 2
-        messages = body(settings, chosen_backend(settings), line)
-    except Exception as error:  # the parent has to tell it, whatever it is
-        line.emit(Fatal(str(explained(error))))
-        return 1
-    line.emit(Stopped(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, messages))
-    return 0
+
+    def work(settings: WorkerSettings, router: Router) -> None:
+        messages = body(settings, chosen_backend(settings), router)
+        router.tell(Stopped(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, messages))
+
+    return run_child(WorkerSettings, decode_command, work)

@@ -12,9 +12,9 @@ from pdcore.contract.outcome import Quiescence, Transfer, TransferState
 from pdcore.contract.regions import WriteBatch
 from pdcore.errors import FailureCode, KVTransferError
 from pdcore.model import Deadline, Role
-from pdcore.testing import commands as c
 from pdcore.testing.bounded import bounded
-from pdcore.testing.far import FarProcess
+from pdcore.testing.far import commands as c
+from pdcore.testing.far.process import FarProcess
 from pdcore.testing.memory import (
     GUARD,
     ByteArray,
@@ -87,11 +87,11 @@ class Far:
     def __init__(self, process: FarProcess, target: Target, lengths: Sequence[int]) -> None:
         self.process = process
         self.lengths = list(lengths)
-        start = c.Start(target.name, dict(target.options), Role.DECODE.value, self.lengths, FAR_SEED)
-        self._accept(process.ask(start, c.Started))
+        start = c.StartEngine(target.name, dict(target.options), Role.DECODE.value, self.lengths, FAR_SEED)
+        self._accept(process.ask(start))
         self._seen: list[ByteArray] = []
 
-    def _accept(self, started: c.Started) -> None:
+    def _accept(self, started: c.EngineStarted) -> None:
         self.endpoint, self.export, self._fds = started.endpoint, started.export, started.memory
 
     @property
@@ -105,11 +105,11 @@ class Far:
 
     def register_again(self) -> None:
         """Deregister and register the same memory."""
-        self._accept(self.process.ask(c.Deregister(), c.Started))
+        self._accept(self.process.ask(c.RegisterAgain()))
 
     def revoke(self, near: Near) -> Quiescence:
         """Revoke the near engine."""
-        return Quiescence(self.process.ask(c.Revoke(near.engine.endpoint(), near.patience), str))
+        return Quiescence(self.process.ask(c.RevokeWriter(near.engine.endpoint(), near.patience)))
 
     def require_still(self, when: str) -> None:
         """Mark the memory, and prove that no byte of it changes for a while."""
@@ -117,11 +117,11 @@ class Far:
 
     def guards(self) -> dict[int, list[int]]:
         """Return, by region, the offsets at which its guards were overwritten."""
-        return self.process.ask(c.Guards(), dict[int, list[int]])
+        return self.process.ask(c.DamagedGuards())
 
     def close(self) -> None:
         """Close the engine; the memory stays."""
-        self.process.tell(c.Close())
+        self.process.ask(c.CloseEngine())
 
 
 def _require_still(memory: Sequence[ByteArray], when: str) -> None:
@@ -134,7 +134,7 @@ class Link:
 
     def __init__(self, near: Near, far: Far) -> None:
         self.near, self.far = near, far
-        far.process.tell(c.Admit(near.engine.endpoint()))
+        far.process.ask(c.AdmitWriter(near.engine.endpoint()))
         self.peer = self.connect()
 
     def deadline(self) -> Deadline:
@@ -182,7 +182,7 @@ class Link:
 
     def require_arrived(self, *batches: WriteBatch) -> None:
         """Have the far process read its memory back: these bytes arrived, and nothing else changed."""
-        got = self.far.process.ask(c.Digests(), list[str])  # at once: a byte that comes late must show
+        got = self.far.process.ask(c.MemoryDigests())  # at once: a byte that comes late must show
         expected = [pattern(FAR_SEED + i, length) for i, length in enumerate(self.far.lengths)]
         for batch in batches:
             overlay(expected, [m.bytes for m in self.near.memory], batch)
@@ -192,7 +192,7 @@ class Link:
         assert not damaged, f"bytes outside a region were overwritten: {damaged} (region: offsets)"
 
     def _difference(self, region: int, want: ByteArray) -> str:
-        got = np.frombuffer(self.far.process.ask(c.Read(region), bytes), np.uint8)
+        got = np.frombuffer(self.far.process.ask(c.ReadRegion(region)), np.uint8)
         wrong = np.flatnonzero(got != want)
         if not len(wrong):
             return f"region {region} was wrong when it was first read, and is right now: bytes came late"

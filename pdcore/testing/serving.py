@@ -14,12 +14,12 @@ from pdcore.model import Deadline, KVPoll, RoomId
 from pdcore.pairing.topology import Topology
 from pdcore.prefill import KVSender, PrefillManager
 from pdcore.selection.select import select
-from pdcore.testing import commands as c
 from pdcore.testing.ends import STILL
-from pdcore.testing.far import FarProcess
+from pdcore.testing.far import commands as c
+from pdcore.testing.far.pools import FAR_POOL_SEED, NEAR_POOL_SEED, make_config, make_pools
+from pdcore.testing.far.process import FarProcess
 from pdcore.testing.memory import digest, pattern
 from pdcore.testing.target import Target
-from pdcore.testing.worker import FAR_POOL_SEED, NEAR_POOL_SEED, make_config, make_pools
 
 __all__ = ["Serving", "ended_as"]
 
@@ -59,14 +59,14 @@ class Serving:
             self._prefill = stack.enter_context(
                 PrefillManager(backend, self._pools, Topology(), bootstrap.address, make_config(model, aux))
             )
-            far.tell(c.Serve(target.name, dict(target.options), bootstrap.address, model, aux))
+            far.ask(c.StartDecode(target.name, dict(target.options), bootstrap.address, model, aux))
             self._stack = stack.pop_all()
 
     def close(self) -> None:
         """Close both managers and the service."""
         with self._stack:
             if self.far.alive:
-                self.far.tell(c.Retire())
+                self.far.ask(c.CloseDecode())
 
     def sender(self, room: int, num_pages: int, seconds: float | None = None) -> KVSender:
         """Open a room on the prefill side, with its aux row written."""
@@ -78,11 +78,11 @@ class Serving:
 
     def receive(self, room: int, pages: Sequence[int], seconds: float | None = None) -> None:
         """Open a room on the decode side, and ask for pages."""
-        self.far.tell(c.Receive(room, list(pages), SLOT, seconds or self.patience))
+        self.far.ask(c.ReceiveRoom(room, list(pages), SLOT, seconds or self.patience))
 
     def received(self, room: int) -> c.RoomEnd:
         """Wait for the end of a room on the decode side, until its pages may be reused there."""
-        return self.far.ask(c.WatchRoom(room, SLOT, 2 * self.patience), c.RoomEnd, 3 * self.patience)
+        return self.far.ask(c.WatchRoom(room, SLOT, 2 * self.patience), Deadline.after(3 * self.patience))
 
     def ended(self, sender: KVSender) -> KVPoll:
         """Poll a room on the prefill side until it has ended, and return how."""
@@ -139,7 +139,7 @@ class Serving:
 
     def require_arrived(self, copied: dict[int, int]) -> None:
         """Have the far process read its pools back: these pages arrived (there: here), no other changed."""
-        got = self.far.ask(c.PoolDigests(), list[str])
+        got = self.far.ask(c.PoolDigests())
         assert [i for i, want in enumerate(self._expected(copied)) if got[i] != want] == [], (
             "wrong KV buffers"
         )
@@ -147,7 +147,7 @@ class Serving:
     def wait_for_bytes(self, copied: dict[int, int]) -> None:
         """Wait until more has arrived in the far pools than these pages."""
         deadline, before = Deadline.after(self.patience), self._expected(copied)
-        while self.far.ask(c.PoolDigests(), list[str]) == before:
+        while self.far.ask(c.PoolDigests()) == before:
             assert not deadline.expired, "no byte arrived"
 
     def _expected(self, copied: dict[int, int]) -> list[str]:
@@ -160,5 +160,5 @@ class Serving:
 
     def require_still(self, when: str) -> None:
         """Overwrite the far pools, and prove that no byte of them changes for a while."""
-        self.far.tell(c.FillPools(FAR_POOL_SEED + 500))
-        assert not self.far.ask(c.WatchPools(STILL / 2), bool), f"bytes landed after {when}"
+        self.far.ask(c.FillPools(FAR_POOL_SEED + 500))
+        assert not self.far.ask(c.WatchPools(STILL / 2)), f"bytes landed after {when}"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pdcore.model import Deadline, Role
 from pdcore.testing.bounded import bounded
 from pdcore.testing.ends import GRACE, MIB, Far, Link, Near
-from pdcore.testing.far import FarProcess
+from pdcore.testing.far.process import FarProcess
 from pdcore.testing.memory import NEAR_GUARD, GuardedMemory
 from pdcore.testing.target import Target
 
@@ -32,12 +32,12 @@ class Crowd:
         if clean and process.alive:
             self._idle.append(process)
         else:
-            process.end()
+            process.kill()
 
     def end(self) -> None:
         """End and reap all of them."""
         while self._idle:
-            self._idle.pop().end()
+            self._idle.pop().kill()
 
 
 class Setting:

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pdcore.testing.outcomes import Ending, Outcome, Report, TestName, groups_of
+from pdcore.testing.run.outcomes import ConformanceReport, Ending, Outcome, TestName, groups_of
 
 BROKEN = Path(__file__).parents[1] / "broken"
 
@@ -243,19 +243,21 @@ def ran(test: str, ending: Ending = Ending.PASSED) -> Outcome:
 @pytest.mark.parametrize(
     ("report", "verdict", "status"),
     [
-        (Report("x", "", 2, PLANNED, (ran("a"), ran("b"))), "conforms", 0),
-        (Report("x", "k", 3, PLANNED, (ran("a"), ran("b"))), "selection", 0),
-        (Report("x", "", 2, PLANNED, (ran("a"), ran("b", Ending.SKIPPED))), "fails", 1),
-        (Report("x", "", 2, PLANNED, (ran("a"), ran("b", Ending.CRASHED))), "fails", 1),
-        (Report("x", "", 2, PLANNED, (ran("a"),)), "fails", 1),
-        (Report("x", "", 2, PLANNED, (ran("a"), ran("b")), "pytest failed"), "stopped", 1),
-        (Report("x", "", 2, PLANNED, (ran("a"),), "interrupted", 2), "interrupted", 130),
-        (Report("x", "", 2, PLANNED, (ran("a"), ran("b")), "interrupted", 15), "interrupted", 143),
-        (Report("x"), "fails", 1),
-        (Report("x", "k", 2, (), (), "no test matches", misused=True), "misused", 2),
+        (ConformanceReport("x", "", 2, PLANNED, (ran("a"), ran("b"))), "conforms", 0),
+        (ConformanceReport("x", "k", 3, PLANNED, (ran("a"), ran("b"))), "selection", 0),
+        (ConformanceReport("x", "", 2, PLANNED, (ran("a"), ran("b", Ending.SKIPPED))), "fails", 1),
+        (ConformanceReport("x", "", 2, PLANNED, (ran("a"), ran("b", Ending.CRASHED))), "fails", 1),
+        (ConformanceReport("x", "", 2, PLANNED, (ran("a"),)), "fails", 1),
+        (ConformanceReport("x", "", 2, PLANNED, (ran("a"), ran("b")), "pytest failed"), "stopped", 1),
+        (ConformanceReport("x", "", 2, PLANNED, (ran("a"),), "interrupted", 2), "interrupted", 130),
+        (ConformanceReport("x", "", 2, PLANNED, (ran("a"), ran("b")), "interrupted", 15), "interrupted", 143),
+        (ConformanceReport("x"), "fails", 1),
+        (ConformanceReport("x", "k", 2, (), (), "no test matches", misused=True), "misused", 2),
     ],
 )
-def test_only_all_that_there_is_and_passed_is_conformance(report: Report, verdict: str, status: int) -> None:
+def test_only_all_that_there_is_and_passed_is_conformance(
+    report: ConformanceReport, verdict: str, status: int
+) -> None:
     assert (report.verdict, report.exit_status) == (verdict, status)
     assert report.conforms == (verdict == "conforms")
     assert ("x conforms" in report.summary) == report.conforms

@@ -10,11 +10,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pdcore.demo import Gone, Worker
-from pdcore.demo.fleet import WorkerError
+from pdcore.children import ChildError, Fatal, Gone
 from pdcore.demo.groups import Groups, group_of
-from pdcore.demo.messages import Failed, Fatal, Ready, Received, Sent, Stopped, WorkerSettings
+from pdcore.demo.messages import Ready, RoomFailed, RoomReceived, RoomSent, Stopped, WorkerSettings
 from pdcore.demo.router import run_demo
+from pdcore.demo.workers import Worker
 from pdcore.demo.workload import from_distribution
 from pdcore.model import Deadline, Role, RoomId
 
@@ -110,7 +110,7 @@ def test_decode_judges_by_its_own_seed_and_not_by_what_was_sent() -> None:
         decode.serve(RoomId(3), 100, bootstrap)
         prefill.serve(RoomId(3), 100)
         event = decode.read(Deadline.after(60))
-    assert isinstance(event, Received)
+    assert isinstance(event, RoomReceived)
     assert event.digest != event.expected_digest
     assert event.mismatch.startswith("layer 0 k, token 0, head 0, dimension 0: 0x")
     assert "168 items differ" in event.mismatch
@@ -124,14 +124,14 @@ def test_a_worker_serves_a_room_once_and_ends_in_order() -> None:
         for _ in range(2):
             decode.serve(RoomId(3), 100, bootstrap)
         prefill.serve(RoomId(3), 100)
-        assert isinstance(prefill.read(Deadline.after(60)), Sent)
+        assert isinstance(prefill.read(Deadline.after(60)), RoomSent)
         events = [decode.read(Deadline.after(60)), decode.read(Deadline.after(60))]
-        (failed,) = [e for e in events if isinstance(e, Failed)]
+        (failed,) = [e for e in events if isinstance(e, RoomFailed)]
         assert failed.error == "this worker has served the room before; use a new room"
-        decode.ask_to_stop()
+        decode.hang_up()
         *_, stopped, gone = decode.finish(Deadline.after(60))
         assert isinstance(stopped, Stopped)
-        assert gone == Gone(decode.pid, "exit status 0")
+        assert gone == Gone(decode.pid, 0)
 
 
 def test_a_worker_ends_when_its_parent_goes() -> None:
@@ -141,7 +141,7 @@ def test_a_worker_ends_when_its_parent_goes() -> None:
         stopped, gone = worker.finish(Deadline.after(60))
     assert isinstance(stopped, Stopped)
     assert isinstance(gone, Gone)
-    assert gone.how == "exit status 0"
+    assert gone.how == "exited with 0"
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_a_worker_that_cannot_start_says_why(
         event = worker.read(Deadline.after(60))
         assert isinstance(event, Fatal)
         assert event.error.startswith(why)
-        assert worker.read(Deadline.after(60)) == Gone(worker.pid, "exit status 1")
+        assert worker.read(Deadline.after(60)) == Gone(worker.pid, 1)
     assert "Traceback" not in capfd.readouterr().err
 
 
@@ -182,11 +182,11 @@ def test_a_worker_killed_in_the_middle_fails_the_run_without_hanging(victim: Rol
     assert not report.good
     assert len(report.requests) + len({f.room for f in report.failures}) == 20
     title = f"{victim.value} rank 0" if groups is TWO_RANKS else victim.value
-    assert any(f.error == f"the {title} worker is gone: killed by SIGKILL" for f in report.failures)
+    assert any(f.error == f"the {title} worker is gone: it was ended by SIGKILL" for f in report.failures)
     assert children() == []
 
 
 def test_a_run_whose_worker_cannot_start_leaves_no_process() -> None:
-    with pytest.raises(WorkerError, match="the prefill worker did not start"):
+    with pytest.raises(ChildError, match="the prefill worker did not start"):
         run_demo(WorkerSettings(backend="nowhere"), from_distribution(1, 0, 10), 1, lambda _: None)
     assert children() == []

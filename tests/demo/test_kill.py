@@ -8,9 +8,9 @@ from collections.abc import Iterable
 
 import pytest
 
-from pdcore.demo.child import Gone
-from pdcore.demo.messages import Event, Failed, Ready, Received, Sent, WorkerSettings
-from pdcore.demo.worker import Worker
+from pdcore.children import Gone
+from pdcore.demo.messages import Event, Ready, RoomFailed, RoomReceived, RoomSent, WorkerSettings
+from pdcore.demo.workers import Worker
 from pdcore.model import Deadline, Role, RoomId
 
 DEADLINE = 12.0
@@ -36,7 +36,7 @@ def collect(worker: Worker, rooms: Iterable[int]) -> dict[int, Event]:
         event = worker.read(deadline)
         assert event is not None, f"no event for rooms {sorted(wanted - set(ended))}"
         assert not isinstance(event, Gone), event
-        if isinstance(event, Sent | Received | Failed):
+        if isinstance(event, RoomSent | RoomReceived | RoomFailed):
             ended[event.room] = event
     return ended
 
@@ -55,7 +55,7 @@ def reap(*workers: Worker) -> None:
 def first_success(worker: Worker) -> None:
     """Wait until one request has arrived, so that others are on their way."""
     event = worker.read(Deadline.after(60))
-    assert isinstance(event, Received), event
+    assert isinstance(event, RoomReceived), event
 
 
 def test_a_killed_decode_fails_its_rooms_by_name_and_prefill_serves_the_next() -> None:
@@ -67,8 +67,8 @@ def test_a_killed_decode_fails_its_rooms_by_name_and_prefill_serves_the_next() -
         first_success(doomed)
         doomed.kill()
         ended = collect(prefill, range(40))
-        failed = [e for e in ended.values() if isinstance(e, Failed)]
-        assert any(isinstance(e, Sent) for e in ended.values())
+        failed = [e for e in ended.values() if isinstance(e, RoomFailed)]
+        assert any(isinstance(e, RoomSent) for e in ended.values())
         assert failed
         named = [e for e in failed if f"pid {doomed_ready.pid}" in e.error]
         assert named
@@ -80,8 +80,8 @@ def test_a_killed_decode_fails_its_rooms_by_name_and_prefill_serves_the_next() -
         workers.append(second)
         serve(prefill, second, ready.bootstrap, range(100, 110))
         received = collect(second, range(100, 110))
-        assert all(isinstance(e, Received) and not e.mismatch for e in received.values())
-        assert all(isinstance(e, Sent) for e in collect(prefill, range(100, 110)).values())
+        assert all(isinstance(e, RoomReceived) and not e.mismatch for e in received.values())
+        assert all(isinstance(e, RoomSent) for e in collect(prefill, range(100, 110)).values())
     finally:
         reap(*workers)
 
@@ -95,7 +95,7 @@ def test_a_killed_prefill_fails_its_rooms_by_name_and_decode_takes_the_next() ->
         first_success(decode)
         doomed.kill()
         ended = collect_rest(decode, 40)
-        failed = [e for e in ended if isinstance(e, Failed)]
+        failed = [e for e in ended if isinstance(e, RoomFailed)]
         assert failed
         assert all(e.code in ("peer_lost", "deadline") for e in failed)
         assert any(ready.bootstrap.split(":")[0] in e.error for e in failed)
@@ -104,7 +104,7 @@ def test_a_killed_prefill_fails_its_rooms_by_name_and_decode_takes_the_next() ->
         workers.append(second)
         serve(second, decode, second_ready.bootstrap, range(100, 110))
         received = collect(decode, range(100, 110))
-        assert all(isinstance(e, Received) and not e.mismatch for e in received.values())
+        assert all(isinstance(e, RoomReceived) and not e.mismatch for e in received.values())
     finally:
         reap(*workers)
 
@@ -133,7 +133,7 @@ def test_a_stopped_decode_does_not_stall_the_one_beside_it() -> None:
         serve(prefill, healthy, ready.bootstrap, range(10, 30))
         stuck.serve(RoomId(2), TOKENS, ready.bootstrap)
         received = collect(healthy, range(10, 30))
-        assert all(isinstance(e, Received) and not e.mismatch for e in received.values())
+        assert all(isinstance(e, RoomReceived) and not e.mismatch for e in received.values())
     finally:
         os.kill(stuck.pid, signal.SIGCONT)
         reap(prefill, stuck, healthy)

@@ -16,8 +16,8 @@ from pdcore.contract.engine import TransferEngine
 from pdcore.contract.outcome import TransferState
 from pdcore.contract.regions import Region, WriteBatch
 from pdcore.model import Deadline, Role
-from pdcore.testing import commands
-from pdcore.testing.far import FarProcess
+from pdcore.testing.far import commands
+from pdcore.testing.far.process import FarProcess
 from pdcore.testing.target import Target
 
 Counts: TypeAlias = npt.NDArray[np.int64]
@@ -49,11 +49,11 @@ def live_and_end(near: TransferEngine, backend: str) -> None:
     """Write to a peer that ends afterwards."""
     far = FarProcess()
     try:
-        there = far.ask(commands.Start(backend, {}, "decode", [LENGTH], 1), commands.Started)
+        there = far.ask(commands.StartEngine(backend, {}, "decode", [LENGTH], 1))
         peer = near.connect(there.endpoint, there.export, soon())
         assert near.write(peer, BATCH).wait(soon()) is TransferState.DONE
     finally:
-        far.end()
+        far.kill()
     near.disconnect(peer)
 
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from pdcore.bootstrap import BootstrapServer
-from pdcore.demo.child import Gone
+from pdcore.children import Gone
 from pdcore.demo.content import aux_values
 from pdcore.demo.memory import Memory
-from pdcore.demo.messages import Event, Failed, Ready, Received, Sent, WorkerSettings
+from pdcore.demo.messages import Event, Ready, RoomFailed, RoomReceived, RoomSent, WorkerSettings
 from pdcore.demo.serving import chosen_backend, configuration
-from pdcore.demo.worker import Worker
+from pdcore.demo.workers import Worker
 from pdcore.errors import FailureCode
 from pdcore.model import Deadline, KVPoll, Role, RoomId
 from pdcore.pairing.topology import Topology
@@ -70,14 +70,14 @@ def ends(worker: Worker, rooms: Iterable[int]) -> dict[int, Event]:
         event = worker.read(deadline)
         assert event is not None, f"no event for rooms {sorted(wanted - set(ended))}"
         assert not isinstance(event, Gone), event
-        if isinstance(event, Sent | Received | Failed):
+        if isinstance(event, RoomSent | RoomReceived | RoomFailed):
             ended[event.room] = event
     return ended
 
 
 def all_arrive(worker: Worker, rooms: Iterable[int]) -> None:
     for event in ends(worker, rooms).values():
-        assert isinstance(event, Received), event
+        assert isinstance(event, RoomReceived), event
         assert not event.mismatch
 
 
@@ -87,11 +87,11 @@ def test_a_killed_decode_fails_its_rooms_by_name_and_others_are_served(backend: 
     with workers(backend, *roles) as ((prefill, ready), (doomed, dead), (healthy, _)):
         serve(prefill, doomed, ready.bootstrap, range(12))
         first = doomed.read(Deadline.after(60))
-        assert isinstance(first, Received), first
+        assert isinstance(first, RoomReceived), first
         doomed.kill()
         serve(prefill, healthy, ready.bootstrap, range(20, 30))
         all_arrive(healthy, range(20, 30))
-        failed = [e for e in ends(prefill, range(12)).values() if isinstance(e, Failed)]
+        failed = [e for e in ends(prefill, range(12)).values() if isinstance(e, RoomFailed)]
         named = [e for e in failed if f"pid {dead.pid}" in e.error]
         assert named
         assert {e.code for e in named} == {"peer_lost"}
@@ -107,8 +107,8 @@ def test_a_killed_prefill_fails_its_rooms_and_the_next_one_serves_decode(backend
         doomed.kill()
         serve(second, decode, other.bootstrap, range(10, 20))
         ended = ends(decode, [2, *range(10, 20)])
-        assert isinstance(ended.pop(2), Failed)
-        assert all(isinstance(e, Received) and not e.mismatch for e in ended.values())
+        assert isinstance(ended.pop(2), RoomFailed)
+        assert all(isinstance(e, RoomReceived) and not e.mismatch for e in ended.values())
 
 
 class Prefill:
@@ -178,7 +178,7 @@ def test_no_page_that_was_released_is_written_after_a_stopped_decode_goes_on(bac
         finally:
             os.kill(stuck.pid, signal.SIGCONT)
         lost = ends(stuck, [3])[3]
-        assert isinstance(lost, Failed), lost
+        assert isinstance(lost, RoomFailed), lost
         # It goes on, or pairs anew, with pages that are not those of room 3 while these are unsafe.
         for room in (5, 6):
             stuck.serve(RoomId(room), LARGE * size, address)

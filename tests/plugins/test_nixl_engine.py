@@ -25,8 +25,8 @@ from pdcore.contract.regions import RegionInfo, WriteBatch
 from pdcore.errors import EngineClosedError
 from pdcore.model import CPU, Device, DeviceKind, new_incarnation
 from pdcore.plan import ItemCopier, PieceCopier, Pieces, join
-from pdcore.testing import commands
-from pdcore.testing.far import FarProcess
+from pdcore.testing.far import commands
+from pdcore.testing.far.process import FarProcess
 from pdcore.testing.memory import digest
 from pdcore.testing.target import Target
 
@@ -223,11 +223,11 @@ def test_a_peer_that_is_forgotten_in_the_middle_of_a_write_is_drained_only_when_
     target = Target("nixl_tcp")
     near, far = target.start_engine(Role.PREFILL), FarProcess()
     try:
-        there = far.ask(commands.Start("nixl_tcp", {}, "decode", [length], 1), commands.Started)
+        there = far.ask(commands.StartEngine("nixl_tcp", {}, "decode", [length], 1))
         near.register([Region.of("near", source)])
         peer = near.connect(there.endpoint, there.export, soon())
         assert near.write(peer, WriteBatch.of(0, 0, [0], [0], [4096])).wait(soon()) is TransferState.DONE
-        far.stop()
+        far.pause()
         transfer = near.write(peer, WriteBatch.of(0, 0, [0], [0], [length]))
         near.disconnect(peer)
         near.disconnect(peer)
@@ -236,11 +236,11 @@ def test_a_peer_that_is_forgotten_in_the_middle_of_a_write_is_drained_only_when_
         far.resume()
         assert transfer.wait(soon()) is TransferState.DONE, transfer.error
         assert [*seen, transfer.quiescence] == [Quiescence.IN_FLIGHT, Quiescence.DRAINED]
-        assert far.ask(commands.Digests(), list[str]) == [digest(source)]
+        assert far.ask(commands.MemoryDigests()) == [digest(source)]
         again = near.connect(there.endpoint, there.export, soon())
         assert near.write(again, WriteBatch.of(0, 0, [0], [0], [4096])).wait(soon()) is TransferState.DONE
     finally:
-        far.end()
+        far.kill()
         near.close()
 
 

@@ -28,9 +28,9 @@ from pdcore import (
     TransferModel,
     select,
 )
-from pdcore.demo.child import Gone
-from pdcore.demo.messages import Event, Failed, Ready, Received, Sent, WorkerSettings
-from pdcore.demo.worker import Worker
+from pdcore.children import Gone
+from pdcore.demo.messages import Event, Ready, RoomFailed, RoomReceived, RoomSent, WorkerSettings
+from pdcore.demo.workers import Worker
 from pdcore.model import Deadline, Role
 
 SECONDS = float(os.environ.get("MORI_LOAD_SECONDS", "5"))
@@ -129,7 +129,7 @@ def ends(worker: Worker, rooms: Iterable[int]) -> dict[int, Event]:
         event = worker.read(Deadline.after(90))
         assert event is not None, f"no event for rooms {sorted(wanted - set(ended))}"
         assert not isinstance(event, Gone), event
-        if isinstance(event, Sent | Received | Failed):
+        if isinstance(event, RoomSent | RoomReceived | RoomFailed):
             ended[event.room] = event
     return ended
 
@@ -151,12 +151,12 @@ def test_a_decode_that_is_killed_under_load_fails_its_rooms_by_name_and_its_succ
         ready(healthy)
         serve(prefill, doomed, bootstrap, range(12))
         first = doomed.read(Deadline.after(60))
-        assert isinstance(first, Received), first
+        assert isinstance(first, RoomReceived), first
         doomed.kill()
         serve(prefill, healthy, bootstrap, range(20, 30))
         arrived = ends(healthy, range(20, 30)).values()
-        assert all(isinstance(event, Received) and not event.mismatch for event in arrived), arrived
-        failed = [event for event in ends(prefill, range(12)).values() if isinstance(event, Failed)]
+        assert all(isinstance(event, RoomReceived) and not event.mismatch for event in arrived), arrived
+        failed = [event for event in ends(prefill, range(12)).values() if isinstance(event, RoomFailed)]
         assert {event.code for event in failed} <= {"peer_lost", "deadline"}
         named = [event for event in failed if f"pid {dead.pid}" in event.error]
         # Whoever is first says it: MORI, when its retries are used up, or the kernel, of the process.
@@ -167,7 +167,7 @@ def test_a_decode_that_is_killed_under_load_fails_its_rooms_by_name_and_its_succ
             ready(successor)
             serve(prefill, successor, bootstrap, range(40, 50))
             arrived = ends(successor, range(40, 50)).values()
-            assert all(isinstance(event, Received) and not event.mismatch for event in arrived), arrived
+            assert all(isinstance(event, RoomReceived) and not event.mismatch for event in arrived), arrived
 
 
 def test_a_prefill_that_is_killed_fails_its_rooms_and_the_next_one_serves_decode() -> None:
@@ -180,10 +180,10 @@ def test_a_prefill_that_is_killed_fails_its_rooms_and_the_next_one_serves_decode
         ready(decode)
         other = ready(second).bootstrap
         serve(doomed, decode, bootstrap, [1])
-        assert isinstance(ends(decode, [1])[1], Received)
+        assert isinstance(ends(decode, [1])[1], RoomReceived)
         decode.serve(RoomId(2), 256, bootstrap)
         doomed.kill()
         serve(second, decode, other, range(10, 20))
         ended = ends(decode, [2, *range(10, 20)])
-        assert isinstance(ended.pop(2), Failed)
-        assert all(isinstance(event, Received) and not event.mismatch for event in ended.values()), ended
+        assert isinstance(ended.pop(2), RoomFailed)
+        assert all(isinstance(event, RoomReceived) and not event.mismatch for event in ended.values()), ended

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from pdcore.testing.chaos import Report
+from pdcore.testing.chaos import ChaosReport
 
 
 @pytest.mark.timeout(240)
@@ -30,10 +30,10 @@ def test_killing_pausing_and_restarting_workers_loses_nothing_but_rooms(key: str
 
 
 def test_a_run_is_good_only_if_something_arrived_and_nothing_was_found() -> None:
-    assert not Report("local").good
-    assert Report("local", verified=1).good
+    assert not ChaosReport("local").good
+    assert ChaosReport("local", verified=1).good
     for what in ("wrong_bytes", "hung_rooms", "leaked_pages", "leaked_threads_and_sockets", "died"):
-        report = Report("local", verified=1)
+        report = ChaosReport("local", verified=1)
         getattr(report, what).append("room 5 on decode 1")
         assert not report.good
         assert "  room 5 on decode 1" in report.lines()

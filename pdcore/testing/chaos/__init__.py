@@ -3,7 +3,7 @@
 ``python -m pdcore.testing.chaos --seconds 1800 --seed 1 --backend local``, or ``make chaos ARGS=...``.
 """
 
-from pdcore.testing.chaos.report import Report
+from pdcore.testing.chaos.report import ChaosReport
 from pdcore.testing.chaos.run import ChaosSettings, run_chaos
 
-__all__ = ["ChaosSettings", "Report", "run_chaos"]
+__all__ = ["ChaosReport", "ChaosSettings", "run_chaos"]

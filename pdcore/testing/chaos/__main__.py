@@ -7,7 +7,7 @@ import sys
 import time
 
 from pdcore.host.console import ended, say, warn
-from pdcore.testing.chaos.report import Report
+from pdcore.testing.chaos.report import ChaosReport
 from pdcore.testing.chaos.run import ChaosSettings, run_chaos
 
 TELL = 30.0
@@ -49,7 +49,7 @@ class _Teller:
     def __init__(self) -> None:
         self._next = time.monotonic() + TELL
 
-    def __call__(self, report: Report) -> None:
+    def __call__(self, report: ChaosReport) -> None:
         if time.monotonic() >= self._next:
             self._next += TELL
             warn(

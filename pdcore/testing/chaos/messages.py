@@ -1,4 +1,4 @@
-"""What the chaos run and its workers say to each other: one JSON object per line."""
+"""What the chaos run and its workers say to each other."""
 
 from __future__ import annotations
 
@@ -6,27 +6,25 @@ from typing import TypeAlias
 
 import msgspec
 
+from pdcore.children import Fatal
+
 __all__ = [
-    "Abort",
-    "Account",
-    "Begin",
-    "Books",
-    "Closed",
+    "AbortRoom",
+    "BeginRoom",
+    "ChaosWorkerSettings",
     "Command",
-    "Ended",
     "Event",
-    "Fatal",
-    "Ready",
-    "Start",
-    "Stop",
-    "Touched",
+    "PagesTouched",
+    "RoomEnded",
+    "WorkerClosed",
+    "WorkerServes",
     "decode_command",
     "decode_event",
 ]
 
 
-class Start(msgspec.Struct, frozen=True, tag=True):
-    """The first line: what worker to be. Ports of 0 are any free ones; rooms have ``deadline`` seconds."""
+class ChaosWorkerSettings(msgspec.Struct, frozen=True):
+    """What worker to be. Ports of 0 are any free ones; rooms have ``deadline`` seconds."""
 
     role: str
     backend: str
@@ -37,7 +35,7 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     bootstrap_port: int = 0
 
 
-class Begin(msgspec.Struct, frozen=True, tag=True):
+class BeginRoom(msgspec.Struct, frozen=True, tag=True):
     """Serve one side of a request of so many pages, from the prefill at ``bootstrap`` if this is decode."""
 
     room: int
@@ -45,24 +43,16 @@ class Begin(msgspec.Struct, frozen=True, tag=True):
     bootstrap: str = ""
 
 
-class Abort(msgspec.Struct, frozen=True, tag=True):
+class AbortRoom(msgspec.Struct, frozen=True, tag=True):
     """Abort a room, if it is open."""
 
     room: int
 
 
-class Account(msgspec.Struct, frozen=True, tag=True):
-    """Answer with :class:`Books`."""
+Command: TypeAlias = BeginRoom | AbortRoom
 
 
-class Stop(msgspec.Struct, frozen=True, tag=True):
-    """Close in order; the worker answers with :class:`Closed` and exits."""
-
-
-Command: TypeAlias = Start | Begin | Abort | Account | Stop
-
-
-class Ready(msgspec.Struct, frozen=True, tag=True):
+class WorkerServes(msgspec.Struct, frozen=True, tag=True):
     """The worker serves; a prefill worker tells its ports."""
 
     transport: str
@@ -70,7 +60,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     bootstrap_port: int = 0
 
 
-class Ended(msgspec.Struct, frozen=True, tag=True):
+class RoomEnded(msgspec.Struct, frozen=True, tag=True):
     """A room ended: as SUCCESS if ``code`` is empty. ``wrong`` says what is not as it must be there."""
 
     room: int
@@ -79,21 +69,14 @@ class Ended(msgspec.Struct, frozen=True, tag=True):
     wrong: str = ""
 
 
-class Touched(msgspec.Struct, frozen=True, tag=True):
+class PagesTouched(msgspec.Struct, frozen=True, tag=True):
     """Free pages were written to."""
 
     pages: list[int]
 
 
-class Books(msgspec.Struct, frozen=True, tag=True):
-    """How many rooms have not ended, and how many have ended but may not be reused yet."""
-
-    running: int
-    unreleased: int
-
-
-class Closed(msgspec.Struct, frozen=True, tag=True):
-    """The worker has closed its manager: what of it is still there, which must be nothing."""
+class WorkerClosed(msgspec.Struct, frozen=True, tag=True):
+    """The parent hung up, and the manager is closed: what of it is still there, which must be nothing."""
 
     pages: int
     threads: list[str]
@@ -101,13 +84,7 @@ class Closed(msgspec.Struct, frozen=True, tag=True):
     error: str = ""
 
 
-class Fatal(msgspec.Struct, frozen=True, tag=True):
-    """The worker cannot go on; it exits after this."""
-
-    error: str
-
-
-Event: TypeAlias = Ready | Ended | Touched | Books | Closed | Fatal
+Event: TypeAlias = WorkerServes | RoomEnded | PagesTouched | WorkerClosed | Fatal
 
 decode_command = msgspec.json.Decoder[Command](Command).decode
 """The command on a line."""

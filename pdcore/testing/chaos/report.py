@@ -6,11 +6,11 @@ from collections import Counter
 
 import attrs
 
-__all__ = ["Report"]
+__all__ = ["ChaosReport"]
 
 
 @attrs.define
-class Report:
+class ChaosReport:
     """Counts of a run; the lists must be empty in the end.
 
     A request succeeds when decode has compared every byte. ``reasons`` counts the others, by side and code.

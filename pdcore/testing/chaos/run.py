@@ -9,12 +9,11 @@ from contextlib import ExitStack
 import attrs
 import numpy as np
 
-from pdcore.demo.child import speaking
-from pdcore.errors import PDCoreError
+from pdcore.children import heard
 from pdcore.model import Deadline, Role
 from pdcore.testing.chaos import messages as m
-from pdcore.testing.chaos.report import Report
-from pdcore.testing.chaos.workplace import Workplace
+from pdcore.testing.chaos.report import ChaosReport
+from pdcore.testing.chaos.restarted import RestartedWorker
 
 __all__ = ["ChaosSettings", "run_chaos"]
 
@@ -42,18 +41,14 @@ class ChaosSettings:
     deadline: float = 8.0
 
 
-class ChaosError(PDCoreError):
-    """The run could not go on: a worker did not start."""
-
-
-def run_chaos(settings: ChaosSettings, tell: Callable[[Report], None] = lambda _: None) -> Report:
+def run_chaos(settings: ChaosSettings, tell: Callable[[ChaosReport], None] = lambda _: None) -> ChaosReport:
     """Run, and return what was found; ``tell`` is called now and then.
 
     Raises:
-        ChaosError: a worker did not start.
+        ChildError: a worker did not start.
     """
     with ExitStack() as stack:
-        run = _Run(settings, stack)
+        run = _ChaosRun(settings, stack)
         run.start()
         run.flow(tell)
         run.settle()
@@ -61,14 +56,14 @@ def run_chaos(settings: ChaosSettings, tell: Callable[[Report], None] = lambda _
     return run.report
 
 
-class _Run:
+class _ChaosRun:
     def __init__(self, settings: ChaosSettings, stack: ExitStack) -> None:
         self._settings = settings
         self._random = np.random.default_rng(settings.seed)
-        self.report = Report(settings.backend)
-        self._stations = [
+        self.report = ChaosReport(settings.backend)
+        self._workers = [
             stack.enter_context(
-                Workplace(
+                RestartedWorker(
                     role, n, settings.backend, settings.options, settings.seed, settings.deadline, self.report
                 )
             )
@@ -81,19 +76,13 @@ class _Run:
     def start(self) -> None:
         """Start all workers and wait until they serve."""
         deadline = Deadline.after(START)
-        for station in self._stations:
-            station.start()
-        while waiting := [s for s in self._stations if not s.ready]:
-            if deadline.expired or waiting[0].fatal:
-                raise ChaosError(
-                    f"{waiting[0].name} did not start",
-                    waiting[0].fatal or f"no answer within {START:g} s",
-                    f"look at what it logged; pdcore doctor {self._settings.backend}",
-                )
-            self._hear()
-        self.report.transport = self._stations[0].transport
+        for worker in self._workers:
+            worker.start()
+        for worker in self._workers:
+            worker.await_ready(deadline)
+        self.report.transport = self._workers[0].transport
 
-    def flow(self, tell: Callable[[Report], None]) -> None:
+    def flow(self, tell: Callable[[ChaosReport], None]) -> None:
         """Keep requests in flight and disturb, until the time is over."""
         began = time.monotonic()
         end = Deadline.after(self._settings.seconds)
@@ -107,36 +96,36 @@ class _Run:
 
     def settle(self) -> None:
         """Let all go on; every room ends, and every page that can be proven safe is released."""
-        for station in self._stations:
-            station.resume()
+        for worker in self._workers:
+            worker.resume()
         end = Deadline.after(self._settings.deadline + START)
-        while (self._open_rooms() or not all(s.ready for s in self._stations)) and not end.expired:
+        while (self._open_rooms() or not all(s.ready for s in self._workers)) and not end.expired:
             self._hear()
         self.report.hung_rooms += [
-            f"room {room} on {s.name} had not ended in the end" for s in self._stations for room in s.open
+            f"room {room} on {s.name} had not ended in the end" for s in self._workers for room in s.open
         ]
 
     def stop(self) -> None:
         """Close all workers in order, decode first; each tells what is left of it."""
         for role in (Role.DECODE, Role.PREFILL):
-            mine = [s for s in self._stations if s.role is role]
-            for station in mine:
-                station.finish()
+            mine = [s for s in self._workers if s.role is role]
+            for worker in mine:
+                worker.finish()
             end = Deadline.after(RELEASE)
             while any(s.alive for s in mine) and not end.expired:
                 self._hear()
-            for station in mine:
-                if station.alive:
-                    self.report.hung_rooms.append(f"{station.name} did not close within {RELEASE:g} s")
+            for worker in mine:
+                if worker.alive:
+                    self.report.hung_rooms.append(f"{worker.name} did not close within {RELEASE:g} s")
 
     def _open_rooms(self) -> set[int]:
-        return {room for station in self._stations for room in station.open}
+        return {room for worker in self._workers for room in worker.open}
 
     def _dispatch(self) -> bool:
         """Start a request on random workers that serve; False if there are none."""
         sides = []
         for role in Role:
-            ready = [s for s in self._stations if s.role is role and s.ready]
+            ready = [s for s in self._workers if s.role is role and s.ready]
             if not ready:
                 return False
             sides.append(ready[int(self._random.integers(len(ready)))])
@@ -145,37 +134,37 @@ class _Run:
         self.report.rooms += 1
         pages = int(self._random.integers(1, MOST_PAGES + 1))
         steps = [(prefill, ""), (decode, prefill.bootstrap)]
-        for station, bootstrap in steps if self._random.integers(2) else steps[::-1]:
-            station.begin(self._next_room, pages, bootstrap)
+        for worker, bootstrap in steps if self._random.integers(2) else steps[::-1]:
+            worker.begin(self._next_room, pages, bootstrap)
         return True
 
     def _hear(self) -> None:
-        children = [s.child for s in self._stations if s.child is not None]
-        by_child = {id(s.child): s for s in self._stations}
-        for child in speaking(children, Deadline.after(STEP)):
+        children = [s.child for s in self._workers if s.child is not None]
+        by_child = {id(s.child): s for s in self._workers}
+        for child in heard(children, Deadline.after(STEP)):
             for event in child.drain():
                 by_child[id(child)].take(event)
-        for station in self._stations:
-            station.step(GRACE)
+        for worker in self._workers:
+            worker.step(GRACE)
 
     def _disturb(self) -> None:
         now = time.monotonic()
         if now < self._disturb_at:
             return
         self._disturb_at = now + float(self._random.exponential(self._settings.pause))
-        station = self._stations[int(self._random.integers(len(self._stations)))]
+        worker = self._workers[int(self._random.integers(len(self._workers)))]
         what = str(self._random.choice(["kill", "pause", "restart", "abort"], p=[0.3, 0.35, 0.1, 0.25]))
         seconds = float(self._random.random() * LONGEST_STOP)
-        if not station.ready:
+        if not worker.ready:
             return
         self.report.disturbances[what] += 1
         match what:
             case "kill":
-                station.kill()
+                worker.kill()
             case "pause":
-                station.pause(seconds)
+                worker.pause(seconds)
             case "restart":
-                station.stop()
+                worker.stop()
             case _:
-                for room in sorted(station.open)[:4]:
-                    station.send(m.Abort(room))
+                for room in sorted(worker.open)[:4]:
+                    worker.tell(m.AbortRoom(room))

@@ -13,11 +13,11 @@ from contextlib import ExitStack
 import attrs
 
 from pdcore.bootstrap import BootstrapServer
+from pdcore.children import Parent, brief, run_child
 from pdcore.config.auth_key import auth_key
 from pdcore.config.records import Config, ControlConfig, LivenessConfig, Timeouts
 from pdcore.config.structuring import Text
 from pdcore.decode import DecodeManager
-from pdcore.demo.line import ParentLine
 from pdcore.errors import KVTransferError, PDCoreError
 from pdcore.layout.kv import KVLayout
 from pdcore.model import Deadline, KVPoll, Role, RoomId
@@ -29,7 +29,7 @@ from pdcore.testing.chaos import messages as m
 from pdcore.testing.faults.memory import Memory
 from pdcore.testing.target import Target
 
-__all__ = ["main"]
+__all__ = ["ChaosScheduler"]
 
 PAGES, SLOTS = 256, 64
 LAYOUT = KVLayout.heads(layers=range(4), kv_heads=2, head_dim=64, page_size=16, num_pages=PAGES)
@@ -40,11 +40,9 @@ STEP = 0.005
 WATCH = 0.2
 """Seconds between two looks at the free pages."""
 
-ERROR_CHARACTERS = 900  # keeps an event below PIPE_BUF
-
 
 @attrs.define(eq=False)
-class Job:
+class ChaosRoom:
     """One room of this worker and what it holds."""
 
     handle: RoomHandle
@@ -54,28 +52,28 @@ class Job:
     unsent: list[int] = attrs.field(factory=list)
 
 
-class Worker:
+class ChaosScheduler:
     """One side: takes commands, steps through the rooms, reports how each ended."""
 
     def __init__(
         self,
         manager: PrefillManager | DecodeManager,
         memory: Memory,
-        line: ParentLine[m.Command],
-        start: m.Start,
+        parent: Parent[m.Command],
+        seconds: float,
     ) -> None:
         self._manager = manager
         self._memory = memory
-        self._line = line
-        self._start = start
-        self._running: dict[int, Job] = {}
-        self._ended: list[Job] = []
+        self._parent = parent
+        self._seconds = seconds
+        self._running: dict[int, ChaosRoom] = {}
+        self._ended: list[ChaosRoom] = []
         self._watch_at = 0.0
 
     def run(self) -> None:
-        """Serve until told to stop, or the parent is gone."""
+        """Serve until the parent hangs up."""
         commands: queue.SimpleQueue[m.Command | None] = queue.SimpleQueue()
-        threading.Thread(target=_read, args=(self._line, commands), name="commands", daemon=True).start()
+        threading.Thread(target=_read, args=(self._parent, commands), name="commands", daemon=True).start()
         while True:
             try:
                 command = commands.get(timeout=STEP)
@@ -98,59 +96,53 @@ class Worker:
             if state.terminal:
                 del self._running[job.handle.room]
                 self._ended.append(job)
-                self._line.emit(self._result(job, state))
+                self._parent.tell(self._result(job, state))
         self._ended = [job for job in self._ended if not self._reclaim(job)]
         if time.monotonic() >= self._watch_at:
             self._watch_at = time.monotonic() + WATCH
             if touched := self._memory.touched():
-                self._line.emit(m.Touched(touched))
-
-    def books(self) -> m.Books:
-        """Return how many rooms are open, and how many not released."""
-        return m.Books(len(self._running), len(self._ended))
+                self._parent.tell(m.PagesTouched(touched))
 
     def held(self) -> int:
         """Return how many pages are not free."""
         return PAGES - self._memory.free[0]
 
     def _obey(self, command: m.Command) -> None:
-        if isinstance(command, m.Begin):
+        if isinstance(command, m.BeginRoom):
             try:
                 self._begin(command)
             except PDCoreError as error:
-                self._line.emit(m.Ended(command.room, "refused", str(error)[:ERROR_CHARACTERS]))
-        elif isinstance(command, m.Abort) and command.room in self._running:
+                self._parent.tell(m.RoomEnded(command.room, "refused", brief(error)))
+        elif command.room in self._running:
             self._running[command.room].handle.abort()
-        elif isinstance(command, m.Account):
-            self._line.emit(self.books())
 
-    def _begin(self, begin: m.Begin) -> None:
+    def _begin(self, begin: m.BeginRoom) -> None:
         taken = self._memory.take(begin.pages)
         if taken is None:
-            self._line.emit(m.Ended(begin.room, "no free pages"))
+            self._parent.tell(m.RoomEnded(begin.room, "no free pages"))
             return
         (pages, slot), room = taken, RoomId(begin.room)
-        deadline = Deadline.after(self._start.deadline)
+        deadline = Deadline.after(self._seconds)
         if isinstance(self._manager, PrefillManager):
             self._memory.aux.set(slot, room, {"serial": begin.room})
             sender = self._manager.sender(room, deadline)
-            self._running[room] = Job(sender, begin.room, pages, slot, list(pages))
+            self._running[room] = ChaosRoom(sender, begin.room, pages, slot, list(pages))
             sender.init(len(pages), slot)
         else:
             receiver = self._manager.receiver(begin.bootstrap, room, deadline)
-            self._running[room] = Job(receiver, begin.room, pages, slot)
+            self._running[room] = ChaosRoom(receiver, begin.room, pages, slot)
             receiver.init()
             receiver.send_metadata(pages, slot)
 
-    def _result(self, job: Job, state: KVPoll) -> m.Ended:
+    def _result(self, job: ChaosRoom, state: KVPoll) -> m.RoomEnded:
         failure = job.handle.failure()
         room = job.handle.room
         if failure is not None:
-            return m.Ended(room, failure.code.value, str(failure)[:ERROR_CHARACTERS])
+            return m.RoomEnded(room, failure.code.value, brief(failure))
         wrong = self._wrong(job) if isinstance(self._manager, DecodeManager) else ""
-        return m.Ended(room, "", wrong=wrong)
+        return m.RoomEnded(room, "", wrong=wrong)
 
-    def _wrong(self, job: Job) -> str:
+    def _wrong(self, job: ChaosRoom) -> str:
         if pages := self._memory.wrong_pages(job.serial, job.pages):
             return f"{len(pages)} of {len(job.pages)} pages are wrong: {pages[:8]}"
         try:
@@ -159,7 +151,7 @@ class Worker:
             return str(error)
         return "" if found == job.serial else f"the aux row is that of room {found}"
 
-    def _reclaim(self, job: Job) -> bool:
+    def _reclaim(self, job: ChaosRoom) -> bool:
         if not job.handle.release_safe():
             return False
         job.handle.clear()
@@ -167,11 +159,9 @@ class Worker:
         return True
 
 
-def _read(line: ParentLine[m.Command], commands: queue.SimpleQueue[m.Command | None]) -> None:
-    command = line.next()
-    while command is not None and not isinstance(command, m.Stop):
+def _read(parent: Parent[m.Command], commands: queue.SimpleQueue[m.Command | None]) -> None:
+    while (command := parent.next()) is not None:
         commands.put(command)
-        command = line.next()
     commands.put(None)
 
 
@@ -184,13 +174,13 @@ def _threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("pdcore-")]
 
 
-def _options(start: m.Start) -> dict[str, object]:
+def _options(start: m.ChaosWorkerSettings) -> dict[str, object]:
     return {name: Text(value) for name, value in start.options.items()}
 
 
 def _manager(
-    start: m.Start, memory: Memory, stack: ExitStack
-) -> tuple[PrefillManager | DecodeManager, m.Ready]:
+    start: m.ChaosWorkerSettings, memory: Memory, stack: ExitStack
+) -> tuple[PrefillManager | DecodeManager, m.WorkerServes]:
     key = auth_key(os.environ.get("PDCORE_AUTH_KEY"))
     config = Config(
         auth_key=key,
@@ -202,16 +192,16 @@ def _manager(
     backend = select(start.backend, _options(start))
     if start.role == Role.DECODE.value:
         decode = stack.enter_context(DecodeManager(backend, memory.pools, Topology(), config))
-        return decode, m.Ready(decode.engine.effective_transport.name)
+        return decode, m.WorkerServes(decode.engine.effective_transport.name)
     bootstrap = stack.enter_context(BootstrapServer(port=start.bootstrap_port, auth_key=key))
     prefill = stack.enter_context(
         PrefillManager(backend, memory.pools, Topology(), bootstrap.address, config)
     )
     ports = (int(address.rpartition(":")[2]) for address in (prefill.address, bootstrap.address))
-    return prefill, m.Ready(prefill.engine.effective_transport.name, *ports)
+    return prefill, m.WorkerServes(prefill.engine.effective_transport.name, *ports)
 
 
-def _serve(start: m.Start, line: ParentLine[m.Command]) -> m.Closed:
+def _serve(start: m.ChaosWorkerSettings, parent: Parent[m.Command]) -> None:
     memory = Memory(LAYOUT, SLOTS)
     error = ""
     # What an engine's library opens once per process is no leak of ours.
@@ -219,33 +209,18 @@ def _serve(start: m.Start, line: ParentLine[m.Command]) -> m.Closed:
     before = _sockets()
     with ExitStack() as stack:
         manager, ready = _manager(start, memory, stack)
-        line.emit(ready)
-        worker = Worker(manager, memory, line, start)
+        parent.tell(ready)
+        worker = ChaosScheduler(manager, memory, parent, start.deadline)
         worker.run()
         open_yet = stack.pop_all()
     try:
         open_yet.close()
     except PDCoreError as raised:
-        error = str(raised)[:ERROR_CHARACTERS]
+        error = brief(raised)
     worker.step()
     gc.collect()
-    return m.Closed(worker.held(), _threads(), sorted(_sockets() - before), error)
-
-
-def main() -> int:
-    """Be a worker process."""
-    line: ParentLine[m.Command] = ParentLine(m.decode_command)
-    start = line.next()
-    if not isinstance(start, m.Start):
-        return 2
-    try:
-        closed = _serve(start, line)
-    except PDCoreError as error:
-        line.emit(m.Fatal(str(error)[:ERROR_CHARACTERS]))
-        return 1
-    line.emit(closed)
-    return 0
+    parent.tell(m.WorkerClosed(worker.held(), _threads(), sorted(_sockets() - before), error))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_child(m.ChaosWorkerSettings, m.decode_command, _serve))

@@ -71,7 +71,7 @@ class Deadlines:
     )
     def test_connecting_to_a_stopped_process_ends_in_time(self, stage: Setting) -> None:
         near, far = stage.near(), stage.far()
-        far.process.stop()
+        far.process.pause()
         try:
             connect(near, far.endpoint, far.export)
         except EngineError:
@@ -91,7 +91,7 @@ class Deadlines:
         batch = WriteBatch.of(0, 0, [0], [0], [4096])
         begun, moment = threading.Event(), threading.Event()
         with ThreadPoolExecutor(1) as pool:
-            stopped.process.stop()
+            stopped.process.pause()
             try:
                 trying = pool.submit(self._try, link, stopped, begun)
                 begun.wait(link.near.patience)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pdcore.contract.outcome import TransferState
 from pdcore.contract.regions import WriteBatch
 from pdcore.errors import EngineError
-from pdcore.testing import commands as c
 from pdcore.testing.ends import MIB, Link, require_honest
+from pdcore.testing.far import commands as c
 from pdcore.testing.rules import Rule
 from pdcore.testing.stage import Setting
 
@@ -78,8 +78,8 @@ class PeerDeath:
         link = stage.link()
         link.deliver(SOME)
         link.far.close()
-        start = c.Start(stage.target.name, dict(stage.target.options), "decode", link.far.lengths, 2_000)
-        started = link.far.process.ask(start, c.Started)
+        name, options = stage.target.name, dict(stage.target.options)
+        started = link.far.process.ask(c.StartEngine(name, options, "decode", link.far.lengths, 2_000))
         assert started.endpoint != link.far.endpoint
         try:
             state = link.write(SOME).poll()

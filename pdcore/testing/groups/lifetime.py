@@ -10,8 +10,8 @@ from pdcore.contract.outcome import TransferState
 from pdcore.contract.regions import WriteBatch
 from pdcore.errors import EngineClosedError, EngineError, RegistrationError
 from pdcore.model import Deadline
-from pdcore.testing import commands as c
 from pdcore.testing.ends import Link
+from pdcore.testing.far import commands as c
 from pdcore.testing.rules import Rule
 from pdcore.testing.stage import Setting
 
@@ -54,8 +54,9 @@ class Lifetime:
         "a thread per peer or transfer that nobody joins",
     )
     def test_close_leaves_no_thread(self, stage: Setting) -> None:
+        fars = [stage.far() for _ in range(3)]
         before = set(threading.enumerate())
-        link, dying, dead = stage.link(), stage.far(), stage.far()
+        link, dying, dead = Link(stage.near(), fars[0]), *fars[1:]
         link.deliver(SOME)
         other = Link(link.near, dying)
         dying.process.kill()
@@ -95,7 +96,7 @@ class Lifetime:
         link = stage.link()
         link.near.engine.disconnect(link.peer)
         link.far.register_again()
-        link.far.process.tell(c.Admit(link.near.engine.endpoint()))
+        link.far.process.ask(c.AdmitWriter(link.near.engine.endpoint()))
         link.peer = link.connect()
         link.deliver(SOME)
         link.require_arrived(SOME)
@@ -128,7 +129,7 @@ class Lifetime:
         "a public method is overridden without asking whose process it is",
     )
     def test_an_engine_that_a_fork_inherited_refuses(self, stage: Setting) -> None:
-        assert stage.far().process.ask(c.Fork(), str) == "EngineClosedError"
+        assert stage.far().process.ask(c.ForkEngine()) == "EngineClosedError"
 
     @Rule(
         "an engine reaches another of its own process",

@@ -16,8 +16,8 @@ from pdcore.contract.regions import Region, WriteBatch
 from pdcore.errors import PDCoreError, RegistrationError
 from pdcore.model import Deadline, Device, DeviceKind
 from pdcore.plan.batches import split_entries
-from pdcore.testing import commands as c
 from pdcore.testing.ends import MIB, STILL, Link, require_honest
+from pdcore.testing.far import commands as c
 from pdcore.testing.memory import GUARD, Watch
 from pdcore.testing.rules import Rule
 from pdcore.testing.stage import Setting
@@ -55,7 +55,7 @@ class Promises:
         limit = link.near.engine.capabilities.max_entry_bytes
         batch = split_entries(WriteBatch.of(0, 0, [0], [0], [FULL]), limit)
         memory = link.far.memory
-        link.far.process.stop()
+        link.far.process.pause()
         try:
             transfer = link.submit(batch)
             _require_pending_is_not_drained(transfer)
@@ -142,7 +142,7 @@ class Promises:
         if not link.near.engine.capabilities.remote_bounds_checked:
             return  # who does not check may write, or crash
         link.deliver(SOME)
-        link.far.process.tell(c.Unregister())
+        link.far.process.ask(c.DeregisterMemory())
         with contextlib.suppress(PDCoreError):
             link.fail(WriteBatch.of(0, 0, [0], [9000], [1000]))
         link.require_arrived(SOME)

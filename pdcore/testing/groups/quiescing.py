@@ -12,9 +12,9 @@ from pdcore.contract.regions import WriteBatch
 from pdcore.host.sockets import Unsent
 from pdcore.model import Deadline
 from pdcore.plan.batches import split_entries
-from pdcore.testing import commands as c
 from pdcore.testing.bounded import bounded
 from pdcore.testing.ends import GRACE, KIB, MIB, Link
+from pdcore.testing.far import commands as c
 from pdcore.testing.memory import Watch
 from pdcore.testing.rules import Rule
 from pdcore.testing.stage import Setting
@@ -113,7 +113,7 @@ class Quiescing:
         link = stage.link()
         if not self._revoke(link):
             return
-        link.far.process.tell(c.Admit(link.near.engine.endpoint()))
+        link.far.process.ask(c.AdmitWriter(link.near.engine.endpoint()))
         link.peer = link.connect()
         link.deliver(SOME)
         link.require_arrived(SOME)
@@ -125,7 +125,7 @@ class Quiescing:
     def test_a_writer_that_died_counts_as_silent(self, stage: Setting) -> None:
         receiver, writer = stage.near(), stage.far()
         receiver.engine.admit(writer.endpoint)
-        writer.process.tell(c.Connect(receiver.engine.endpoint(), receiver.export))
+        writer.process.ask(c.StartPump(receiver.engine.endpoint(), receiver.export))
         writer.process.kill()
         drained = receiver.engine.revoke(writer.endpoint, stage.deadline()) is Quiescence.DRAINED
         revocable = receiver.engine.capabilities.revocable
@@ -143,7 +143,7 @@ class Quiescing:
         receiver, writer = stage.near([size]), stage.far([size])
         engine, deadline = receiver.engine, stage.deadline()
         engine.admit(writer.endpoint)
-        writer.process.tell(c.Connect(engine.endpoint(), receiver.export))
+        writer.process.ask(c.StartPump(engine.endpoint(), receiver.export))
         writer.process.kill()
         unsent, again = Unsent(), threading.Event()
         while unsent.left() and not deadline.expired:
@@ -167,15 +167,15 @@ class Quiescing:
         size = 8 * MIB
         receiver, writer = stage.near([size]), stage.far([size])
         receiver.engine.admit(writer.endpoint)
-        writer.process.tell(c.Connect(receiver.engine.endpoint(), receiver.export))
-        writer.process.stop()
+        writer.process.ask(c.StartPump(receiver.engine.endpoint(), receiver.export))
+        writer.process.pause()
         try:
             soon = Deadline.after(0.2)
             said = bounded(lambda: receiver.engine.revoke(writer.endpoint, soon), GRACE, "revoke")
             receiver.memory[0].fill(0)
         finally:
             writer.process.resume()
-        pumped = writer.process.ask(c.StopPump(), c.Pumped)
+        pumped = writer.process.ask(c.StopPump())
         if said is Quiescence.DRAINED:
             assert pumped.error, "a writer was called silent and could go on"
             receiver.require_still("revoke() of a stopped writer was DRAINED")

@@ -11,12 +11,12 @@ import pytest
 from pdcore.config.records import TransferModel
 from pdcore.errors import ConfigError
 from pdcore.model import KVPoll, Role
-from pdcore.testing.commands import AbortRoom, ClearRoom
+from pdcore.testing.far.commands import AbortReceived, ClearReceived
+from pdcore.testing.far.pools import NUM_PAGES
 from pdcore.testing.rules import Rule
 from pdcore.testing.serving import Serving
 from pdcore.testing.stage import Crowd
 from pdcore.testing.target import Target
-from pdcore.testing.worker import NUM_PAGES
 
 ALL = range(NUM_PAGES)
 
@@ -116,7 +116,7 @@ class Rooms:
         serving.receive(7, ALL)
         sender.send(ALL[:32])
         serving.wait_for_bytes({0: 0})
-        serving.far.tell(AbortRoom(7))
+        serving.far.ask(AbortReceived(7))
         assert serving.sent(sender) is KVPoll.FAILED
         serving.require_failure(7, "aborted")
         serving.require_still("both sides called the pages of an aborted room safe")
@@ -162,7 +162,7 @@ class Rooms:
     )
     def test_a_room_id_can_be_used_again(self, serving: Serving) -> None:
         serving.deliver(11, ALL[:8], ALL[8:16])
-        serving.far.tell(ClearRoom(11))
+        serving.far.ask(ClearReceived(11))
         serving.deliver(11, ALL[16:24], ALL[:8])
         serving.require_arrived(
             dict(zip(ALL[8:16], ALL[:8], strict=True)) | dict(zip(ALL[:8], ALL[16:24], strict=True))

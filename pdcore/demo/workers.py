@@ -1,4 +1,4 @@
-"""All worker processes of a run: started together, found by replica, stopped in order."""
+"""The worker processes of a run as the router sees them: started together, found by replica, stopped."""
 
 from __future__ import annotations
 
@@ -7,21 +7,43 @@ from contextlib import ExitStack, contextmanager
 
 import msgspec
 
-from pdcore.demo.child import Gone
+from pdcore.children import Child
 from pdcore.demo.groups import Groups
-from pdcore.demo.messages import Fatal, Ready, Stopped, WorkerSettings
-from pdcore.demo.worker import Worker
-from pdcore.errors import PDCoreError
+from pdcore.demo.messages import Command, Drop, Event, Ready, Serve, Stopped, WorkerSettings, decode_event
 from pdcore.model import Deadline, Role, RoomId
 
-__all__ = ["Fleet", "WorkerError", "started"]
+__all__ = ["Fleet", "Worker", "started"]
 
 START_SECONDS = 90.0
 STOP_SECONDS = 30.0
 
 
-class WorkerError(PDCoreError):
-    """A worker process did not start, or said something that it should not."""
+class Worker(Child[Command, Event]):
+    """A prefill or decode rank; ``title`` names it within its side. Hang up, and it ends in order."""
+
+    def __init__(self, role: Role, settings: WorkerSettings) -> None:
+        self.role = role
+        self.topology = place = settings.topology
+        parts = [f"dp {place.dp_rank}"] if place.dp_size > 1 else []
+        parts += [f"rank {place.unique_rank}"] if place.group_size > 1 else []
+        self.title = " ".join((role.value, *parts))
+        super().__init__(f"the {self.title} worker", f"pdcore.demo.{role.value}", settings, decode_event)
+
+    def ready(self, deadline: Deadline) -> Ready:
+        """Return what it says once it can serve.
+
+        Raises:
+            ChildError: it could not start; the message is its own.
+        """
+        return self.expect(Ready, deadline, "did not start")
+
+    def serve(self, room: RoomId, tokens: int, bootstrap: str = "", held: int = 0) -> None:
+        """Have it serve a request; what follows ``tokens`` is for decode, see :class:`Serve`."""
+        self.tell(Serve(room, tokens, bootstrap, held))
+
+    def drop(self, room: RoomId) -> None:
+        """Have it give a request up."""
+        self.tell(Drop(room))
 
 
 class Fleet:
@@ -45,7 +67,7 @@ class Fleet:
         for role in (Role.DECODE, Role.PREFILL):
             side = [worker for worker in self.workers if worker.role is role]
             for worker in side:
-                worker.ask_to_stop()
+                worker.hang_up()
             last = [event for worker in side for event in worker.finish(deadline)]
             stopped[role] = [event for event in last if isinstance(event, Stopped)]
         return [*stopped[Role.PREFILL], *stopped[Role.DECODE]]
@@ -56,7 +78,7 @@ def started(settings: WorkerSettings, groups: Groups) -> Iterator[Fleet]:
     """Start all ranks of both groups, and kill those that run in the end.
 
     Raises:
-        WorkerError: one could not start; the message is its own.
+        ChildError: one could not start; the message is its own.
     """
     deadline = Deadline.after(START_SECONDS)
     first, *others = groups.ranks(Role.PREFILL)
@@ -68,20 +90,8 @@ def started(settings: WorkerSettings, groups: Groups) -> Iterator[Fleet]:
 
         workers = [start(Role.PREFILL, topology=first)]
         workers += [start(Role.DECODE, topology=rank) for rank in groups.ranks(Role.DECODE)]
-        ready = _ready(workers[0], deadline)
+        ready = workers[0].ready(deadline)
         workers += [start(Role.PREFILL, topology=rank, bootstrap=ready.bootstrap) for rank in others]
         for worker in workers[1:]:
-            _ready(worker, deadline)
+            worker.ready(deadline)
         yield Fleet(groups, workers, ready)
-
-
-def _ready(worker: Worker, deadline: Deadline) -> Ready:
-    event = worker.read(deadline)
-    if isinstance(event, Ready):
-        return event
-    said = event.error if isinstance(event, Fatal) else event.how if isinstance(event, Gone) else repr(event)
-    raise WorkerError(
-        f"the {worker.title} worker did not start",
-        said if event is not None else f"no answer within {START_SECONDS:g} s",
-        "look at what it logged; `pdcore doctor` says what a backend needs",
-    )

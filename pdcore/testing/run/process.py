@@ -1,7 +1,6 @@
-"""The process that runs the tests: ``python -m pdcore.testing.suite FD``.
+"""The process that runs the tests: pytest in it tells what happens to whoever started it.
 
-It reads an :class:`~pdcore.testing.told.Errand` on stdin, runs pytest, and tells what happens on the file
-descriptor, so that an engine that crashes or blocks this process leaves who watches it unharmed.
+An engine that crashes or blocks this process leaves who watches it unharmed.
 """
 
 from __future__ import annotations
@@ -11,38 +10,33 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import BinaryIO
 
 import msgspec
 import pytest
 
+from pdcore.children import Parent, run_child
 from pdcore.testing.bounded import HungError
-from pdcore.testing.outcomes import Ending
 from pdcore.testing.rules import RuleBrokenError
+from pdcore.testing.run.messages import Collected, Errand, SuiteOver, TestBegun, TestOver
+from pdcore.testing.run.outcomes import Ending
 from pdcore.testing.target import Target
-from pdcore.testing.told import Begun, Collected, Ended, Errand, Over, Told
 
 PR_SET_PDEATHSIG = 1
 
 
-class _Tests:
+class _TellingPlugin:
     """The pytest plugin: provides the target, tells of every test."""
 
-    def __init__(self, errand: Errand, pipe: BinaryIO) -> None:
+    def __init__(self, errand: Errand, watcher: Parent[None]) -> None:
         self._errand = errand
-        self._pipe = pipe
+        self._watcher = watcher
         self._suite = 0
         self._ending, self._reason, self._stuck = Ending.PASSED, "", False
         self._said: list[str] = []
 
-    def tell(self, told: Told) -> None:
-        """Send one line."""
-        self._pipe.write(msgspec.json.encode(told) + b"\n")
-        self._pipe.flush()
-
     def over(self, status: int) -> None:
         """Tell that pytest returned."""
-        self.tell(Over(status, "\n".join(self._said)))
+        self._watcher.tell(SuiteOver(status, "\n".join(self._said)))
 
     @pytest.fixture
     def conform_target(self) -> Target:
@@ -54,7 +48,7 @@ class _Tests:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        self.tell(Collected(self._suite, [(_group(item), item.name) for item in items]))
+        self._watcher.tell(Collected(self._suite, [(_group(item), item.name) for item in items]))
         items[:] = [item for item in items if item.name not in self._errand.done]
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
@@ -69,7 +63,7 @@ class _Tests:
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         self._ending, self._reason, self._stuck = Ending.PASSED, "", False
-        self.tell(Begun(_name(nodeid)))
+        self._watcher.tell(TestBegun(_name(nodeid)))
 
     def pytest_runtest_makereport(self, call: pytest.CallInfo[None]) -> None:
         error = call.excinfo.value if call.excinfo is not None else None
@@ -87,7 +81,7 @@ class _Tests:
         self._reason = reason.removeprefix(f"{RuleBrokenError.__module__}.{RuleBrokenError.__name__}: ")
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
-        self.tell(Ended(_name(nodeid), self._ending.value, self._reason, self._stuck))
+        self._watcher.tell(TestOver(_name(nodeid), self._ending.value, self._reason, self._stuck))
 
 
 def _group(item: pytest.Item) -> str:
@@ -100,21 +94,19 @@ def _name(nodeid: str) -> str:
     return nodeid.rpartition("::")[2]
 
 
-def main() -> None:
+def run(errand: Errand, watcher: Parent[None]) -> None:
     """Run the errand. Nothing of the caller's own pytest configuration or plugins is used."""
-    watcher = os.getppid()
+    parent = os.getppid()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != watcher:
+    if os.getppid() != parent:
         return  # who asked has died already
-    errand = msgspec.json.decode(sys.stdin.buffer.readline(), type=Errand)
-    module = Path(__file__).with_name("shipped.py")
+    module = Path(__file__).with_name("suite.py")
     arguments = [str(module), "-c", os.devnull, f"--rootdir={module.parent}", "--noconftest"]
     arguments += ["-p", "no:terminal", "-p", "no:cacheprovider"]
     arguments += ["-k", errand.expression] if errand.expression else []
-    with os.fdopen(int(sys.argv[1]), "wb") as pipe:
-        tests = _Tests(errand, pipe)
-        tests.over(int(pytest.main(arguments, plugins=[tests])))
+    tests = _TellingPlugin(errand, watcher)
+    tests.over(int(pytest.main(arguments, plugins=[tests])))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_child(Errand, msgspec.json.Decoder(None).decode, run))

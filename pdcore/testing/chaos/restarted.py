@@ -1,21 +1,19 @@
-"""A place for a worker: the process that is there now, what it was asked, and its successors."""
+"""A worker that is started again whenever it has ended: the process of now, and what it was asked."""
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections.abc import Mapping
 
 import attrs
 from msgspec.structs import replace
 
-from pdcore.demo.child import Child, Gone
-from pdcore.model import Role
+from pdcore.children import Child, Fatal, Gone
+from pdcore.model import Deadline, Role
 from pdcore.testing.chaos import messages as m
-from pdcore.testing.chaos.report import Report
+from pdcore.testing.chaos.report import ChaosReport
 
-__all__ = ["Workplace"]
+__all__ = ["RestartedWorker"]
 
 
 @attrs.define
@@ -24,7 +22,7 @@ class _Open:
     paused: float
 
 
-class Workplace:
+class RestartedWorker:
     """The worker number ``number`` of a side. A context manager that leaves no process behind.
 
     One that ended comes back as a new process behind the same ports.
@@ -38,16 +36,16 @@ class Workplace:
         options: Mapping[str, str],
         seed: int,
         deadline: float,
-        report: Report,
+        report: ChaosReport,
     ) -> None:
         self.role = role
         self.name = f"{role.value} {number}"
-        self.child: Child[m.Event] | None = None
+        self.child: Child[m.Command, m.Event] | None = None
         self.open: dict[int, _Open] = {}
         self.ready = False
         self.transport = ""
         self.fatal = ""
-        self._start = m.Start(role.value, backend, dict(options), seed, deadline)
+        self._start = m.ChaosWorkerSettings(role.value, backend, dict(options), seed, deadline)
         self._report = report
         self._paused = 0.0
         self._resume_at: float | None = None
@@ -56,7 +54,7 @@ class Workplace:
         self._killed = False
         self._over = False
 
-    def __enter__(self) -> Workplace:
+    def __enter__(self) -> RestartedWorker:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -75,24 +73,35 @@ class Workplace:
 
     def start(self) -> None:
         """Start a process."""
-        self.child = Child("pdcore.testing.chaos.worker", self._start, m.decode_event)
+        self.child = Child(
+            f"the {self.name} worker", "pdcore.testing.chaos.worker", self._start, m.decode_event
+        )
         self._stopping = self._killed = False
 
-    def send(self, command: m.Command) -> None:
-        """Send a command to the process, if there is one."""
+    def await_ready(self, deadline: Deadline) -> None:
+        """Wait until the process serves.
+
+        Raises:
+            ChildError: it did not start.
+        """
+        assert self.child is not None
+        self.take(self.child.expect(m.WorkerServes, deadline, "did not start"))
+
+    def tell(self, command: m.Command) -> None:
+        """Tell the process a command, if there is one."""
         if self.child is not None:
-            self.child.send(command)
+            self.child.tell(command)
 
     def begin(self, room: int, pages: int, bootstrap: str) -> None:
         """Have the worker serve its side of a request."""
         self.open[room] = _Open(time.monotonic(), self._paused)
-        self.send(m.Begin(room, pages, bootstrap))
+        self.tell(m.BeginRoom(room, pages, bootstrap))
 
     def kill(self) -> None:
         """End the process as a crash would; the next one starts when its end was seen."""
         assert self.child is not None
         self.ready, self._killed = False, True
-        os.kill(self.child.pid, signal.SIGKILL)
+        self.child.crash()
 
     def pause(self, seconds: float) -> None:
         """Suspend the process for a while."""
@@ -100,21 +109,22 @@ class Workplace:
         if self._resume_at is None:
             self._stopped_at = time.monotonic()
             self._resume_at = self._stopped_at + seconds
-            os.kill(self.child.pid, signal.SIGSTOP)
+            self.child.pause()
 
     def resume(self) -> None:
         """Let a suspended process go on."""
         if self._resume_at is not None:
             self._paused += time.monotonic() - self._stopped_at
             self._resume_at = None
-            if self.child is not None and not self.child.gone:
-                os.kill(self.child.pid, signal.SIGCONT)
+            if self.child is not None:
+                self.child.resume()
 
     def stop(self) -> None:
         """Have the process close in order."""
         self.resume()
         self.ready, self._stopping = False, True
-        self.send(m.Stop())
+        if self.child is not None:
+            self.child.hang_up()
 
     def finish(self) -> None:
         """Have the process close in order, and let none follow."""
@@ -137,23 +147,23 @@ class Workplace:
         """Take what the process says."""
         report = self._report
         match event:
-            case m.Ready():
+            case m.WorkerServes():
                 self.ready, self.transport = True, event.transport
                 self._start = replace(
                     self._start, control_port=event.control_port, bootstrap_port=event.bootstrap_port
                 )
-            case m.Ended():
+            case m.RoomEnded():
                 self._ended(event)
-            case m.Touched():
+            case m.PagesTouched():
                 report.wrong_bytes.append(f"free pages {event.pages} of {self.name} were written to")
-            case m.Closed():
+            case m.WorkerClosed():
                 self._closed(event)
-            case m.Fatal():
+            case Fatal():
                 self.fatal = event.error
             case Gone():
                 self._gone(event)
 
-    def _ended(self, event: m.Ended) -> None:
+    def _ended(self, event: m.RoomEnded) -> None:
         report = self._report
         if self.open.pop(event.room, None) is None:
             report.wrong_bytes.append(f"room {event.room} on {self.name} ended twice")
@@ -164,7 +174,7 @@ class Workplace:
         if event.wrong:
             report.wrong_bytes.append(f"room {event.room} on {self.name}: {event.wrong}")
 
-    def _closed(self, event: m.Closed) -> None:
+    def _closed(self, event: m.WorkerClosed) -> None:
         report = self._report
         if event.pages:
             report.leaked_pages.append(f"{event.pages} pages of {self.name} {event.error}")

@@ -6,20 +6,28 @@ A process that an engine crashes or blocks is replaced by another, which runs th
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import time
 from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import NoReturn
 
 import attrs
 
-from pdcore.testing.outcomes import Ending, Outcome, Report, TestName
-from pdcore.testing.suite_process import SuiteProcess, Wakeup
+from pdcore.children import Child, Fatal, Gone, heard
+from pdcore.model import Deadline
+from pdcore.testing.run.messages import Collected, Errand, SuiteOver, TestBegun, TestOver, Told, decode_told
+from pdcore.testing.run.outcomes import ConformanceReport, Ending, Outcome, TestName
 from pdcore.testing.target import Target
-from pdcore.testing.told import Begun, Collected, Ended, Errand, Over, Told
 
 __all__ = ["RunLimits", "run_suite"]
 
 BETWEEN = 60.0
 """Seconds that a process may be silent while no test runs, as when it starts."""
+
+LAST_WORDS = 10.0
+"""Seconds that a process may take to end after its last words."""
 
 STATUS_USAGE = 4
 """What pytest returns for an expression that it cannot read."""
@@ -33,8 +41,32 @@ class RunLimits:
     hangs: int = 3
 
 
-class _Run:
-    """The state of one run. Only the thread that calls :func:`run_suite` touches it."""
+class _Wakeup:
+    """A pipe that wakes who polls it when a signal comes. ``signal`` is that signal, else 0."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self.fd, self._write = -1, -1
+
+    def __enter__(self) -> _Wakeup:
+        self.fd, self._write = os.pipe()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
+        os.close(self._write)
+
+    def heard(self, number: int, frame: FrameType | None) -> None:
+        """Handle the signal."""
+        self.signal = number
+        os.write(self._write, b"!")
+
+
+class _SuiteRun:
+    """The state of one run. Only the thread that calls :func:`run_suite` touches it.
+
+    ``_began`` is when the process began, or the last test that was told of began or ended.
+    """
 
     def __init__(
         self, target: Target, expression: str, limits: RunLimits, watch: Callable[[Outcome, int], None]
@@ -42,13 +74,14 @@ class _Run:
         self._target = target
         self._limits = limits
         self._watch = watch
-        self._wakeup = Wakeup()
+        self._wakeup = _Wakeup()
         self._running = ""
-        self._over: Over | None = None
+        self._began = 0.0
+        self._over: SuiteOver | None = None
         self._hangs = 0
-        self.report = Report(target.name, expression)
+        self.report = ConformanceReport(target.name, expression)
 
-    def run(self) -> Report:
+    def run(self) -> ConformanceReport:
         """Run process after process until nothing is left or the run is stopped."""
         with self._wakeup, _woken_by_signals(self._wakeup):
             while not self.report.stopped:
@@ -61,54 +94,50 @@ class _Run:
         return self.report
 
     def _run_process(self) -> None:
+        """Follow a process until it has ended, a test in it hangs, or the run is stopped."""
         done = [outcome.test for outcome in self.report.outcomes]
         target = self._target
         errand = Errand(target.name, dict(target.options), target.patience, self.report.expression, done)
-        self._running, self._over = "", None
-        with SuiteProcess(errand, self._wakeup) as process:
-            replaced = self._watch_process(process)
-        if not replaced and not self.report.stopped:
-            self._judge_end(process)
+        self._running, self._over, self._began = "", None, time.monotonic()
+        with suite_process(errand) as process:
+            while not self.report.stopped:
+                event = self._next(process)
+                if self._wakeup.signal:
+                    self._interrupt()
+                elif event is None or isinstance(event, Gone):
+                    self._judge(event)
+                    break
+                else:
+                    self._hear(event)
+                    if isinstance(event, TestOver) and event.stuck:
+                        break  # a thread of that process is in the engine: the next test gets another
 
-    def _watch_process(self, process: SuiteProcess) -> bool:
-        """Follow a process to its end; return whether it is to be replaced whatever its end was."""
-        while True:
-            limit = self._limits.test if self._running else max(self._limits.test, BETWEEN)
-            told = process.next(limit)
-            if self._wakeup.signal:
-                self._interrupt()
-                return False
-            if told is None:
-                break
-            if isinstance(told, Ended) and told.stuck:
-                self._hear(told, process.seconds)
-                return True  # a thread of that process is stuck in the engine: the next test gets another
-            self._hear(told, process.seconds)
-            if self.report.stopped:
-                return False
-        if process.ended:
-            return False
+    def _next(self, process: Child[NoReturn, Told]) -> Told | Gone | None:
+        """Return what the process tells next; None after a signal, or when it was silent for too long."""
+        limit = self._limits.test
         if not self._running:
-            self._stop(f"the process of the tests was silent for {limit:g} s, and was killed")
-            return False
-        self._end(Ending.HUNG, _hung(self._limits.test), process.seconds)
-        return True
+            limit = LAST_WORDS if self._over else max(limit, BETWEEN)
+        deadline = Deadline(self._began + limit)
+        return process.read(deadline) if heard([process], deadline, self._wakeup.fd) else None
 
-    def _hear(self, told: Told, seconds: float) -> None:
+    def _hear(self, told: Told) -> None:
         match told:
             case Collected():
                 if not self.report.planned:
                     planned = tuple(TestName(*names) for names in told.planned)
                     self.report = attrs.evolve(self.report, suite=told.suite, planned=planned)
-            case Begun():
-                self._running = told.test
-            case Ended():
-                self._end(Ending.HUNG if told.stuck else Ending(told.ending), told.reason, seconds)
-            case Over():
-                self._over = told
+            case TestBegun():
+                self._running, self._began = told.test, time.monotonic()
+            case TestOver():
+                self._end(Ending.HUNG if told.stuck else Ending(told.ending), told.reason)
+            case SuiteOver():
+                self._over, self._began = told, time.monotonic()
+            case Fatal():
+                self._over = SuiteOver(1, told.error)
 
-    def _end(self, ending: Ending, reason: str, seconds: float) -> None:
-        test, self._running = self._running, ""
+    def _end(self, ending: Ending, reason: str) -> None:
+        test, self._running, seconds = self._running, "", time.monotonic() - self._began
+        self._began = time.monotonic()
         group = next(name.group for name in self.report.planned if name.test == test)
         outcome = Outcome(group, test, ending, reason, seconds)
         self.report = attrs.evolve(self.report, outcomes=(*self.report.outcomes, outcome))
@@ -119,18 +148,24 @@ class _Run:
             if self._hangs == self._limits.hangs and self.report.not_run:
                 self._stop(f"stopped after {self._hangs} tests that hung (--hangs sets how many)")
 
-    def _judge_end(self, process: SuiteProcess) -> None:
-        """Say what it means that a process has ended by itself."""
+    def _judge(self, end: Gone | None) -> None:
+        """Say what it means that a process has ended by itself, or was silent for too long (None)."""
         over = self._over
-        if self._running:
-            self._end(Ending.CRASHED, _crashed((over.said if over else "") or process.ended), process.seconds)
+        how = end.how if end else f"had not ended {LAST_WORDS:g} s later"
+        if self._running and end is None:
+            self._end(Ending.HUNG, _hung(self._limits.test))
+        elif self._running:
+            self._end(Ending.CRASHED, _crashed((over.said if over else "") or how))
+        elif end is None and over is None:
+            limit = max(self._limits.test, BETWEEN)
+            self._stop(f"the process of the tests was silent for {limit:g} s, and was killed")
         elif not self.report.planned:
-            self._stop(*_nothing_ran(self.report.expression, over, process.ended))
+            self._stop(*_nothing_ran(self.report.expression, over, how))
         elif over is not None and over.said:
             self._stop(f"pytest failed: {over.said}")
-        elif not self.report.not_run and not process.well:
+        elif not self.report.not_run and not (end and end.status == 0):
             left = "something of the engine was still alive, or its library fails as it is unloaded"
-            self._stop(f"after the last test the process {process.ended}: {left}")
+            self._stop(f"after the last test the process {how}: {left}")
 
     def _interrupt(self) -> None:
         by = signal.Signals(self._wakeup.signal).name
@@ -156,7 +191,7 @@ def _crashed(how: str) -> str:
     )
 
 
-def _nothing_ran(expression: str, over: Over | None, how: str) -> tuple[str, bool]:
+def _nothing_ran(expression: str, over: SuiteOver | None, how: str) -> tuple[str, bool]:
     """Say why no test could run, and whether that is wrong usage."""
     if over is not None and expression and not over.said:
         cannot = "pytest cannot read" if over.status == STATUS_USAGE else "no test matches"
@@ -165,8 +200,23 @@ def _nothing_ran(expression: str, over: Over | None, how: str) -> tuple[str, boo
     return f"the suite could not be collected: {why}", False
 
 
+def suite_process(errand: Errand) -> Child[NoReturn, Told]:
+    """Start a process that runs tests, in a session of its own: all that they start ends with it."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    # Without assertions every test would pass.
+    kept.pop("PYTHONOPTIMIZE", None)
+    return Child(
+        "the process of the tests",
+        "pdcore.testing.run.process",
+        errand,
+        decode_told,
+        session=True,
+        environment=kept | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+    )
+
+
 @contextlib.contextmanager
-def _woken_by_signals(wakeup: Wakeup) -> Iterator[None]:
+def _woken_by_signals(wakeup: _Wakeup) -> Iterator[None]:
     """Have SIGINT and SIGTERM end the run in good order (only the main thread may say so)."""
     before = {}
     try:
@@ -181,10 +231,10 @@ def _woken_by_signals(wakeup: Wakeup) -> Iterator[None]:
 
 def run_suite(
     target: Target, expression: str, limits: RunLimits, watch: Callable[[Outcome, int], None]
-) -> Report:
+) -> ConformanceReport:
     """Run every test that matches pytest's ``-k`` expression, and report.
 
     ``watch`` is told each outcome as it comes, with the number of tests that run in all. SIGINT and SIGTERM
     end the run; no process is left.
     """
-    return _Run(target, expression, limits, watch).run()
+    return _SuiteRun(target, expression, limits, watch).run()

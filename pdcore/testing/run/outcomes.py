@@ -8,7 +8,7 @@ from enum import Enum
 
 import attrs
 
-__all__ = ["Ending", "Outcome", "Report", "TestName", "groups_of"]
+__all__ = ["ConformanceReport", "Ending", "Outcome", "TestName", "groups_of"]
 
 USAGE = 2
 
@@ -50,7 +50,7 @@ class Outcome:
 
 
 @attrs.frozen
-class Report:
+class ConformanceReport:
     """What ran of what was to run.
 
     ``suite`` is the number of tests that there are, ``planned`` those of them that the expression chose.

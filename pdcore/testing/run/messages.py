@@ -1,15 +1,17 @@
-"""What the process that runs the tests is told, and what it tells: JSON lines, typed by msgspec."""
+"""What the process that runs the tests is started with, and what it tells."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
-__all__ = ["Begun", "Collected", "Ended", "Errand", "Over", "Told"]
+from pdcore.children import Fatal
+
+__all__ = ["Collected", "Errand", "SuiteOver", "TestBegun", "TestOver", "Told", "decode_told"]
 
 
-class Errand(msgspec.Struct):
+class Errand(msgspec.Struct, frozen=True):
     """Which backend to test, with what of the suite. The tests in ``done`` have ended elsewhere."""
 
     backend: str
@@ -19,20 +21,20 @@ class Errand(msgspec.Struct):
     done: list[str]
 
 
-class Collected(msgspec.Struct, tag=True):
+class Collected(msgspec.Struct, frozen=True, tag=True):
     """How many tests there are, and which (group, test) the expression chose."""
 
     suite: int
     planned: list[tuple[str, str]]
 
 
-class Begun(msgspec.Struct, tag=True):
+class TestBegun(msgspec.Struct, frozen=True, tag=True):
     """A test began."""
 
     test: str
 
 
-class Ended(msgspec.Struct, tag=True):
+class TestOver(msgspec.Struct, frozen=True, tag=True):
     """A test ended. ``stuck``: a call of the engine has not returned, in a thread of that process."""
 
     test: str
@@ -41,11 +43,14 @@ class Ended(msgspec.Struct, tag=True):
     stuck: bool
 
 
-class Over(msgspec.Struct, tag=True):
+class SuiteOver(msgspec.Struct, frozen=True, tag=True):
     """pytest returned this status, and said this where it went wrong."""
 
     status: int
     said: str
 
 
-Told = Collected | Begun | Ended | Over
+Told: TypeAlias = Collected | TestBegun | TestOver | SuiteOver | Fatal
+
+decode_told = msgspec.json.Decoder[Told](Told).decode
+"""The event on a line."""
