@@ -1,15 +1,14 @@
 """The channel: all control sockets of one manager, owned by one thread.
 
-Prefill binds a ROUTER, decode dials one DEALER per prefill peer. Any thread may ``post``; the owner
-thread alone touches the sockets. It sleeps in one poll over the sockets and an eventfd, so that a
-post wakes it, and calls back with each message and once per ``tick`` seconds.
+Prefill binds a ROUTER, decode dials one DEALER per prefill peer. A post goes out in the thread that makes
+it; the owner thread does all else with the sockets. It sleeps in one poll over their descriptors and an
+eventfd, and calls back with each message and once per ``tick`` seconds.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import os
 import threading
 import time
 from collections import Counter, deque
@@ -26,11 +25,13 @@ from pdcore.wire.access.admission import Admission
 from pdcore.wire.access.curve import Curve
 from pdcore.wire.codec import Codec
 from pdcore.wire.complaints import COMPLAINT_SECONDS, Complaints
+from pdcore.wire.fit import check_size
 from pdcore.wire.messages import Message
 from pdcore.wire.monitor import ConnectionEvent
 from pdcore.wire.pieces import join, split
 from pdcore.wire.sockets import Frames, Route, Sockets
-from pdcore.wire.stamp import STAMP_BYTES, Stamps
+from pdcore.wire.stamp import Stamps
+from pdcore.wire.wakeup import Wakeup
 
 __all__ = ["Channel", "Route"]
 
@@ -42,7 +43,8 @@ _log = logging.getLogger("pdcore.wire")
 
 
 class Channel:
-    """Owns the sockets and the thread ``pdcore-<name>-control``.
+    """Owns the sockets and the thread ``pdcore-<name>-control``. The sockets' lock guards ``sent``, what goes
+    undeliverable, and the numbers of messages.
 
     ``on_message``, ``on_tick``, ``on_refused`` (a dialled peer wants no key, or another) and
     ``on_connection`` (what happens to a dialled connection; route None: to one of those that dialled us)
@@ -83,10 +85,9 @@ class Channel:
         self._complaints = Complaints(_log, COMPLAINT_SECONDS)
         self._on_refused, self._on_connection = on_refused, on_connection
         self._on_unreachable = on_unreachable
-        self._orders: deque[Callable[[], None]] = deque()
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._waking = threading.Lock()  # keeps a closed, reused descriptor from being written to
-        self._sockets = Sockets(incarnation.encode(), curve, self._wake, dead_after)
+        self._orders: deque[Callable[[], None]] = deque()  # the first one may be under way
+        self._wakeup = Wakeup()
+        self._sockets = Sockets(incarnation.encode(), curve, self._wakeup, dead_after)
         self._admission = Admission(
             self._sockets, keyed=curve is not None, turned_away=self._unauthenticated, refused=self._refused
         )
@@ -95,11 +96,7 @@ class Channel:
         self._thread = threading.Thread(target=self._run, name=f"pdcore-{name}-control", daemon=True)
 
     def bind(self, host: str, port: int) -> str:
-        """Bind the ROUTER before ``start`` and return its ``host:port``.
-
-        Raises:
-            BootstrapError: the port is in use or the host is not an address of this machine.
-        """
+        """Bind the ROUTER before ``start``: its ``host:port``, or BootstrapError if that cannot be had."""
         return self._sockets.bind(host, port)
 
     def start(self) -> None:
@@ -124,20 +121,17 @@ class Channel:
 
     def post(self, route: Route, message: Message) -> None:
         """Send a message; returns at once, from any thread. Messages on one route keep their order."""
-        self.call(partial(self._send, route, self._codec.encode(message)))
+        self._send(route, self._codec.encode(message))
 
     def post_if(self, wanted: Callable[[], bool], route: Route, message: Message) -> None:
-        """Post a message that goes out only if the owner thread finds then that it is wanted."""
-        self.call(partial(self._send_if, wanted, route, self._codec.encode(message)))
+        """Post a message that goes out only if it is ``wanted`` then, asked under the sockets' lock."""
+        self._send(route, self._codec.encode(message), wanted)
 
     def call(self, action: Callable[[], None]) -> None:
         """Have the owner thread do something after what was ordered before; returns at once."""
         self._birthplace.require("a control channel")
         self._orders.append(action)
-        if self._asleep:
-            # One wake-up will do: the owner looks at every order before it sleeps again.
-            self._asleep = False
-            self._rouse()
+        self._wake()
 
     def close(self, deadline: Deadline) -> None:
         """Send what was posted, close every socket, and end the thread; idempotent. Nothing in a child."""
@@ -145,17 +139,52 @@ class Channel:
             return
         self._stopping = True
         if self._thread.is_alive():
-            self._rouse()
+            self._wakeup.rouse()
             self._thread.join(deadline.remaining())
             if self._thread.is_alive():  # it releases what is its own when it ends
                 _log.error("%s did not end within its deadline", self._thread.name)
         elif not self._sockets.closed:
             self._release()
 
-    def _rouse(self) -> None:
-        with self._waking:
-            if self._wake >= 0:
-                os.eventfd_write(self._wake, 1)
+    def _wake(self) -> None:
+        if self._asleep:
+            # One wake-up will do: the owner looks at all there is before it sleeps again.
+            self._asleep = False
+            self._wakeup.rouse()
+
+    def _send(self, route: Route, frames: Frames, wanted: Callable[[], bool] | None = None) -> None:
+        """Send now, or after what was ordered before: a peer may have to be dialled first."""
+        self._birthplace.require("a control channel")
+        # Where the owner is awake it takes along what waits: each send lets go of the interpreter.
+        if self._orders or not (self._asleep or threading.get_ident() == self._thread.ident):
+            self.call(partial(self._send_now, route, frames, wanted))
+        else:
+            self._send_now(route, frames, wanted)
+
+    def _send_now(self, route: Route, frames: Frames, wanted: Callable[[], bool] | None) -> None:
+        with self._sockets.lock:
+            if self._sockets.closed or (wanted is not None and not wanted()):
+                return
+            error = self._transmit(route, [self._stamps.next(), *frames])
+        if error is not None:
+            self._complain("undeliverable", route, error)
+            if isinstance(error, zmq.ZMQError) and error.errno == zmq.EHOSTUNREACH and self._on_unreachable:
+                self.call(partial(self._on_unreachable, route))
+        if self._sockets.stirred:
+            self._wake()
+
+    def _transmit(self, route: Route, frames: Frames) -> Exception | None:
+        """Send what is stamped, with the sockets' lock; return why it cannot be."""
+        try:
+            check_size(frames, self._max_bytes)
+            if self._sockets.send(route, split(frames)):
+                self.sent += 1
+            else:
+                self.counts["undeliverable"] += 1
+        except (zmq.ZMQError, WireError) as error:
+            self.counts["undeliverable"] += 1
+            return error
+        return None
 
     # --- the owner thread ------------------------------------------------------------------
 
@@ -164,14 +193,12 @@ class Channel:
         try:
             while True:
                 self._asleep = True
-                idle = not (self._orders or self._stopping)
+                idle = not (self._orders or self._sockets.stirred or self._stopping)
                 wait = max(0.0, next_tick - time.monotonic()) if idle else 0.0
                 ready = self._sockets.wait(math.ceil(wait * 1000))
                 self._asleep = False
                 for socket in ready:
-                    if not isinstance(socket, zmq.Socket):
-                        os.eventfd_read(self._wake)
-                    elif self._sockets.is_monitor(socket):
+                    if self._sockets.is_monitor(socket):
                         self._watch(socket)
                     elif (asked := self._sockets.asked(socket)) is not None:
                         self._admission.answered(*asked)
@@ -182,7 +209,8 @@ class Channel:
                     self._guarded("tick", self._on_tick)
                     self._hang_up_late()
                 while self._orders:
-                    self._guarded("order", self._orders.popleft())
+                    self._guarded("order", self._orders[0])
+                    self._orders.popleft()  # only now: a post that comes meanwhile goes out after it
                 if self._stopping:
                     return
         finally:
@@ -196,18 +224,20 @@ class Channel:
                 return
             route, pieces = received
             try:
-                self._check_size(sum(map(len, pieces)))
+                check_size(pieces, self._max_bytes)
                 frames = join(pieces)
                 stamp = frames.pop(0).buffer if frames else memoryview(b"")
                 message = self._codec.decode(frames)
                 fresh = self._stamps.admit(route, stamp)
             except WireError as error:
-                self._count("malformed", route, error)
+                self.counts["malformed"] += 1
+                self._complain("malformed", route, error)
                 continue
             if fresh:
                 self._guarded(type(message).__name__, partial(self._on_message, route, message), route)
             else:
                 self.counts["repeated"] += 1
+        self._sockets.stirred.append(socket)  # others shall not wait for all that it has
 
     def _watch(self, socket: zmq.Socket[bytes]) -> None:
         for route, event in self._sockets.events(socket, _BATCH):
@@ -225,33 +255,6 @@ class Channel:
         self.counts["unauthenticated"] += 1
         self._complaints.about(f"unauthenticated {name}", f"unauthenticated peer {name}: {error}")
 
-    def _send(self, route: Route, frames: Frames) -> None:
-        self._transmit(route, [self._stamps.next(), *frames])
-
-    def _send_if(self, wanted: Callable[[], bool], route: Route, frames: Frames) -> None:
-        if wanted():
-            self._send(route, frames)
-
-    def _transmit(self, route: Route, frames: Frames) -> None:
-        try:
-            self._check_size(sum(map(len, frames)))
-            if self._sockets.send(route, split(frames)):
-                self.sent += 1
-            else:
-                self.counts["undeliverable"] += 1
-        except (zmq.ZMQError, WireError) as error:
-            self._count("undeliverable", route, error)
-            if isinstance(error, zmq.ZMQError) and error.errno == zmq.EHOSTUNREACH and self._on_unreachable:
-                self._on_unreachable(route)
-
-    def _check_size(self, stamped: int) -> None:
-        if (size := stamped - STAMP_BYTES) > self._max_bytes:
-            raise WireError(
-                "a control message is larger than a peer takes",
-                f"{size} bytes, the limit is {self._max_bytes}",
-                "raise control.max_message_bytes on both sides",
-            )
-
     def _guarded(self, what: str, action: Callable[[], None], sender: bytes = b"this process") -> None:
         name = _name(sender)
         try:
@@ -264,8 +267,7 @@ class Channel:
             self.counts["errors"] += 1
             self._complaints.about(f"{what} {name}", f"handling a {what} failed, peer {name}", error)
 
-    def _count(self, what: str, route: Route, error: Exception) -> None:
-        self.counts[what] += 1
+    def _complain(self, what: str, route: Route, error: Exception) -> None:
         name = _name(route)
         self._complaints.about(f"{what} {name}", f"{what} message, peer {name}: {error}")
 
@@ -289,10 +291,7 @@ class Channel:
 
     def _release(self) -> None:
         self._sockets.close()
-        with self._waking:
-            if self._wake >= 0:
-                os.close(self._wake)
-                self._wake = -1
+        self._wakeup.close()
 
 
 def _name(peer: bytes) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from pdcore.errors import FailureCode, KVTransferError
+from collections.abc import Iterable, Sized
+
+from pdcore.errors import FailureCode, KVTransferError, WireError
 from pdcore.model import RoomId
 from pdcore.pairing.description import PeerDescription
 from pdcore.wire.codec import Codec
 from pdcore.wire.messages import Message, RequestMetadata
+from pdcore.wire.stamp import STAMP_BYTES
 
-__all__ = ["FRAME_BYTES", "limit_of", "overweight", "too_large"]
+__all__ = ["FRAME_BYTES", "check_size", "limit_of", "overweight", "too_large"]
 
 FRAME_BYTES = 512
 """What a message with a row or a list takes beside it, at most."""
@@ -29,6 +32,20 @@ def overweight(message: Message, limit: int) -> int | None:
             return None  # without encoding it twice
     size = sum(map(len, Codec.encode(message)))
     return size if size > limit else None
+
+
+def check_size(stamped: Iterable[Sized], most: int) -> None:
+    """Check that the frames of a message, its stamp and no address, have ``most`` bytes beside the stamp.
+
+    Raises:
+        WireError: they have more.
+    """
+    if (size := sum(map(len, stamped)) - STAMP_BYTES) > most:
+        raise WireError(
+            "a control message is larger than a peer takes",
+            f"{size} bytes, the limit is {most}",
+            "raise control.max_message_bytes on both sides",
+        )
 
 
 def too_large(what: str, room: RoomId, size: int, limit: int, code: FailureCode) -> KVTransferError:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import select
+import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import NewType
@@ -16,6 +19,7 @@ from pdcore.wire.access.curve import CURVE_OVERHEAD_BYTES, Curve
 from pdcore.wire.access.greeting import Greeting
 from pdcore.wire.monitor import READABLE, ConnectionEvent, Monitor
 from pdcore.wire.pieces import PIECE_BYTES
+from pdcore.wire.wakeup import Wakeup
 
 __all__ = ["HANDSHAKE_SECONDS", "Frames", "Route", "Sockets"]
 
@@ -53,14 +57,18 @@ class _Line:
 class Sockets:
     """One ROUTER at most, a DEALER per dialled peer, and a descriptor that is polled with them.
 
-    Belongs to the owner thread of the channel; ``bind`` comes before that starts. ``identity`` is the one
-    under which peers are dialled. With ``curve`` only who has the key gets through the handshake, either
-    way; until then, and of each frame, a peer makes us hold no more than a piece. One whose machine does not
-    answer for ``dead_after`` seconds is cut off, and one that does not answer itself for STANDSTILLS times as
-    long (0: neither).
+    Belongs to the owner thread of the channel, but that any thread may ``send``; ``bind`` comes before that
+    thread starts. The ``lock`` guards the ROUTER, the DEALERs, ``_dialled``, ``_bound`` and ``closed``: who
+    sends has it. libzmq tells of a socket by a descriptor that is readable when something has changed, and
+    not any more once it was looked at, by sending as well: what was seen then is ``stirred``.
+
+    ``identity`` is the one under which peers are dialled. With ``curve`` only who has the key gets through
+    the handshake, either way; until then, and of each frame, a peer makes us hold no more than a piece. One
+    whose machine does not answer for ``dead_after`` seconds is cut off, and one that does not answer itself
+    for STANDSTILLS times as long (0: neither).
     """
 
-    def __init__(self, identity: bytes, curve: Curve | None, wake: int, dead_after: float = 0.0) -> None:
+    def __init__(self, identity: bytes, curve: Curve | None, wakeup: Wakeup, dead_after: float = 0.0) -> None:
         self._identity, self._curve = identity, curve
         milliseconds = math.ceil(1000 * max(LEAST_PATIENCE, dead_after))
         self._patience = min(milliseconds, _MOST_MILLISECONDS // STANDSTILLS) if dead_after else 0
@@ -71,13 +79,15 @@ class Sockets:
         self._lines: dict[zmq.Socket[bytes], _Line] = {}
         self._monitored: dict[zmq.Socket[bytes], _Line] = {}
         self._asking: dict[Route, Greeting] = {}
-        self._poller = zmq.Poller()
-        self._poller.register(wake, zmq.POLLIN)
-
-    @property
-    def closed(self) -> bool:
+        self.lock = threading.Lock()
+        self.closed = False
         """Whether ``close`` was called."""
-        return self._context.closed
+        self.stirred: deque[zmq.Socket[bytes]] = deque()
+        """Sockets to be looked at although their descriptors may tell of nothing."""
+        self._poller = select.poll()
+        self._poller.register(wakeup.descriptor, select.POLLIN)
+        self._wakeup = wakeup
+        self._polled: dict[int, zmq.Socket[bytes]] = {}
 
     def bind(self, host: str, port: int) -> str:
         """Bind the ROUTER and return its address; ``host`` has no brackets.
@@ -131,11 +141,13 @@ class Sockets:
                 error.strerror or str(error),
                 "raise the limit of open files (ulimit -n) if there are too many, or look at the address",
             ) from error
-        self._dialled[route] = line
+        with self.lock:
+            self._dialled[route] = line
 
     def hang_up(self, route: Route) -> bool:
         """Drop a dialled connection and what was not sent on it; return whether there was one."""
-        line = self._dialled.pop(route, None)
+        with self.lock:
+            line = self._dialled.pop(route, None)
         if line is None:
             return False
         self._drop(line)
@@ -150,13 +162,13 @@ class Sockets:
         self.stop_asking(route)
         with suppress(zmq.ZMQError):
             self._asking[route] = greeting = Greeting(self._context, f"tcp://{route.decode()}")
-            self._poller.register(greeting.socket, zmq.POLLIN)
+            self._watch(greeting.socket)
 
     def stop_asking(self, route: Route) -> None:
         """Forget a question that was not answered, if there is one."""
         greeting = self._asking.pop(route, None)
         if greeting is not None:
-            self._poller.unregister(greeting.socket)
+            self._unwatch(greeting.socket)
             greeting.socket.close()
 
     def asked(self, socket: zmq.Socket[bytes]) -> tuple[Route, Greeting] | None:
@@ -164,29 +176,46 @@ class Sockets:
         return next(((r, g) for r, g in self._asking.items() if g.socket is socket), None)
 
     def send(self, route: Route, frames: Frames) -> bool:
-        """Send without waiting; False if the peer was not dialled and nothing is bound.
+        """Send without waiting, from any thread that has the lock; False if the peer was not dialled and
+        nothing is bound.
 
         Raises:
             zmq.ZMQError: the peer is not connected, or takes nothing more at present.
         """
         line = self._dialled.get(route)
-        if line is not None:
+        if line is None:
+            line, frames = self._bound, [route, *frames]
+        if line is None:
+            return False
+        try:
             line.socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
-        elif self._bound is not None:
-            self._bound.socket.send_multipart([route, *frames], zmq.NOBLOCK, copy=False)
-        return line is not None or self._bound is not None
+        finally:
+            if self._readable(line.socket):
+                self.stirred.append(line.socket)
+        return True
 
-    def wait(self, milliseconds: int) -> list[zmq.Socket[bytes] | int]:
-        """Return the sockets and descriptors at which there is something."""
-        return [ready for ready, _ in self._poller.poll(milliseconds)]
+    def wait(self, milliseconds: int) -> list[zmq.Socket[bytes]]:
+        """Return the sockets at which there may be something, of those that are open."""
+        ready = []
+        for descriptor, _ in self._poller.poll(milliseconds):
+            if descriptor == self._wakeup.descriptor:
+                self._wakeup.heard()
+            else:
+                ready.append(self._polled[descriptor])
+        while self.stirred:
+            ready.append(self.stirred.popleft())
+        return ready
 
     def receive(self, socket: zmq.Socket[bytes]) -> tuple[Route, list[zmq.Frame]] | None:
         """Return the next message and its sender; None if there is none or the socket was closed."""
         line = self._lines.get(socket)
-        # Asking costs a tenth of the exception by which an empty socket would answer.
-        if line is None or not int(socket.getsockopt(zmq.EVENTS)) & READABLE:
+        if line is None:
             return None
-        frames = socket.recv_multipart(zmq.NOBLOCK, copy=False)
+        with self.lock:
+            # Asking costs a tenth of the exception by which an empty socket would answer.
+            if not self._readable(socket):
+                return None
+            frames = socket.recv_multipart(zmq.NOBLOCK, copy=False)
         return line.route if line.route is not None else Route(frames.pop(0).bytes), frames
 
     def is_monitor(self, socket: zmq.Socket[bytes]) -> bool:
@@ -196,12 +225,19 @@ class Sockets:
     def events(self, socket: zmq.Socket[bytes], most: int) -> Iterator[tuple[Route | None, ConnectionEvent]]:
         """Yield what a monitor tells, and of whom (None: of one that dialled us), until it is hung up."""
         line = self._monitored[socket]
-        for event in line.monitor.events(most):
+        events = line.monitor.events(most)
+        if len(events) == most:
+            self.stirred.append(socket)
+        for event in events:
             if socket in self._monitored:
                 yield line.route, event
 
     def close(self) -> None:
         """Close all of them once what was sent is out, or a second has passed."""
+        with self.lock:
+            self.closed = True
+            self._dialled.clear()
+            self._bound = None
         for route in list(self._asking):
             self.stop_asking(route)
         for line in list(self._lines.values()):
@@ -226,13 +262,29 @@ class Sockets:
             socket.close(linger=0)  # or the context would wait for it when it ends
             raise
         self._lines[socket] = self._monitored[line.monitor.socket] = line
-        self._poller.register(socket, zmq.POLLIN)
-        self._poller.register(line.monitor.socket, zmq.POLLIN)
+        self._watch(socket)
+        self._watch(line.monitor.socket)
         return line
 
     def _drop(self, line: _Line, linger: int | None = 0) -> None:
-        self._poller.unregister(line.socket)
-        self._poller.unregister(line.monitor.socket)
+        self._unwatch(line.socket)
+        self._unwatch(line.monitor.socket)
         del self._lines[line.socket], self._monitored[line.monitor.socket]
-        line.monitor.close()
-        line.socket.close(linger)
+        with self.lock:
+            line.monitor.close()
+            line.socket.close(linger)
+
+    def _watch(self, socket: zmq.Socket[bytes]) -> None:
+        self._polled[socket.fileno()] = socket
+        self._poller.register(socket.fileno(), select.POLLIN)
+        self.stirred.append(socket)  # its making may have taken the sign that there is something
+
+    def _unwatch(self, socket: zmq.Socket[bytes]) -> None:
+        with self.lock:
+            descriptor = socket.fileno()
+        self._poller.unregister(descriptor)
+        del self._polled[descriptor]
+
+    @staticmethod
+    def _readable(socket: zmq.Socket[bytes]) -> bool:
+        return bool(int(socket.getsockopt(zmq.EVENTS)) & READABLE)

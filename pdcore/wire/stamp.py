@@ -29,7 +29,7 @@ class Stamps(Generic[Sender]):
     """The stamps of one channel: the sender's life (16 bytes) and a number that grows with every message.
 
     Of at most ``MOST_SENDERS`` the last stamp is kept; who was heard longest ago is forgotten first.
-    Belongs to the channel's thread.
+    ``admit`` and ``forget`` belong to the channel's thread, and who calls ``next`` may send meanwhile.
     """
 
     def __init__(self, incarnation: Incarnation) -> None:

@@ -138,6 +138,45 @@ def test_messages_on_one_route_keep_their_order_both_ways(prefill: End, decode: 
     ]
 
 
+def test_nothing_is_lost_or_late_where_many_threads_post_both_ways_at_once(prefill: End, decode: End) -> None:
+    there = decode.channel.dial(prefill.address)
+    decode.channel.post(there, released(0, 1))
+    back, _ = prefill.received.get(timeout=30)
+
+    def post(channel: Channel, route: Route, thread: int) -> None:
+        for number in range(500):
+            channel.post(route, released(number, thread))
+
+    ways = [(decode.channel, there), (prefill.channel, back)]
+    posting = [threading.Thread(target=post, args=(*way, thread)) for way in ways for thread in (1, 2, 3)]
+    for thread in posting:
+        thread.start()
+    for end in (prefill, decode):  # neither ticks: what a sender saw and told nobody would lie there
+        got = [end.next() for _ in range(1500)]
+        for thread_id in (1, 2, 3):
+            mine = [m for m in got if isinstance(m, Released) and m.generation == thread_id]
+            assert mine == [released(number, thread_id) for number in range(500)]
+    for thread in posting:
+        thread.join()
+
+
+def test_a_post_waits_for_what_was_ordered_before(prefill: End, decode: End) -> None:
+    held, go = threading.Event(), threading.Event()
+    there = Route(prefill.address.encode())
+
+    def hold() -> None:
+        held.set()
+        go.wait(30)
+
+    decode.channel.call(hold)
+    assert held.wait(30)
+    decode.channel.dial(prefill.address)
+    decode.channel.post(there, released(1))
+    go.set()
+    assert prefill.next() == released(1)
+    assert not decode.channel.counts
+
+
 def test_arrays_arrive_in_their_own_frames(prefill: End, decode: End) -> None:
     decode.channel.post(decode.channel.dial(prefill.address), METADATA)
     got = prefill.next()

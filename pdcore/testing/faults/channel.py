@@ -30,7 +30,7 @@ class _Held:
 class FaultyChannel(Channel):
     """A channel that drops, repeats, delays, reorders or corrupts what it sends; it receives as it is.
 
-    What is held back goes out with a tick. All of it belongs to the owner thread.
+    What is held back goes out with a tick. The sockets' lock guards it.
     """
 
     def __init__(
@@ -66,29 +66,33 @@ class FaultyChannel(Channel):
             dead_after=dead_after,
         )
 
-    def _transmit(self, route: Route, frames: Frames) -> None:
+    def _transmit(self, route: Route, frames: Frames) -> Exception | None:
         decision = self._schedule.message(f"{self._place} {_kind(frames)}")
         due = time.monotonic() + decision.seconds
         match decision.fault:
             case Fault.DROP:
-                return
+                return None
             case Fault.CORRUPT:
                 frames = [frame[: len(frame) * 2 // 3] if _is_head(frame) else frame for frame in frames]
             case Fault.REORDER:
                 self._held.append(_Held(route, frames, due, blocks=False))
-                return
+                return None
             case Fault.DELAY:
                 self._held.append(_Held(route, frames, due, blocks=True))
-                return
+                return None
             case Fault.DUPLICATE:
                 self._held.append(_Held(route, frames, due, blocks=False))
         if any(held.blocks and held.route == route for held in self._held):
             self._held.append(_Held(route, frames, 0.0, blocks=True))
-        else:
-            super()._transmit(route, frames)
+            return None
+        return super()._transmit(route, frames)
 
     def _tick_and_flush(self, on_tick: Callable[[], None]) -> None:
         on_tick()
+        with self._sockets.lock:
+            self._flush()
+
+    def _flush(self) -> None:
         now, blocked, kept = time.monotonic(), set[Route](), list[_Held]()
         for held in self._held:
             waits = now < held.due and not self._schedule.healed
