@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import tokenize
+from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -130,6 +131,25 @@ def code_lines(path: Path) -> int:
 @pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda p: p.name)
 def test_an_adapter_stays_thin(adapter: Path) -> None:
     assert 0 < sum(map(code_lines, adapter.rglob("*.py"))) < 600
+
+
+def test_no_class_name_stands_twice() -> None:
+    """Private ones count as well: whoever greps for a name finds one class."""
+    places, counts = dict[str, set[str]](), Counter[str]()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name.lstrip("_"), set()).add(room_of(module_name(path)))
+                counts[node.name.lstrip("_")] += 1
+    roles = {"prefill", "decode"}  # each has its own, until one machine serves both
+    assert not [name for name, count in counts.items() if count > 1 and places[name] != roles]
+
+
+def test_a_package_has_about_a_dozen_modules() -> None:
+    growing = {"prefill", "decode"}  # until one machine serves both
+    folders = {path.parent for path in PACKAGE.rglob("*.py")} - {PACKAGE}
+    modules = {f: [p for p in f.glob("*.py") if not p.stem.startswith("__")] for f in folders}
+    assert not [f.name for f, found in modules.items() if len(found) > 13 and f.name not in growing]
 
 
 def test_no_module_is_called_after_nothing() -> None:

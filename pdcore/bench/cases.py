@@ -13,10 +13,10 @@ import numpy.typing as npt
 
 from pdcore.bench.load import BenchError
 from pdcore.bench.messages import Load
-from pdcore.bench.near import Pair, paired, plan_of
-from pdcore.bench.stuck_peer import HELD, Beside, measure_beside
+from pdcore.bench.near import BenchPair, paired, plan_of
+from pdcore.bench.stuck_peer import HELD, StuckPeer, measure_stuck_peer
+from pdcore.demo.content.models import MODELS
 from pdcore.demo.messages import WorkerSettings
-from pdcore.demo.models import MODELS
 from pdcore.memory.pools import Pools
 from pdcore.plan import merge_runs
 
@@ -99,7 +99,7 @@ def measure_large(settings: WorkerSettings, page_size: int, effort: Effort) -> l
         ]
 
 
-def _turns(pair: Pair, name: str, load: Load) -> Large:
+def _turns(pair: BenchPair, name: str, load: Load) -> Large:
     """Move the same bytes raw and through pdcore, turn by turn; the first turn is not counted."""
     raw, batch = pair.raw(load), pair.batch(load)
     pair.far_serves(load)
@@ -119,7 +119,7 @@ def _turns(pair: Pair, name: str, load: Load) -> Large:
     )
 
 
-def measure_tiny(settings: WorkerSettings, effort: Effort) -> tuple[Tiny, Tiny, Beside]:
+def measure_tiny(settings: WorkerSettings, effort: Effort) -> tuple[Tiny, Tiny, StuckPeer]:
     """Measure tiny requests: one after the other, 64 in flight, and 64 beside a peer that is stopped."""
     with paired(_shaped(settings, 1, 4 * IN_FLIGHT, IN_FLIGHT + HELD)) as pair:
         sequential, flying = (
@@ -130,10 +130,10 @@ def measure_tiny(settings: WorkerSettings, effort: Effort) -> tuple[Tiny, Tiny, 
             )
         )
         load = Load(20_000_001, effort.tiny, IN_FLIGHT, 1, True)
-        return sequential, flying, measure_beside(pair, load, effort.tiny_rounds)
+        return sequential, flying, measure_stuck_peer(pair, load, effort.tiny_rounds)
 
 
-def _middle(pair: Pair, load: Load, rounds: int) -> Tiny:
+def _middle(pair: BenchPair, load: Load, rounds: int) -> Tiny:
     """Serve a load several times and return the round of the median rate; a first one is not counted."""
     results = []
     for number in range(rounds + 1):
@@ -142,7 +142,7 @@ def _middle(pair: Pair, load: Load, rounds: int) -> Tiny:
     return sorted(results[1:], key=lambda r: r.per_second)[rounds // 2]
 
 
-def _serve(pair: Pair, load: Load) -> Tiny:
+def _serve(pair: BenchPair, load: Load) -> Tiny:
     pair.far_serves(load)
     near = pair.serve(load)
     far = pair.far_served(load)

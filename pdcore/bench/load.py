@@ -9,23 +9,23 @@ import numpy as np
 import numpy.typing as npt
 
 from pdcore.bench.messages import Load, Loaded
-from pdcore.demo.content import AUX_SCHEMA
+from pdcore.demo.content.expected import AUX_SCHEMA
+from pdcore.demo.content.models import MODELS
 from pdcore.demo.messages import WorkerSettings
-from pdcore.demo.models import MODELS
 from pdcore.errors import PDCoreError
 from pdcore.memory.metadata_buffers import MetadataBuffers
 from pdcore.memory.pools import Pools
 from pdcore.model import Deadline, KVPoll, Role, RoomId
 from pdcore.rooms.handle import RoomHandle
 
-__all__ = ["BenchError", "Side", "allocate", "pages_of", "serve_load"]
+__all__ = ["BenchError", "LoadSide", "allocate", "pages_of", "serve_load"]
 
 
 class BenchError(PDCoreError):
     """The benchmark could not run to its end."""
 
 
-class Side(Protocol):
+class LoadSide(Protocol):
     """One side of the benchmark; ``slot`` says which pages and which aux row a request uses."""
 
     def start(self, room: RoomId, slot: int, pages: npt.NDArray[np.int64]) -> RoomHandle:
@@ -57,7 +57,7 @@ def pages_of(load: Load, role: Role, num_pages: int) -> list[npt.NDArray[np.int6
     return list(order.reshape(load.in_flight, load.pages))
 
 
-def serve_load(load: Load, side: Side, pages: list[npt.NDArray[np.int64]], seconds: float) -> Loaded:
+def serve_load(load: Load, side: LoadSide, pages: list[npt.NDArray[np.int64]], seconds: float) -> Loaded:
     """Serve a load to its end.
 
     Raises:

@@ -15,7 +15,7 @@ from pdcore.bootstrap import BootstrapServer
 from pdcore.children import Child, Reply, decode_reply
 from pdcore.contract.engine import Peer, RawWrite, TransferEngine
 from pdcore.contract.regions import WriteBatch
-from pdcore.demo.content import aux_values
+from pdcore.demo.content.expected import aux_values
 from pdcore.demo.messages import WorkerSettings
 from pdcore.demo.serving import chosen_backend, configuration
 from pdcore.host.machine import find_place
@@ -27,7 +27,7 @@ from pdcore.plan import ItemCopier
 from pdcore.prefill import PrefillManager
 from pdcore.rooms.handle import RoomHandle
 
-__all__ = ["FarSide", "Pair", "another", "paired", "plan_of"]
+__all__ = ["BenchPair", "FarSide", "another", "paired", "plan_of"]
 
 START_SECONDS = 90.0
 STOP_SECONDS = 20.0
@@ -48,7 +48,7 @@ def plan_of(pools: Pools) -> ItemCopier:
 
 
 @attrs.frozen
-class Pair:
+class BenchPair:
     """Both sides, paired: requests go through the manager, raw writes straight to the far engine."""
 
     settings: WorkerSettings
@@ -98,7 +98,7 @@ class Pair:
 
 
 @contextlib.contextmanager
-def paired(settings: WorkerSettings) -> Iterator[Pair]:
+def paired(settings: WorkerSettings) -> Iterator[BenchPair]:
     """Start both sides and connect their raw engines.
 
     Raises:
@@ -122,13 +122,13 @@ def paired(settings: WorkerSettings) -> Iterator[Pair]:
         started = Deadline.after(START_SECONDS)
         target = far.ask(Join(engine.endpoint(), bootstrap.address), started)
         peer = engine.connect(target.endpoint, target.regions, Deadline.after(START_SECONDS))
-        yield Pair(settings, manager, pools, aux, engine, peer, far)
+        yield BenchPair(settings, manager, pools, aux, engine, peer, far)
         far.hang_up()
         far.finish(Deadline.after(STOP_SECONDS))
 
 
 @contextlib.contextmanager
-def another(pair: Pair) -> Iterator[FarSide]:
+def another(pair: BenchPair) -> Iterator[FarSide]:
     """Start a second far side beside the first; it serves loads as the first does."""
     with FarSide(pair.settings) as far:
         far.ask(Join(pair.engine.endpoint(), pair.manager.bootstrap), Deadline.after(START_SECONDS))

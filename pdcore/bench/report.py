@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import attrs
 
 from pdcore.bench.cases import Large, Planning, Tiny
-from pdcore.bench.stuck_peer import Beside
+from pdcore.bench.stuck_peer import StuckPeer
 
 __all__ = ["BenchReport", "Goal"]
 
@@ -43,7 +43,7 @@ class BenchReport:
     backend: str
     large: tuple[Large, ...]
     tiny: tuple[Tiny, Tiny]
-    beside: Beside
+    beside: StuckPeer
     planning: Planning
 
     @property

@@ -11,10 +11,10 @@ import msgspec
 
 from pdcore.bench.load import BenchError, pages_of
 from pdcore.bench.messages import Load
-from pdcore.bench.near import AUX, FarSide, Pair, another
+from pdcore.bench.near import AUX, BenchPair, FarSide, another
 from pdcore.model import Deadline, KVPoll, Role, RoomId
 
-__all__ = ["Beside", "measure_beside"]
+__all__ = ["StuckPeer", "measure_stuck_peer"]
 
 HELD = 16
 """Requests that the stopped peer has asked for, and that are sent to it while it is stopped."""
@@ -22,7 +22,7 @@ SECONDS = 30.0
 
 
 @attrs.frozen
-class Beside:
+class StuckPeer:
     """Tiny requests per second of a healthy decode worker: alone, and beside one that is stopped (SIGSTOP)
     with requests under way. ``ratio`` is the median over the rounds of the second over the first."""
 
@@ -34,7 +34,7 @@ class Beside:
         return f"{self.beside:,.0f} requests/s, alone {self.alone:,.0f}, ratio {self.ratio:.3f}"
 
 
-def measure_beside(pair: Pair, load: Load, rounds: int) -> Beside:
+def measure_stuck_peer(pair: BenchPair, load: Load, rounds: int) -> StuckPeer:
     """Serve a load alone and beside a stopped peer, in turns; the first turn is not counted.
 
     Raises:
@@ -51,21 +51,21 @@ def measure_beside(pair: Pair, load: Load, rounds: int) -> Beside:
             with _paused(pair, held, stranger):
                 beside.append(_rate(pair, msgspec.structs.replace(load, first_room=next(numbers))))
             stranger.answer(held, Deadline.after(SECONDS))
-    return Beside(
+    return StuckPeer(
         statistics.median(alone[1:]),
         statistics.median(beside[1:]),
         statistics.median(b / a for a, b in zip(alone[1:], beside[1:], strict=True)),
     )
 
 
-def _rate(pair: Pair, load: Load) -> float:
+def _rate(pair: BenchPair, load: Load) -> float:
     pair.far_serves(load)
     pair.serve(load)
     return load.requests / pair.far_served(load).wall
 
 
 @contextmanager
-def _paused(pair: Pair, held: Load, peer: FarSide) -> Iterator[None]:
+def _paused(pair: BenchPair, held: Load, peer: FarSide) -> Iterator[None]:
     """Pause a process whose requests this side has met, and send them; let it go on in the end."""
     rooms = [RoomId(held.first_room + number) for number in range(held.requests)]
     slots = range(pair.settings.slots - held.requests, pair.settings.slots)  # the healthy ones use the others

@@ -32,11 +32,11 @@ _MOMENT = 1.0
 _WITHDRAW = 60.0
 
 
-class _Crowded(Exception):  # noqa: N818 - it asks again
+class _ServerBusy(Exception):  # noqa: N818 - it asks again
     """The service serves others just now."""
 
 
-_UNREACHED = (aiohttp.ClientError, OSError, asyncio.TimeoutError, _Crowded)
+_UNREACHED = (aiohttp.ClientError, OSError, asyncio.TimeoutError, _ServerBusy)
 # Made at import: msgspec 0.22 crashes when two threads (clients) are the first to decode a type.
 _read_group = msgspec.json.Decoder(RankGroup).decode
 _read_rank = msgspec.json.Decoder(RankRecord).decode
@@ -190,7 +190,7 @@ class BootstrapClient:
             self._attempts.failed(address, error, time.monotonic() - began)
             raise
         if answer[0] == CROWDED and method == "GET":
-            crowded = _Crowded(refused(address, *answer).there_is)
+            crowded = _ServerBusy(refused(address, *answer).there_is)
             self._attempts.failed(address, crowded, time.monotonic() - began)
             raise crowded
         self._attempts.succeeded(address)

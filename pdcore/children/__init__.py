@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from pdcore.children.child import Child, ChildError, heard
-from pdcore.children.messages import Answer, Fatal, Gone, Question, Refusal, Reply, decode_reply
+from pdcore.children.messages import Answer, Fatal, Gone, Question, QuestionFailed, Reply, decode_reply
 from pdcore.children.parent import Parent, brief, run_child
 
 __all__ = [
@@ -20,7 +20,7 @@ __all__ = [
     "Gone",
     "Parent",
     "Question",
-    "Refusal",
+    "QuestionFailed",
     "Reply",
     "brief",
     "decode_reply",

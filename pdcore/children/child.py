@@ -14,7 +14,7 @@ from typing import Generic, NoReturn, TypeVar
 
 import msgspec
 
-from pdcore.children.messages import Answer, Fatal, Gone, Question, Refusal, answer_type
+from pdcore.children.messages import Answer, Fatal, Gone, Question, QuestionFailed, answer_type
 from pdcore.children.printed import READ_BYTES, Printed, write_all
 from pdcore.errors import PDCoreError
 from pdcore.model import Deadline
@@ -247,7 +247,7 @@ class Child(Generic[CommandT_contra, EventT_co]):
         match event:
             case Fatal(error):
                 return error  # which says all
-            case Refusal(traceback=traceback):
+            case QuestionFailed(traceback=traceback):
                 return traceback
             case Gone():
                 did = f"it {event.how}"

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeAlias, TypeVar, get_args
 import attrs
 import msgspec
 
-__all__ = ["Answer", "Fatal", "Gone", "Question", "Refusal", "Reply", "answer_type", "decode_reply"]
+__all__ = ["Answer", "Fatal", "Gone", "Question", "QuestionFailed", "Reply", "answer_type", "decode_reply"]
 
 AnswerT = TypeVar("AnswerT")
 
@@ -29,7 +29,7 @@ class Answer(msgspec.Struct, frozen=True, tag=True):
     value: msgspec.Raw
 
 
-class Refusal(msgspec.Struct, frozen=True, tag=True):
+class QuestionFailed(msgspec.Struct, frozen=True, tag=True):
     """A question failed with an exception of the class ``error``; the child goes on."""
 
     error: str
@@ -42,7 +42,7 @@ class Fatal(msgspec.Struct, frozen=True, tag=True):
     error: str
 
 
-Reply: TypeAlias = Answer | Refusal | Fatal
+Reply: TypeAlias = Answer | QuestionFailed | Fatal
 """What a child tells that only answers questions."""
 
 decode_reply = msgspec.json.Decoder[Reply](Reply).decode

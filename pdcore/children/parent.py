@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from pdcore.children.messages import Answer, Fatal, Refusal
+from pdcore.children.messages import Answer, Fatal, QuestionFailed
 from pdcore.children.printed import write_all
 from pdcore.host.console import explained
 
@@ -56,7 +56,7 @@ class Parent(Generic[CommandT]):
 
     def refuse(self, error: Exception) -> None:
         """Say that the question that came last has failed."""
-        self.tell(Refusal(type(error).__name__, "".join(traceback.format_exception(error))))
+        self.tell(QuestionFailed(type(error).__name__, "".join(traceback.format_exception(error))))
 
 
 def run_child(

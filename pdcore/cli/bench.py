@@ -13,8 +13,8 @@ from pdcore.bench.suite import run_bench
 from pdcore.cli.arguments import Parser, count
 from pdcore.cli.choice import add_backend_flags, choose
 from pdcore.cli.progress import telling
-from pdcore.demo.capacity import Estimate, Room
 from pdcore.demo.messages import WorkerSettings
+from pdcore.demo.planning.capacity import Estimate, FreeMemory
 from pdcore.host.console import say
 from pdcore.model import Role
 
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
             "use a larger --mib or a smaller --page-size",
         )
     sides = Estimate(len(Role) * effort.tokens * TOKEN_BYTES, len(Role))
-    sides.refuse_more_than(Room.here(), "use a smaller --mib, or --quick")
+    sides.refuse_more_than(FreeMemory.here(), "use a smaller --mib, or --quick")
     with telling("bench") as tell:
         report = run_bench(settings, effort, lambda what: tell(f"measuring {what}"))
     say(json.dumps(report.as_data(), indent=2) if args.json else "\n".join(report.lines()))

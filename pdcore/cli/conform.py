@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     options = {key: getattr(chosen.options, key) for key in given}
     target = Target(args.backend, options, args.patience)
     limits = RunLimits(args.limit or max(LEAST, 4 * args.patience), args.hangs)
-    progress = _Progress(warn if args.json else say)
+    progress = _TestLines(warn if args.json else say)
     report = run_suite(target, args.expression, limits, progress.show)
     if args.json:
         say(json.dumps(_as_data(report), indent=2))
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     return report.exit_status
 
 
-class _Progress:
+class _TestLines:
     """Prints each test as it ends, so that one sees what an engine is at."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:

@@ -12,15 +12,14 @@ from pdcore.cli.arguments import Parser, count, number, whole
 from pdcore.cli.choice import Chosen, add_backend_flags, choose
 from pdcore.cli.progress import counting
 from pdcore.config.records import MAX_SECONDS
-from pdcore.demo.capacity import Estimate, Room, shm_shortage
-from pdcore.demo.fit import refuse_misfits
-from pdcore.demo.groups import Groups, group_of
+from pdcore.demo.content.models import MODELS
 from pdcore.demo.messages import WorkerSettings
-from pdcore.demo.models import MODELS
-from pdcore.demo.router import run_demo
-from pdcore.demo.workload import (
+from pdcore.demo.planning.capacity import Estimate, FreeMemory, shm_shortage
+from pdcore.demo.planning.fit import refuse_misfits
+from pdcore.demo.planning.groups import Groups, group_of
+from pdcore.demo.planning.workload import (
     LONGEST_TOKENS,
-    Request,
+    Prompt,
     from_distribution,
     from_trace,
     page_limit,
@@ -28,6 +27,7 @@ from pdcore.demo.workload import (
     refuse_too_long,
     with_prefix,
 )
+from pdcore.demo.router import run_demo
 from pdcore.host.console import say, warn
 from pdcore.model import Role
 from pdcore.pairing.topology import CPSenders, DPChoice, Topology
@@ -153,7 +153,7 @@ def _group(text: str) -> Topology:
 
 def _plan(
     args: argparse.Namespace, chosen: Chosen, groups: Groups
-) -> tuple[WorkerSettings, tuple[Request, ...]]:
+) -> tuple[WorkerSettings, tuple[Prompt, ...]]:
     shape, size = MODELS[args.model], args.page_size
     ranks = [rank for role in Role for rank in groups.ranks(role)]
     page_bytes = sum(shape.page_bytes(size, rank) for rank in ranks)
@@ -168,7 +168,7 @@ def _plan(
     refuse_misfits(shape, size, groups)
     num_pages = min(limit, pages_needed(requests, size, args.concurrency))
     estimate = Estimate(num_pages * page_bytes + args.concurrency * slot_bytes, len(ranks))
-    estimate.refuse_more_than(Room.here(), LESS)
+    estimate.refuse_more_than(FreeMemory.here(), LESS)
     if shortage := shm_shortage(len(ranks)):
         warn(f"note: {shortage}")
     model = chosen.config.transfer.model

@@ -51,7 +51,7 @@ def loopback_echo(backend: Backend, config: Config, deadline: Deadline, nbytes: 
         KVTransferError: the engine says that a write failed.
         PDCoreError: the engine does not start, is not on ``require_transport``, or does not connect.
     """
-    run = _Run(backend, config, deadline, nbytes)
+    run = _EchoRun(backend, config, deadline, nbytes)
     thread = threading.Thread(target=run, name=f"pdcore-echo-{backend.name}", daemon=True)
     thread.start()
     thread.join(deadline.remaining() + CLOSE_SECONDS)
@@ -66,7 +66,7 @@ def loopback_echo(backend: Backend, config: Config, deadline: Deadline, nbytes: 
     return run.echo
 
 
-class _Run:
+class _EchoRun:
     """One echo; ``step`` is what it is at."""
 
     def __init__(self, backend: Backend, config: Config, deadline: Deadline, nbytes: int) -> None:

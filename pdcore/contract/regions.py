@@ -56,7 +56,7 @@ class RegionInfo:
 
 
 @runtime_checkable
-class _Tensor(Protocol):
+class _TensorLike(Protocol):
     """The part of ``torch.Tensor`` that a region needs; matched by shape, torch is not imported."""
 
     def data_ptr(self) -> int: ...
@@ -101,7 +101,7 @@ class Region:
             address, place = memory.ctypes.data, CPU
             there = f"a numpy array, dtype {memory.dtype}, shape {memory.shape}, strides {memory.strides}"
             there += f", contiguous={memory.flags.c_contiguous}, writable={memory.flags.writeable}"
-        elif isinstance(memory, _Tensor):
+        elif isinstance(memory, _TensorLike):
             device, layout = getattr(memory, "device", "cpu"), getattr(memory, "layout", "strided")
             kind = next((k for k in DeviceKind if k.value == getattr(device, "type", device)), None)
             there = f"a tensor of {memory.numel()} elements on {device}, {layout}"

@@ -7,8 +7,8 @@ import sys
 import numpy as np
 
 from pdcore.decode import DecodeManager, KVReceiver
-from pdcore.demo.content import aux_values
-from pdcore.demo.memory import Memory
+from pdcore.demo.content.expected import aux_values
+from pdcore.demo.memory import WorkerMemory
 from pdcore.demo.messages import RoomReceived, Serve, WorkerSettings
 from pdcore.demo.serving import Job, Router, Serving, configuration, ready, worker_main
 from pdcore.errors import KVTransferError
@@ -22,7 +22,7 @@ class DecodeServing(Serving[KVReceiver]):
     """Reserves pages for a prompt, tells prefill where they are, and looks at what has arrived."""
 
     def __init__(
-        self, settings: WorkerSettings, memory: Memory, router: Router, manager: DecodeManager
+        self, settings: WorkerSettings, memory: WorkerMemory, router: Router, manager: DecodeManager
     ) -> None:
         super().__init__(settings, memory, router)
         self._manager = manager
@@ -73,7 +73,7 @@ class DecodeServing(Serving[KVReceiver]):
 
 def run(settings: WorkerSettings, backend: Backend, router: Router) -> int:
     """Serve decode requests until the router says stop; return how many control messages were sent."""
-    memory = Memory(settings, Role.DECODE)
+    memory = WorkerMemory(settings, Role.DECODE)
     with DecodeManager(backend, memory.pools, settings.topology, configuration(settings)) as manager:
         router.tell(ready(backend, manager.engine))
         DecodeServing(settings, memory, router, manager).run()

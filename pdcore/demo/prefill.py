@@ -7,8 +7,8 @@ import time
 from contextlib import ExitStack
 
 from pdcore.bootstrap import BootstrapServer
-from pdcore.demo.content import aux_values
-from pdcore.demo.memory import Memory
+from pdcore.demo.content.expected import aux_values
+from pdcore.demo.memory import WorkerMemory
 from pdcore.demo.messages import RoomSent, Serve, WorkerSettings
 from pdcore.demo.serving import Job, Router, Serving, configuration, ready, worker_main
 from pdcore.model import Deadline, Role, RoomId
@@ -25,7 +25,7 @@ class PrefillServing(Serving[KVSender]):
     """Computes a prompt's pages (here: from the seed) and hands them to its sender."""
 
     def __init__(
-        self, settings: WorkerSettings, memory: Memory, router: Router, manager: PrefillManager
+        self, settings: WorkerSettings, memory: WorkerMemory, router: Router, manager: PrefillManager
     ) -> None:
         super().__init__(settings, memory, router)
         self._manager = manager
@@ -66,7 +66,7 @@ class PrefillServing(Serving[KVSender]):
 
 def run(settings: WorkerSettings, backend: Backend, router: Router) -> int:
     """Serve prefill requests until the router says stop; return how many control messages were sent."""
-    memory = Memory(settings, Role.PREFILL)
+    memory = WorkerMemory(settings, Role.PREFILL)
     with ExitStack() as stack:
         config = configuration(settings)
         address = settings.bootstrap or stack.enter_context(BootstrapServer(auth_key=config.auth_key)).address

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 import attrs
 import numpy as np
 
-from pdcore.demo.groups import Groups
+from pdcore.demo.planning.groups import Groups
 from pdcore.model import Role
 
-__all__ = ["Failure", "Report", "RequestReport"]
+__all__ = ["DemoReport", "RequestFailure", "RequestReport"]
 
 
 @attrs.frozen
@@ -39,7 +39,7 @@ class RequestReport:
 
 
 @attrs.frozen
-class Failure:
+class RequestFailure:
     """A request that ended as FAILED on ``side``, or that was never started."""
 
     room: int
@@ -49,7 +49,7 @@ class Failure:
 
 
 @attrs.frozen
-class Report:
+class DemoReport:
     """The outcome of a run. ``wall`` is in seconds, from the first request to the last answer.
 
     ``peak_rss`` are bytes of each process that ended in order: the router, prefill, decode. ``messages``
@@ -63,7 +63,7 @@ class Report:
     asked: int
     wall: float
     requests: tuple[RequestReport, ...]
-    failures: tuple[Failure, ...]
+    failures: tuple[RequestFailure, ...]
     peak_rss: tuple[int, ...] = ()
     messages: int = 0
 

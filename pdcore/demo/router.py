@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Sequence
 import attrs
 
 from pdcore.children import Fatal, Gone, heard
-from pdcore.demo.content import AUX_SCHEMA
-from pdcore.demo.groups import Groups
+from pdcore.demo.content.expected import AUX_SCHEMA
 from pdcore.demo.messages import Event, RoomFailed, RoomReceived, RoomSent, WorkerSettings
-from pdcore.demo.report import Failure, Report, RequestReport
+from pdcore.demo.planning.groups import Groups
+from pdcore.demo.planning.workload import Prompt
+from pdcore.demo.report import DemoReport, RequestFailure, RequestReport
 from pdcore.demo.workers import Fleet, Worker, started
-from pdcore.demo.workload import Request
 from pdcore.errors import FailureCode
 from pdcore.model import Deadline
 
@@ -31,12 +31,12 @@ Told = Callable[[int], None]
 class _Pending:
     """A request in flight; ``silent`` are the ranks that have not answered."""
 
-    request: Request
+    request: Prompt
     deadline: Deadline
     silent: list[Worker]
     sent: list[RoomSent] = attrs.field(factory=list)
     received: list[RoomReceived] = attrs.field(factory=list)
-    failures: list[Failure] = attrs.field(factory=list)
+    failures: list[RequestFailure] = attrs.field(factory=list)
 
     def fail(self, worker: Worker, code: str, error: str) -> None:
         """Note a rank's failure. After the first, the others are told to give up; that they do is no news."""
@@ -46,20 +46,20 @@ class _Pending:
         if not self.failures:
             for other in self.silent:
                 other.drop(self.request.room)
-        self.failures.append(Failure(self.request.room, worker.title, code, error))
+        self.failures.append(RequestFailure(self.request.room, worker.title, code, error))
 
 
-class _Run:
+class _DemoRun:
     """One run: the requests that wait, are in flight, and have ended."""
 
-    def __init__(self, fleet: Fleet, deadline: float, requests: Sequence[Request]) -> None:
+    def __init__(self, fleet: Fleet, deadline: float, requests: Sequence[Prompt]) -> None:
         self._fleet = fleet
         self._deadline = deadline
         self._waiting = list(reversed(requests))
         self._flying: dict[int, _Pending] = {}
         self._hopeless = ""
         self.arrived: list[RequestReport] = []
-        self.failures: list[Failure] = []
+        self.failures: list[RequestFailure] = []
         self.ended = 0
 
     def drive(self, concurrency: int, progress: Told) -> None:
@@ -76,9 +76,11 @@ class _Run:
             self._settle()
             progress(self.ended)
         for request in reversed(self._waiting):
-            self.failures.append(Failure(request.room, "router", "", f"never started: {self._hopeless}"))
+            self.failures.append(
+                RequestFailure(request.room, "router", "", f"never started: {self._hopeless}")
+            )
 
-    def _dispatch(self, request: Request) -> None:
+    def _dispatch(self, request: Prompt) -> None:
         room = request.room
         chosen = self._fleet.serving(room)
         deadline = Deadline.after(self._deadline + GRACE_SECONDS)
@@ -123,12 +125,12 @@ class _Run:
                 self.failures += pending.failures
             elif pending.silent:
                 waited = self._deadline + GRACE_SECONDS
-                self.failures.append(Failure(room, "router", "", f"no answer within {waited:g} s"))
+                self.failures.append(RequestFailure(room, "router", "", f"no answer within {waited:g} s"))
             else:
                 self.arrived.append(_arrived(pending.request, pending.sent, pending.received))
 
 
-def _arrived(request: Request, sent: Sequence[RoomSent], received: Sequence[RoomReceived]) -> RequestReport:
+def _arrived(request: Prompt, sent: Sequence[RoomSent], received: Sequence[RoomReceived]) -> RequestReport:
     nbytes, aux_rows = sum(r.nbytes for r in received), sum(r.aux_rows for r in received)
     moved = sum(s.nbytes for s in sent)
     wrong = [r.mismatch for r in received if r.mismatch]
@@ -157,11 +159,11 @@ def _summed(digests: Iterable[str]) -> str:
 
 def run_demo(
     settings: WorkerSettings,
-    requests: Sequence[Request],
+    requests: Sequence[Prompt],
     concurrency: int,
     progress: Told,
     groups: Groups | None = None,
-) -> Report:
+) -> DemoReport:
     """Start a process per rank, by default one on each side, serve the requests, stop all, and report.
 
     Raises:
@@ -169,12 +171,12 @@ def run_demo(
     """
     with started(settings, groups or Groups()) as fleet:
         began = time.monotonic()
-        run = _Run(fleet, settings.deadline, requests)
+        run = _DemoRun(fleet, settings.deadline, requests)
         run.drive(concurrency, progress)
         wall = time.monotonic() - began
         stopped = fleet.stop()
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Report(
+    return DemoReport(
         backend=fleet.ready.backend,
         transport=fleet.ready.transport,
         model=settings.model,

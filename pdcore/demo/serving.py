@@ -18,7 +18,7 @@ from pdcore.config.records import Config, Timeouts, TransferConfig, TransferMode
 from pdcore.config.sources import Origin, OriginKind, load_config
 from pdcore.config.structuring import Text
 from pdcore.contract.engine import TransferEngine
-from pdcore.demo.memory import Held, Memory
+from pdcore.demo.memory import HeldMemory, WorkerMemory
 from pdcore.demo.messages import (
     Command,
     Drop,
@@ -65,7 +65,7 @@ class Job(Generic[HandleT]):
 
     request: Serve
     handle: HandleT
-    held: Held
+    held: HeldMemory
     opened: float
     sent: float = 0.0
     submitted: bool = False
@@ -87,7 +87,7 @@ class Serving(ABC, Generic[HandleT]):
     The lock guards ``_jobs`` and ``_dropped``.
     """
 
-    def __init__(self, settings: WorkerSettings, memory: Memory, router: Router) -> None:
+    def __init__(self, settings: WorkerSettings, memory: WorkerMemory, router: Router) -> None:
         self.settings = settings
         self.memory = memory
         self._router = router
@@ -166,7 +166,7 @@ class Serving(ABC, Generic[HandleT]):
             job.handle.give_up(reason)
         job.submitted = True
 
-    def _opened(self, request: Serve, held: Held, deadline: Deadline) -> Job[HandleT] | None:
+    def _opened(self, request: Serve, held: HeldMemory, deadline: Deadline) -> Job[HandleT] | None:
         """Return the job of a new room, or None if it was dropped meanwhile."""
         with self._lock:
             if request.room in self._dropped:

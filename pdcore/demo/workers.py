@@ -8,8 +8,8 @@ from contextlib import ExitStack, contextmanager
 import msgspec
 
 from pdcore.children import Child
-from pdcore.demo.groups import Groups
 from pdcore.demo.messages import Command, Drop, Event, Ready, Serve, Stopped, WorkerSettings, decode_event
+from pdcore.demo.planning.groups import Groups
 from pdcore.model import Deadline, Role, RoomId
 
 __all__ = ["Fleet", "Worker", "started"]

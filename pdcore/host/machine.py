@@ -20,7 +20,7 @@ import attrs
 from pdcore.errors import AddressError
 from pdcore.host.address import ANY, is_loopback, is_wildcard, join, numeric, parse_advertised, parse_host
 
-__all__ = ["Place", "find_place", "interface_addresses", "listen"]
+__all__ = ["HostPlace", "find_place", "interface_addresses", "listen"]
 
 ANY_IPV4 = "0.0.0.0"  # noqa: S104 - who asks for all addresses gets them
 BACKLOG = 128
@@ -32,7 +32,7 @@ _log = logging.getLogger("pdcore.machine")
 
 
 @attrs.frozen
-class Place:
+class HostPlace:
     """Where a side listens (an address of this machine, or a wildcard), and what peers are told.
 
     ``advertised`` is a host; ``advertised_port`` is None where peers are told the port that is bound.
@@ -47,7 +47,7 @@ class Place:
         return join(self.advertised, self.advertised_port or port)
 
 
-def find_place(host: str, advertise: str | None = None) -> Place:
+def find_place(host: str, advertise: str | None = None) -> HostPlace:
     """Return where to listen for ``host``, and what to tell peers: ``advertise``, or what ``host`` is.
 
     ``host`` is an address of this machine, a name of it, one of its interfaces (``eth0``: its IPv4 address
@@ -61,9 +61,9 @@ def find_place(host: str, advertise: str | None = None) -> Place:
     listens = _wildcard(host) if is_wildcard(host) else _own(host)
     if advertise is not None:
         told, port = parse_advertised(advertise, "advertise")
-        return Place(listens, _told(told), port)
+        return HostPlace(listens, _told(told), port)
     if not is_wildcard(listens):
-        return Place(listens, listens)
+        return HostPlace(listens, listens)
     families = [socket.AF_INET6, socket.AF_INET] if host == "::" else [socket.AF_INET, socket.AF_INET6]
     reached = _reached_by_others(families if ":" in listens else [socket.AF_INET])
     if reached is None:
@@ -73,7 +73,7 @@ def find_place(host: str, advertise: str | None = None) -> Place:
             "set advertise (PDCORE_ADVERTISE) to what peers shall dial, or host to one address",
         )
     _log.info("host %s: peers are told %s (set advertise to tell them another address)", host, reached)
-    return Place(listens, reached)
+    return HostPlace(listens, reached)
 
 
 def listen(host: str, port: int) -> socket.socket:

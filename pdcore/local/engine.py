@@ -45,13 +45,13 @@ SETTLE = 10.0
 
 
 @attrs.frozen
-class _Registration:
+class _LocalExport:
     key: bytes
     addresses: tuple[int, ...]
 
 
 # Made at import: msgspec 0.22 crashes when two threads are the first to decode a type.
-_read_registration = msgspec.msgpack.Decoder(_Registration).decode
+_read_registration = msgspec.msgpack.Decoder(_LocalExport).decode
 
 
 class LocalPeer(Peer):
@@ -102,7 +102,7 @@ class LocalEngine(TransferEngine):
             _require_mapped(region)
         addresses = tuple(region.address for region in regions)
         self._bases = np.array(addresses, np.uint64)
-        return msgspec.msgpack.encode(_Registration(self._gate.key, addresses))
+        return msgspec.msgpack.encode(_LocalExport(self._gate.key, addresses))
 
     def do_deregister(self) -> None:
         self._settle("deregister")

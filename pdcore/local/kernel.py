@@ -35,18 +35,18 @@ class _IoVector(ctypes.Structure):
     _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
 
 
-class _Call(Protocol):
+class _VectorCall(Protocol):
     def __call__(self, pid: int, local: int, locals_: int, remote: int, remotes: int, flags: int, /) -> int:
         """Return the bytes moved, or -1 with errno set."""
 
 
 @functools.cache
-def _bind(name: str) -> _Call:
+def _bind(name: str) -> _VectorCall:
     call = getattr(ctypes.CDLL(None, use_errno=True), name)
     vectors, count = ctypes.c_void_p, ctypes.c_ulong
     call.argtypes = (ctypes.c_int, vectors, count, vectors, count, count)
     call.restype = ctypes.c_ssize_t
-    return cast("_Call", call)
+    return cast("_VectorCall", call)
 
 
 def _failed(name: str) -> OSError:

@@ -9,7 +9,7 @@ from pdcore.contract.backend import AuxRoute, BackendSpec
 from pdcore.contract.engine import TransferEngine
 from pdcore.errors import ConfigError, ConfigProblem, LayoutError
 from pdcore.events import EngineStarted, Events, Stage, stage
-from pdcore.host.machine import Place, find_place
+from pdcore.host.machine import HostPlace, find_place
 from pdcore.host.shortage import require_descriptors
 from pdcore.memory.digest import require_host_memory
 from pdcore.memory.pools import Pools
@@ -35,7 +35,7 @@ class ReadyEngine:
     inline: bool
 
 
-def find_footing(role: Role, spec: BackendSpec, config: Config) -> Place:
+def find_footing(role: Role, spec: BackendSpec, config: Config) -> HostPlace:
     """Return where a manager stands, once it is clear that it can begin at all.
 
     Raises:
@@ -51,7 +51,7 @@ def find_footing(role: Role, spec: BackendSpec, config: Config) -> Place:
 
 
 def ready_engine(
-    role: Role, backend: Backend, pools: Pools, config: Config, place: Place, events: Events
+    role: Role, backend: Backend, pools: Pools, config: Config, place: HostPlace, events: Events
 ) -> ReadyEngine:
     """Start the engine of one rank and register the pools; what fails leaves no engine behind.
 

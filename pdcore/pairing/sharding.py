@@ -14,7 +14,7 @@ __all__ = ["shared_units", "told_by_sizes"]
 
 
 @attrs.frozen
-class _Pair:
+class _SharedBuffer:
     """A buffer that both sides have, and of how many bytes and rows its items are on each."""
 
     name: str
@@ -25,7 +25,7 @@ class _Pair:
     rows: tuple[int, int]
 
     @classmethod
-    def of(cls, ours: KVLayout, theirs: KVLayout, a: KVBuffer, b: KVBuffer) -> _Pair:
+    def of(cls, ours: KVLayout, theirs: KVLayout, a: KVBuffer, b: KVBuffer) -> _SharedBuffer:
         silent = a.units is None and b.units is None
         rows = ours.rows_of(a), theirs.rows_of(b)
         return cls(a.name, a.layer, ours.units_of(a), silent, (a.item_len, b.item_len), rows)
@@ -53,12 +53,12 @@ def shared_units(prefill: Topology, decode: Topology, ours: KVLayout, theirs: KV
     """
     groups = prefill, decode
     there = {b.name: b for b in theirs.buffers}
-    pairs = [_Pair.of(ours, theirs, a, there[a.name]) for a in ours.buffers if a.name in there]
+    pairs = [_SharedBuffer.of(ours, theirs, a, there[a.name]) for a in ours.buffers if a.name in there]
     same = {
         a.name for a in ours.buffers if a.name in there and ours.units_of(a) == theirs.units_of(there[a.name])
     }
     found = {p.name: p.units for p in pairs if (p.name in same or p.silent) and p.fits(groups, p.units)}
-    layers: dict[int, list[_Pair]] = {}
+    layers: dict[int, list[_SharedBuffer]] = {}
     for pair in pairs:
         if pair.silent:
             layers.setdefault(pair.layer, []).append(pair)
@@ -86,7 +86,7 @@ def told_by_sizes(prefill: Topology, decode: Topology, ours: KVLayout, theirs: K
     )
 
 
-def _units_of_layer(groups: tuple[Topology, Topology], pairs: Sequence[_Pair]) -> int | None:
+def _units_of_layer(groups: tuple[Topology, Topology], pairs: Sequence[_SharedBuffer]) -> int | None:
     """Return the units that the sizes of a layer's buffers leave; None if there are no such.
 
     A rank of the larger group holds one of them. Were they fewer still, so that there are replicas in both

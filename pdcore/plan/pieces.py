@@ -37,7 +37,7 @@ class Pieces:
 
 
 @attrs.frozen(eq=False)
-class _Group:
+class _EqualBuffers:
     """``B`` buffers whose items have as many pieces, ``M``: regions (B,), strides (B, 1, 1), the others
     (B, 1, M)."""
 
@@ -82,11 +82,11 @@ class PieceCopier:
         return join([_batch(group, local, remote) for group in self._groups])
 
 
-def _group(rows: Sequence[tuple[Pieces, int, int]]) -> _Group:
+def _group(rows: Sequence[tuple[Pieces, int, int]]) -> _EqualBuffers:
     pieces = [p for p, _, _ in rows]
     strides = ([p.local_stride for p in pieces], [p.remote_stride for p in pieces])
     offsets = ([p.local_offsets for p in pieces], [p.remote_offsets for p in pieces])
-    return _Group(
+    return _EqualBuffers(
         (np.array([here for _, here, _ in rows]), np.array([there for _, _, there in rows])),
         (np.array(strides[0], np.uint64)[:, None, None], np.array(strides[1], np.uint64)[:, None, None]),
         (np.stack(offsets[0])[:, None, :], np.stack(offsets[1])[:, None, :]),
@@ -94,7 +94,7 @@ def _group(rows: Sequence[tuple[Pieces, int, int]]) -> _Group:
     )
 
 
-def _batch(group: _Group, local: IndexArray, remote: IndexArray) -> WriteBatch:
+def _batch(group: _EqualBuffers, local: IndexArray, remote: IndexArray) -> WriteBatch:
     buffers, _, parts = group.lengths.shape
     here, there = (
         (items.view(np.uint64)[None, :, None] * strides + offsets).reshape(-1)

@@ -39,7 +39,7 @@ class WriteTarget(Protocol):
 
 
 @attrs.frozen(eq=False)
-class _Held:
+class _QuarantinedWrite:
     transfer: Transfer
     target: WriteTarget
     drained: Callable[[], None]
@@ -64,7 +64,7 @@ class Quarantine:
     ) -> None:
         self._grace, self._is_back, self._ended_elsewhere = grace, is_back, ended_elsewhere
         self._lock = threading.Lock()
-        self._held: list[_Held] = []
+        self._held: list[_QuarantinedWrite] = []
         self._closed = False
         self._look_at = 0.0
         self.forsaken: set[Incarnation] = set()
@@ -80,7 +80,7 @@ class Quarantine:
         if transfer.quiescence is not Quiescence.DRAINED:
             with self._lock:
                 if not self._closed:
-                    self._held.append(_Held(transfer, target, drained))
+                    self._held.append(_QuarantinedWrite(transfer, target, drained))
                     return False
         drained()
         return True
@@ -113,7 +113,7 @@ class Quarantine:
             held = tuple(self._held)
         self._release(held)
 
-    def _silent(self, held: Iterable[_Held]) -> set[PeerIdentity]:
+    def _silent(self, held: Iterable[_QuarantinedWrite]) -> set[PeerIdentity]:
         """Return the peers whose memory no byte can reach any more, and those whose grace is over."""
         now = time.monotonic()
         if now < self._look_at:
@@ -144,7 +144,7 @@ class Quarantine:
             life is ProcessLife.OUT_OF_SIGHT and self._ended_elsewhere(process)
         )
 
-    def _release(self, entries: Iterable[_Held]) -> None:
+    def _release(self, entries: Iterable[_QuarantinedWrite]) -> None:
         for entry in entries:
             with self._lock:
                 if entry not in self._held:  # another thread was first

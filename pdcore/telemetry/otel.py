@@ -51,7 +51,7 @@ _W3C = TraceContextTextMapPropagator()
 
 
 @attrs.frozen
-class _Waiting:
+class _RoomWithoutParent:
     """A room of prefill whose parent is not known yet: when it was opened, and in which context."""
 
     opened_ns: int
@@ -75,7 +75,7 @@ class OpenTelemetryEvents(Tracer, Watcher):
         self._tracer = trace.get_tracer("pdcore", tracer_provider=provider)
         self._lock = threading.Lock()
         self._spans: dict[_Key, Span] = {}
-        self._waiting: dict[_Key, _Waiting] = {}
+        self._waiting: dict[_Key, _RoomWithoutParent] = {}
 
     def __call__(self, event: Event) -> None:
         if not isinstance(event, RoomEvent):
@@ -116,7 +116,7 @@ class OpenTelemetryEvents(Tracer, Watcher):
     def _open(self, key: _Key, event: RoomOpened) -> None:
         if event.node.role is Role.PREFILL:
             # Spans carry wall-clock times, which tell the order across machines; pdcore waits by none.
-            waiting = _Waiting(time.time_ns(), trace.get_current_span().get_span_context())
+            waiting = _RoomWithoutParent(time.time_ns(), trace.get_current_span().get_span_context())
             with self._lock:
                 self._waiting[key] = waiting
             return
@@ -179,7 +179,7 @@ class OpenTelemetryEvents(Tracer, Watcher):
         kind: SpanKind,
         event: RoomEvent,
         parent: Context | None = None,
-        waiting: _Waiting | None = None,
+        waiting: _RoomWithoutParent | None = None,
     ) -> Span:
         return self._tracer.start_span(
             name,

@@ -15,7 +15,7 @@ class HungError(AssertionError):
     """A call did not end in time; the thread that made it is still in it."""
 
 
-class _Call(Generic[T]):
+class _BoundedCall(Generic[T]):
     def __init__(self, call: Callable[[], T]) -> None:
         self._call = call
         self.results: list[T] = []
@@ -35,7 +35,7 @@ def bounded(call: Callable[[], T], seconds: float, what: str) -> T:
         HungError: the call had not ended by then.
         AssertionError: it raised what is no Exception, and would have ended the process of a user.
     """
-    made = _Call(call)
+    made = _BoundedCall(call)
     thread = threading.Thread(target=made, name="pdcore-testing-bounded", daemon=True)
     thread.start()
     thread.join(seconds)

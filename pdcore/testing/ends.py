@@ -19,8 +19,8 @@ from pdcore.testing.memory import (
     GUARD,
     ByteArray,
     GuardedMemory,
+    MemoryWatch,
     SharedMemory,
-    Watch,
     digest,
     overlay,
     pattern,
@@ -91,7 +91,7 @@ class Far:
         self._accept(process.ask(start))
         self._seen: list[ByteArray] = []
 
-    def _accept(self, started: c.EngineStarted) -> None:
+    def _accept(self, started: c.RegisteredEngine) -> None:
         self.endpoint, self.export, self._fds = started.endpoint, started.export, started.memory
 
     @property
@@ -125,7 +125,7 @@ class Far:
 
 
 def _require_still(memory: Sequence[ByteArray], when: str) -> None:
-    changed = Watch(memory).await_change(Deadline.after(STILL))
+    changed = MemoryWatch(memory).await_change(Deadline.after(STILL))
     assert not changed, f"bytes landed after {when}"
 
 

@@ -20,8 +20,8 @@ __all__ = [
     "NEAR_GUARD",
     "ByteArray",
     "GuardedMemory",
+    "MemoryWatch",
     "SharedMemory",
-    "Watch",
     "digest",
     "overlay",
     "pattern",
@@ -114,7 +114,7 @@ class SharedMemory:
             os.close(opened)  # the mapping stays
 
 
-class Watch:
+class MemoryWatch:
     """Memory that must not change from now on. Marked at once, for the same bytes twice cannot be seen."""
 
     def __init__(self, memory: Sequence[ByteArray]) -> None:

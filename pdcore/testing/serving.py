@@ -21,7 +21,7 @@ from pdcore.testing.far.process import FarProcess
 from pdcore.testing.memory import digest, pattern
 from pdcore.testing.target import Target
 
-__all__ = ["Serving", "ended_as"]
+__all__ = ["ServingPair", "ended_as"]
 
 SLOT = 3
 """The aux slot that every room uses, on both sides."""
@@ -42,7 +42,7 @@ def ended_as(seen: Sequence[KVPoll]) -> KVPoll:
     return last
 
 
-class Serving:
+class ServingPair:
     """A bootstrap service, a prefill manager here, and a decode manager in a far process."""
 
     def __init__(
@@ -78,7 +78,7 @@ class Serving:
 
     def receive(self, room: int, pages: Sequence[int], seconds: float | None = None) -> None:
         """Open a room on the decode side, and ask for pages."""
-        self.far.ask(c.ReceiveRoom(room, list(pages), SLOT, seconds or self.patience))
+        self.far.ask(c.ReceivePages(room, list(pages), SLOT, seconds or self.patience))
 
     def received(self, room: int) -> c.RoomEnd:
         """Wait for the end of a room on the decode side, until its pages may be reused there."""

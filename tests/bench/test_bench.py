@@ -9,7 +9,7 @@ from pdcore.bench.cases import Effort, Large, Planning, Tiny, plan_by_loop
 from pdcore.bench.load import pages_of
 from pdcore.bench.messages import Load
 from pdcore.bench.report import BenchReport
-from pdcore.bench.stuck_peer import Beside
+from pdcore.bench.stuck_peer import StuckPeer
 from pdcore.bench.suite import run_bench
 from pdcore.cli import main
 from pdcore.demo.messages import WorkerSettings
@@ -27,7 +27,7 @@ REPORT = BenchReport(
         Tiny(2000, 1, 2500.0, p50=0.0004, p99=0.001, cpu_prefill=2e-4, cpu_decode=1e-4, raw=2e-5),
         Tiny(10000, 64, 3900.0, p50=0.015, p99=0.03, cpu_prefill=2e-4, cpu_decode=1e-4, raw=2e-5),
     ),
-    beside=Beside(alone=4000.0, beside=3800.0, ratio=0.95),
+    beside=StuckPeer(alone=4000.0, beside=3800.0, ratio=0.95),
     planning=Planning(262144, numpy=0.0025, loop=0.05, ratio=20.0, validation=0.001),
 )
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from pdcore.cli import main
-from pdcore.demo import capacity
-from pdcore.demo.capacity import PROCESS_BYTES, CapacityError, Estimate, Room
+from pdcore.demo.planning import capacity
+from pdcore.demo.planning.capacity import PROCESS_BYTES, CapacityError, Estimate, FreeMemory
 
 MEMINFO = "MemTotal: 33554432 kB\nMemFree: 1024 kB\nMemAvailable: 16777216 kB\n"
 
@@ -51,18 +51,18 @@ V2, V1 = "sys/fs/cgroup", "sys/fs/cgroup/memory"
 def test_the_room_is_the_least_of_machine_and_control_groups(
     tmp_path: Path, cgroup: str, files: dict[str, str], room: int
 ) -> None:
-    assert Room.here(machine(tmp_path, cgroup, files)).nbytes == room
+    assert FreeMemory.here(machine(tmp_path, cgroup, files)).nbytes == room
 
 
 def test_this_machine_has_some() -> None:
-    assert Room.here().nbytes > 0
+    assert FreeMemory.here().nbytes > 0
 
 
 def test_an_estimate_that_does_not_fit_is_refused_with_its_figures() -> None:
     estimate = Estimate(pools=3 << 30, processes=4)
-    estimate.refuse_more_than(Room(estimate.nbytes, "a limit"), "spend less")
+    estimate.refuse_more_than(FreeMemory(estimate.nbytes, "a limit"), "spend less")
     with pytest.raises(CapacityError) as told:
-        estimate.refuse_more_than(Room(2 << 30, "a limit"), "spend less")
+        estimate.refuse_more_than(FreeMemory(2 << 30, "a limit"), "spend less")
     assert str(told.value) == (
         "this run would take about 3.4 GiB of memory, which are not there\n"
         "  there is: 2.0 GiB (a limit); pools of 3.0 GiB in 4 processes of about "

@@ -11,11 +11,11 @@ import msgspec
 import pytest
 
 from pdcore.children import ChildError, Fatal, Gone
-from pdcore.demo.groups import Groups, group_of
 from pdcore.demo.messages import Ready, RoomFailed, RoomReceived, RoomSent, Stopped, WorkerSettings
+from pdcore.demo.planning.groups import Groups, group_of
+from pdcore.demo.planning.workload import from_distribution
 from pdcore.demo.router import run_demo
 from pdcore.demo.workers import Worker
-from pdcore.demo.workload import from_distribution
 from pdcore.model import Deadline, Role, RoomId
 
 SMALL = WorkerSettings(model="gpt2", page_size=16, num_pages=64, slots=4, deadline=30)

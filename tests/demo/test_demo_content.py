@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pdcore.demo.allocator import PageAllocator
-from pdcore.demo.content import AUX_SCHEMA, Content, aux_values, mix
-from pdcore.demo.models import MODELS, ModelShape, ShapeError, Tensor
-from pdcore.demo.slabs import Cut, Slab, kv_slabs, state_slabs
+from pdcore.demo.content.expected import AUX_SCHEMA, Content, aux_values, mix
+from pdcore.demo.content.models import MODELS, ModelShape, ShapeError, Tensor
+from pdcore.demo.content.slabs import Cut, Slab, kv_slabs, state_slabs
+from pdcore.demo.memory import PageAllocator
 from pdcore.model import Deadline, RoomId
 from pdcore.pairing.topology import Topology
 

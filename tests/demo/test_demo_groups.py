@@ -10,12 +10,12 @@ from collections.abc import Mapping
 import pytest
 
 from pdcore.cli import main
-from pdcore.demo.fit import refuse_misfits
-from pdcore.demo.groups import Groups, group_of
+from pdcore.demo.content.models import MODELS
 from pdcore.demo.messages import WorkerSettings
-from pdcore.demo.models import MODELS
+from pdcore.demo.planning.fit import refuse_misfits
+from pdcore.demo.planning.groups import Groups, group_of
+from pdcore.demo.planning.workload import from_distribution
 from pdcore.demo.router import run_demo
-from pdcore.demo.workload import from_distribution
 from pdcore.model import Role, RoomId
 from pdcore.pairing.topology import DPChoice, Topology
 

@@ -4,8 +4,8 @@ import json
 
 import attrs
 
-from pdcore.demo.groups import Groups, group_of
-from pdcore.demo.report import Failure, Report, RequestReport
+from pdcore.demo.planning.groups import Groups, group_of
+from pdcore.demo.report import DemoReport, RequestFailure, RequestReport
 
 
 def request(room: int, mismatch: str = "") -> RequestReport:
@@ -25,7 +25,7 @@ def request(room: int, mismatch: str = "") -> RequestReport:
     )
 
 
-GOOD = Report(
+GOOD = DemoReport(
     "local (pdcore 0.1.0)",
     "memory",
     "gpt2",
@@ -72,7 +72,7 @@ def test_a_missing_request_is_not_good() -> None:
 
 
 def test_failures_are_named_ten_at_most() -> None:
-    failures = tuple(Failure(room, "prefill", "peer_lost", f"peer {room} died") for room in range(12))
+    failures = tuple(RequestFailure(room, "prefill", "peer_lost", f"peer {room} died") for room in range(12))
     bad = attrs.evolve(GOOD, failures=failures)
     assert not bad.good
     assert bad.lines()[-11] == "FAILED     room 0 on prefill: peer 0 died"
@@ -80,8 +80,8 @@ def test_failures_are_named_ten_at_most() -> None:
 
 
 def test_rooms_that_failed_alike_share_a_line() -> None:
-    failures = [Failure(room, "router", "", "never started") for room in range(12)]
-    bad = attrs.evolve(GOOD, failures=(*failures, Failure(3, "decode", "aborted", "it gave up")))
+    failures = [RequestFailure(room, "router", "", "never started") for room in range(12)]
+    bad = attrs.evolve(GOOD, failures=(*failures, RequestFailure(3, "decode", "aborted", "it gave up")))
     assert bad.lines()[-2:] == [
         "FAILED     room 0 and 11 more on router: never started",
         "FAILED     room 3 on decode: it gave up",
@@ -89,7 +89,7 @@ def test_rooms_that_failed_alike_share_a_line() -> None:
 
 
 def test_a_run_in_which_nothing_arrived_can_be_printed() -> None:
-    none = Report("local", "memory", "gpt2", Groups(), 3, 0.0, (), ())
+    none = DemoReport("local", "memory", "gpt2", Groups(), 3, 0.0, (), ())
     assert not none.good
     assert none.lines()[2] == "requests   0 of 3 arrived"
 

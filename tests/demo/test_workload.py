@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pdcore.demo.models import MODELS
-from pdcore.demo.workload import (
+from pdcore.demo.content.models import MODELS
+from pdcore.demo.planning.workload import (
     LONGEST_TOKENS,
-    Request,
+    Prompt,
     WorkloadError,
     from_distribution,
     from_trace,
@@ -34,9 +34,9 @@ def line(tokens: int) -> str:
 def test_a_trace_gives_its_first_requests_in_order_and_ignores_what_it_doesnt_know(tmp_path: Path) -> None:
     trace = trace_file(tmp_path / "t.jsonl", line(6758), "", line(17), line(3), "this is never read")
     assert from_trace(trace, 3) == (
-        Request(RoomId(0), 6758),
-        Request(RoomId(1), 17),
-        Request(RoomId(2), 3),
+        Prompt(RoomId(0), 6758),
+        Prompt(RoomId(1), 17),
+        Prompt(RoomId(2), 3),
     )
 
 
@@ -99,14 +99,14 @@ def test_the_distribution_has_a_longest_request_of_its_own() -> None:
 
 
 def test_a_pool_holds_the_longest_request_and_average_ones_beside_it() -> None:
-    requests = [Request(RoomId(i), tokens) for i, tokens in enumerate((100, 17, 1))]
+    requests = [Prompt(RoomId(i), tokens) for i, tokens in enumerate((100, 17, 1))]
     assert pages_needed(requests, page_size=16, concurrency=1) == 7
     assert pages_needed(requests, page_size=16, concurrency=3) == 7 + 2 * 4
 
 
 def test_a_request_longer_than_a_pool_is_refused_with_the_memory_it_would_take() -> None:
     page_bytes = MODELS["llama-3-8b"].layout(16, 1).page_bytes
-    requests = (Request(RoomId(0), 10), Request(RoomId(7), 26_888), Request(RoomId(8), 9))
+    requests = (Prompt(RoomId(0), 10), Prompt(RoomId(7), 26_888), Prompt(RoomId(8), 9))
     refuse_too_long(requests, 16, 1681, 2 * page_bytes)
     with pytest.raises(WorkloadError) as caught:
         refuse_too_long(requests, 16, 1680, 2 * page_bytes)
@@ -126,7 +126,7 @@ def test_slots_are_taken_off_the_memory_before_pages() -> None:
 
 
 def test_a_prefix_is_whole_pages_of_each_request() -> None:
-    requests = [Request(RoomId(i), tokens) for i, tokens in enumerate((100, 17, 1))]
+    requests = [Prompt(RoomId(i), tokens) for i, tokens in enumerate((100, 17, 1))]
     assert [r.held for r in with_prefix(requests, 0.5, 16)] == [3, 1, 0]
     assert [r.held for r in with_prefix(requests, 1, 16)] == [7, 2, 1]
 

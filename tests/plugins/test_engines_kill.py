@@ -12,8 +12,8 @@ import pytest
 
 from pdcore.bootstrap import BootstrapServer
 from pdcore.children import Gone
-from pdcore.demo.content import aux_values
-from pdcore.demo.memory import Memory
+from pdcore.demo.content.expected import aux_values
+from pdcore.demo.memory import WorkerMemory
 from pdcore.demo.messages import Event, Ready, RoomFailed, RoomReceived, RoomSent, WorkerSettings
 from pdcore.demo.serving import chosen_backend, configuration
 from pdcore.demo.workers import Worker
@@ -114,7 +114,7 @@ def test_a_killed_prefill_fails_its_rooms_and_the_next_one_serves_decode(backend
 class Prefill:
     """A prefill worker of this process, which can be watched at each step."""
 
-    def __init__(self, settings: WorkerSettings, manager: PrefillManager, memory: Memory) -> None:
+    def __init__(self, settings: WorkerSettings, manager: PrefillManager, memory: WorkerMemory) -> None:
         self.settings = settings
         self.manager = manager
         self.memory = memory
@@ -133,7 +133,7 @@ class Prefill:
 
 @contextmanager
 def own_prefill(settings: WorkerSettings) -> Iterator[tuple[Prefill, str]]:
-    memory = Memory(settings, Role.PREFILL)
+    memory = WorkerMemory(settings, Role.PREFILL)
     backend, config = chosen_backend(settings), configuration(settings)
     with (
         BootstrapServer() as bootstrap,

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from pdcore.decode import KVReceiver
+from pdcore.testing.faults.pair import FaultyPair
 from pdcore.testing.faults.replay import ROOMS, replay
 from pdcore.testing.faults.schedule import Fault, Schedule
-from pdcore.testing.faults.world import World
 
 rooms = st.integers(0, ROOMS - 1)
 pages = st.integers(0, 4)
@@ -24,7 +24,7 @@ class Schedules(RuleBasedStateMachine):
 
     @initialize(seed=st.integers(0, 2**32), rate=st.sampled_from([0.05, 0.2, 0.5]))
     def begin(self, seed: int, rate: float) -> None:
-        self.world = World(Schedule(seed, rate))
+        self.world = FaultyPair(Schedule(seed, rate))
 
     @rule(room=rooms, pages=pages, prefill_first=sides)
     def open(self, room: int, pages: int, prefill_first: bool) -> None:

@@ -21,8 +21,8 @@ from pdcore.model import DeviceKind
 from pdcore.testing import BackendConformance, Target
 from pdcore.testing.conformance import CLOSES
 from pdcore.testing.ends import MIB
+from pdcore.testing.engines import EnginesUnderTest, FarProcessPool
 from pdcore.testing.rules import RuleBrokenError
-from pdcore.testing.stage import Crowd, Setting
 
 BROKEN = Path(__file__).parents[1] / "broken"
 
@@ -152,10 +152,10 @@ class Suite(BackendConformance):
 
     __test__ = False
 
-    def run(self, test: str, stage: Setting, parameters: dict[str, object]) -> None:
+    def run(self, test: str, engines: EnginesUnderTest, parameters: dict[str, object]) -> None:
         """Run one test as pytest would."""
         method = getattr(self, f"test_{test}")
-        given = {"stage": stage, "target": stage.target, **parameters}
+        given = {"engines": engines, "target": engines.target, **parameters}
         method(**{name: given[name] for name in inspect.signature(method).parameters})
 
 
@@ -165,9 +165,9 @@ def suite() -> Iterator[Suite]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "path", [str(BROKEN), *sys.path])
         patch.setenv("PYTHONPATH", os.pathsep.join([str(BROKEN), os.environ.get("PYTHONPATH", "")]))
-        Suite.crowd = Crowd()
+        Suite.far_processes = FarProcessPool()
         yield Suite()
-        Suite.crowd.end()
+        Suite.far_processes.end()
 
 
 @pytest.fixture
@@ -180,12 +180,12 @@ def let_go(suite: Suite) -> Iterator[None]:
 
 
 def run(suite: Suite, sabotage: Sabotage, how: str) -> None:
-    stage = Setting(Target("broken", {"how": how}, sabotage.patience), suite.crowd)
+    engines = EnginesUnderTest(Target("broken", {"how": how}, sabotage.patience), suite.far_processes)
     try:
-        suite.run(sabotage.test, stage, sabotage.parameters)
+        suite.run(sabotage.test, engines, sabotage.parameters)
     finally:
         importlib.import_module("broken_engines.hangs").LET_GO.set()
-        stage.end()
+        engines.end()
         for thread in threading.enumerate():
             if thread.name == "pdcore-testing-bounded":
                 thread.join(30)
@@ -209,16 +209,16 @@ def test_the_honest_engine_beneath_it_passes(suite: Suite, sabotage: Sabotage) -
 
 
 def test_an_engine_that_cannot_be_closed_is_noticed(suite: Suite) -> None:
-    stage = Setting(Target("broken", {"how": "close raises"}, 10.0), suite.crowd)
-    suite.run(DEAD, stage, {})
+    engines = EnginesUnderTest(Target("broken", {"how": "close raises"}, 10.0), suite.far_processes)
+    suite.run(DEAD, engines, {})
     with pytest.raises(RuleBrokenError, match="an engine can be closed within its patience"), CLOSES:
-        stage.end()
+        engines.end()
 
 
 def test_an_import_of_the_library_is_noticed(suite: Suite) -> None:
-    stage = Setting(Target("broken_import", {}), suite.crowd)
+    engines = EnginesUnderTest(Target("broken_import", {}), suite.far_processes)
     with pytest.raises(RuleBrokenError, match="import the engine inside probe and pd_init_engine"):
-        suite.run("importing_the_plugin_imports_no_engine_and_prints_nothing", stage, {})
+        suite.run("importing_the_plugin_imports_no_engine_and_prints_nothing", engines, {})
 
 
 def test_every_broken_engine_is_tried(suite: Suite) -> None:

@@ -15,7 +15,7 @@ __all__ = [
     "Command",
     "Event",
     "PagesTouched",
-    "RoomEnded",
+    "RoomOver",
     "WorkerClosed",
     "WorkerServes",
     "decode_command",
@@ -60,7 +60,7 @@ class WorkerServes(msgspec.Struct, frozen=True, tag=True):
     bootstrap_port: int = 0
 
 
-class RoomEnded(msgspec.Struct, frozen=True, tag=True):
+class RoomOver(msgspec.Struct, frozen=True, tag=True):
     """A room ended: as SUCCESS if ``code`` is empty. ``wrong`` says what is not as it must be there."""
 
     room: int
@@ -84,7 +84,7 @@ class WorkerClosed(msgspec.Struct, frozen=True, tag=True):
     error: str = ""
 
 
-Event: TypeAlias = WorkerServes | RoomEnded | PagesTouched | WorkerClosed | Fatal
+Event: TypeAlias = WorkerServes | RoomOver | PagesTouched | WorkerClosed | Fatal
 
 decode_command = msgspec.json.Decoder[Command](Command).decode
 """The command on a line."""

@@ -152,7 +152,7 @@ class RestartedWorker:
                 self._start = replace(
                     self._start, control_port=event.control_port, bootstrap_port=event.bootstrap_port
                 )
-            case m.RoomEnded():
+            case m.RoomOver():
                 self._ended(event)
             case m.PagesTouched():
                 report.wrong_bytes.append(f"free pages {event.pages} of {self.name} were written to")
@@ -163,7 +163,7 @@ class RestartedWorker:
             case Gone():
                 self._gone(event)
 
-    def _ended(self, event: m.RoomEnded) -> None:
+    def _ended(self, event: m.RoomOver) -> None:
         report = self._report
         if self.open.pop(event.room, None) is None:
             report.wrong_bytes.append(f"room {event.room} on {self.name} ended twice")

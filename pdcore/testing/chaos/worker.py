@@ -26,7 +26,7 @@ from pdcore.prefill import KVSender, PrefillManager
 from pdcore.rooms.handle import RoomHandle
 from pdcore.selection.select import select
 from pdcore.testing.chaos import messages as m
-from pdcore.testing.faults.memory import Memory
+from pdcore.testing.faults.memory import WatchedMemory
 from pdcore.testing.target import Target
 
 __all__ = ["ChaosScheduler"]
@@ -58,7 +58,7 @@ class ChaosScheduler:
     def __init__(
         self,
         manager: PrefillManager | DecodeManager,
-        memory: Memory,
+        memory: WatchedMemory,
         parent: Parent[m.Command],
         seconds: float,
     ) -> None:
@@ -112,14 +112,14 @@ class ChaosScheduler:
             try:
                 self._begin(command)
             except PDCoreError as error:
-                self._parent.tell(m.RoomEnded(command.room, "refused", brief(error)))
+                self._parent.tell(m.RoomOver(command.room, "refused", brief(error)))
         elif command.room in self._running:
             self._running[command.room].handle.abort()
 
     def _begin(self, begin: m.BeginRoom) -> None:
         taken = self._memory.take(begin.pages)
         if taken is None:
-            self._parent.tell(m.RoomEnded(begin.room, "no free pages"))
+            self._parent.tell(m.RoomOver(begin.room, "no free pages"))
             return
         (pages, slot), room = taken, RoomId(begin.room)
         deadline = Deadline.after(self._seconds)
@@ -134,13 +134,13 @@ class ChaosScheduler:
             receiver.init()
             receiver.send_metadata(pages, slot)
 
-    def _result(self, job: ChaosRoom, state: KVPoll) -> m.RoomEnded:
+    def _result(self, job: ChaosRoom, state: KVPoll) -> m.RoomOver:
         failure = job.handle.failure()
         room = job.handle.room
         if failure is not None:
-            return m.RoomEnded(room, failure.code.value, brief(failure))
+            return m.RoomOver(room, failure.code.value, brief(failure))
         wrong = self._wrong(job) if isinstance(self._manager, DecodeManager) else ""
-        return m.RoomEnded(room, "", wrong=wrong)
+        return m.RoomOver(room, "", wrong=wrong)
 
     def _wrong(self, job: ChaosRoom) -> str:
         if pages := self._memory.wrong_pages(job.serial, job.pages):
@@ -179,7 +179,7 @@ def _options(start: m.ChaosWorkerSettings) -> dict[str, object]:
 
 
 def _manager(
-    start: m.ChaosWorkerSettings, memory: Memory, stack: ExitStack
+    start: m.ChaosWorkerSettings, memory: WatchedMemory, stack: ExitStack
 ) -> tuple[PrefillManager | DecodeManager, m.WorkerServes]:
     key = auth_key(os.environ.get("PDCORE_AUTH_KEY"))
     config = Config(
@@ -202,7 +202,7 @@ def _manager(
 
 
 def _serve(start: m.ChaosWorkerSettings, parent: Parent[m.Command]) -> None:
-    memory = Memory(LAYOUT, SLOTS)
+    memory = WatchedMemory(LAYOUT, SLOTS)
     error = ""
     # What an engine's library opens once per process is no leak of ours.
     Target(start.backend, _options(start)).start_engine(Role(start.role)).close()

@@ -19,15 +19,15 @@ __all__ = [
     "DecodeCommand",
     "DeregisterMemory",
     "EngineCommand",
-    "EngineStarted",
     "FillPools",
     "ForkEngine",
     "MemoryDigests",
     "PoolDigests",
     "Pumped",
     "ReadRegion",
-    "ReceiveRoom",
+    "ReceivePages",
     "RegisterAgain",
+    "RegisteredEngine",
     "RevokeWriter",
     "RoomEnd",
     "StartDecode",
@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 
-class EngineStarted(msgspec.Struct, frozen=True):
+class RegisteredEngine(msgspec.Struct, frozen=True):
     """The engine runs, and its memory is registered. ``memory``: a file descriptor of each region."""
 
     endpoint: bytes
@@ -48,7 +48,7 @@ class EngineStarted(msgspec.Struct, frozen=True):
     memory: list[int]
 
 
-class StartEngine(Question[EngineStarted], frozen=True):
+class StartEngine(Question[RegisteredEngine], frozen=True):
     """Start an engine of a role and register regions of these lengths."""
 
     backend: str
@@ -110,7 +110,7 @@ class ForkEngine(Question[str], frozen=True):
     """Fork, and use the engine in the child. Answers the name of the error that the child got."""
 
 
-class RegisterAgain(Question[EngineStarted], frozen=True):
+class RegisterAgain(Question[RegisteredEngine], frozen=True):
     """Deregister, and register the same memory again."""
 
 
@@ -132,7 +132,7 @@ class StartDecode(Question[None], frozen=True):
     aux: Literal["auto", "engine"]
 
 
-class ReceiveRoom(Question[None], frozen=True):
+class ReceivePages(Question[None], frozen=True):
     """Open a room, and ask for its pages and its aux row."""
 
     room: int
@@ -206,7 +206,7 @@ EngineCommand: TypeAlias = (
     | CloseEngine
 )
 DecodeCommand: TypeAlias = (
-    ReceiveRoom
+    ReceivePages
     | WatchRoom
     | AbortReceived
     | ClearReceived

@@ -37,7 +37,7 @@ class FarDecode:
     def execute(self, command: c.DecodeCommand) -> object:
         """Execute a command, and return its answer."""
         match command:
-            case c.ReceiveRoom():
+            case c.ReceivePages():
                 self._receive(command)
             case c.WatchRoom():
                 return self._watch_room(command)
@@ -64,7 +64,7 @@ class FarDecode:
         """Return one digest per KV buffer."""
         return [digest(array) for array in self._pools.arrays]
 
-    def _receive(self, command: c.ReceiveRoom) -> None:
+    def _receive(self, command: c.ReceivePages) -> None:
         """Open a room and ask for its pages."""
         deadline = Deadline.after(command.seconds)
         receiver = self._manager.receiver(self._bootstrap, RoomId(command.room), deadline)

@@ -68,7 +68,7 @@ class FarEngine:
                 self.engine.close()
         return None
 
-    def _start(self, command: c.StartEngine) -> c.EngineStarted:
+    def _start(self, command: c.StartEngine) -> c.RegisteredEngine:
         self._engine = Target(command.backend, command.options).start_engine(Role(command.role))
         self._memory, self._fds = [], []
         for i, length in enumerate(command.lengths):
@@ -83,9 +83,9 @@ class FarEngine:
             self._fds.append(fd)
         return self._register()
 
-    def _register(self) -> c.EngineStarted:
+    def _register(self) -> c.RegisteredEngine:
         export = self.engine.register([memory.region for memory in self._memory])
-        return c.EngineStarted(self.engine.endpoint(), export, self._fds)
+        return c.RegisteredEngine(self.engine.endpoint(), export, self._fds)
 
     def _start_pump(self, command: c.StartPump) -> None:
         peer = self.engine.connect(command.endpoint, command.export, Deadline.after(STEP))

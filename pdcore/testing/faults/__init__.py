@@ -1,4 +1,4 @@
-"""Fault injection: an engine and a control channel that misbehave as a seed says, and a world to do it in.
+"""Fault injection: an engine and a control channel that misbehave as a seed says, and managers among them.
 
 ``python -m pdcore.testing.faults --seed N`` replays a schedule: two managers, random operations, random
 faults, and the invariants of ``docs/INVARIANTS.md`` looked at after every step.

@@ -20,7 +20,7 @@ Frames = list[bytes | memoryview]
 
 
 @attrs.frozen(eq=False)
-class _Held:
+class _HeldMessage:
     route: Route
     frames: Frames
     due: float
@@ -51,7 +51,7 @@ class FaultyChannel(Channel):
     ) -> None:
         self._schedule = schedule
         self._place = name
-        self._held: list[_Held] = []
+        self._held: list[_HeldMessage] = []
         super().__init__(
             name,
             incarnation,
@@ -75,15 +75,15 @@ class FaultyChannel(Channel):
             case Fault.CORRUPT:
                 frames = [frame[: len(frame) * 2 // 3] if _is_head(frame) else frame for frame in frames]
             case Fault.REORDER:
-                self._held.append(_Held(route, frames, due, blocks=False))
+                self._held.append(_HeldMessage(route, frames, due, blocks=False))
                 return None
             case Fault.DELAY:
-                self._held.append(_Held(route, frames, due, blocks=True))
+                self._held.append(_HeldMessage(route, frames, due, blocks=True))
                 return None
             case Fault.DUPLICATE:
-                self._held.append(_Held(route, frames, due, blocks=False))
+                self._held.append(_HeldMessage(route, frames, due, blocks=False))
         if any(held.blocks and held.route == route for held in self._held):
-            self._held.append(_Held(route, frames, 0.0, blocks=True))
+            self._held.append(_HeldMessage(route, frames, 0.0, blocks=True))
             return None
         return super()._transmit(route, frames)
 
@@ -93,7 +93,7 @@ class FaultyChannel(Channel):
             self._flush()
 
     def _flush(self) -> None:
-        now, blocked, kept = time.monotonic(), set[Route](), list[_Held]()
+        now, blocked, kept = time.monotonic(), set[Route](), list[_HeldMessage]()
         for held in self._held:
             waits = now < held.due and not self._schedule.healed
             if waits or (held.blocks and held.route in blocked):

@@ -64,7 +64,7 @@ class FaultyBackend(Backend):
 
 
 class FaultyPrefill(PrefillManager):
-    """A prefill manager in a world of faults."""
+    """A prefill manager among faults."""
 
     def __init__(
         self, schedule: Schedule, backend: Backend, pools: Pools, bootstrap: str, config: Config
@@ -77,7 +77,7 @@ class FaultyPrefill(PrefillManager):
 
 
 class FaultyDecode(DecodeManager):
-    """A decode manager in a world of faults."""
+    """A decode manager among faults."""
 
     def __init__(self, schedule: Schedule, backend: Backend, pools: Pools, config: Config) -> None:
         self._schedule = schedule

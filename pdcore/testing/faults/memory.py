@@ -12,7 +12,7 @@ from pdcore.layout.kv import KVLayout
 from pdcore.memory.metadata_buffers import MetadataBuffers
 from pdcore.memory.pools import Pools
 
-__all__ = ["PAGES", "SLOTS", "Memory", "page_bytes"]
+__all__ = ["PAGES", "SLOTS", "WatchedMemory", "page_bytes"]
 
 PAGES, SLOTS = 24, 8
 LAYOUT = KVLayout.heads(layers=range(2), kv_heads=1, head_dim=8, page_size=2, num_pages=PAGES)
@@ -26,7 +26,7 @@ def page_bytes(serial: int, buffer: int, index: int, length: int) -> npt.NDArray
     return np.random.default_rng([serial, buffer, index]).integers(0, 256, length, np.uint8)
 
 
-class Memory:
+class WatchedMemory:
     """Pools, and their pages and slots: handed out, the last returned first, and watched while free.
 
     A page that is taken back gets new content at once: whoever still reads or writes it is seen.

@@ -1,4 +1,4 @@
-"""One seeded run of the world: the same operations and the same faults for the same seed."""
+"""One seeded run of the pair: the same operations and the same faults for the same seed."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import attrs
 import numpy as np
 
+from pdcore.testing.faults.pair import FaultyPair
 from pdcore.testing.faults.request import BrokenInvariantError
 from pdcore.testing.faults.schedule import MOST_FAULTS, Fault, Schedule
-from pdcore.testing.faults.world import World
 
-__all__ = ["Run", "replay"]
+__all__ = ["FaultyRun", "replay"]
 
 ROOMS = 6
 LONGEST_PAUSE = 0.05
@@ -30,7 +30,7 @@ WEIGHTS = {
 
 
 @attrs.frozen
-class Run:
+class FaultyRun:
     """What was done, what went wrong by intent, what arrived, and the invariant that broke, or ''."""
 
     operations: tuple[str, ...]
@@ -39,55 +39,55 @@ class Run:
     broken: str
 
 
-def replay(seed: int, steps: int, rate: float, faults: Sequence[Fault] = MOST_FAULTS) -> Run:
+def replay(seed: int, steps: int, rate: float, faults: Sequence[Fault] = MOST_FAULTS) -> FaultyRun:
     """Run ``steps`` operations under the faults of a seed, then heal and prove that all ends."""
     schedule = Schedule(seed, rate, faults)
-    world = World(schedule)
+    pair = FaultyPair(schedule)
     done: list[str] = []
     broken = ""
     random = np.random.default_rng(seed)
     names, weights = list(WEIGHTS), np.array(list(WEIGHTS.values()), float)
     try:
         for _ in range(steps):
-            done.append(_step(world, random, str(random.choice(names, p=weights / weights.sum()))))
-            world.look()
-        world.finish()
+            done.append(_step(pair, random, str(random.choice(names, p=weights / weights.sum()))))
+            pair.look()
+        pair.finish()
     except BrokenInvariantError as error:
         broken = str(error)
     finally:
-        world.close()
-    return Run(tuple(done), tuple(schedule.happened), world.successes, broken)
+        pair.close()
+    return FaultyRun(tuple(done), tuple(schedule.happened), pair.successes, broken)
 
 
-def _step(world: World, random: np.random.Generator, name: str) -> str:
+def _step(pair: FaultyPair, random: np.random.Generator, name: str) -> str:
     room, pages, prefill = int(random.integers(ROOMS)), int(random.integers(5)), bool(random.integers(2))
     seconds = float(random.random() * LONGEST_PAUSE)
     side = "prefill" if prefill else "decode"
     match name:
         case "open":
-            world.open(room, pages, prefill)
+            pair.open(room, pages, prefill)
             return f"open room {room}, {pages} pages, {side} first"
         case "open one":
-            world.open_one(room, pages, prefill)
+            pair.open_one(room, pages, prefill)
             return f"open room {room}, {pages} pages, on {side} only"
         case "serve":
-            world.open(room, pages, prefill)
-            world.send(room, pages)
+            pair.open(room, pages, prefill)
+            pair.send(room, pages)
             return f"open room {room}, {pages} pages, {side} first, and send all"
         case "send":
-            world.send(room, pages + 1)
+            pair.send(room, pages + 1)
             return f"send {pages + 1} pages of room {room}"
         case "abort":
-            world.abort(room, prefill)
+            pair.abort(room, prefill)
         case "clear":
-            world.clear(room, prefill)
+            pair.clear(room, prefill)
         case "clear ended":
-            world.clear_ended()
+            pair.clear_ended()
             return name
         case "restart":
-            world.restart(prefill)
+            pair.restart(prefill)
             return f"restart {side}"
         case _:
-            world.pause(seconds)
+            pair.pause(seconds)
             return f"pause {seconds:.3f} s"
     return f"{name} room {room} on {side}"

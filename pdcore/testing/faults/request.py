@@ -1,4 +1,4 @@
-"""One request of the world: its two sides, and what each holds until that may be reused."""
+"""One request of the faulty pair: its two sides, and what each holds until that may be reused."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import attrs
 from pdcore.model import KVPoll
 from pdcore.rooms.handle import RoomHandle
 from pdcore.rooms.status import may_follow
-from pdcore.testing.faults.memory import Memory
+from pdcore.testing.faults.memory import WatchedMemory
 
-__all__ = ["BrokenInvariantError", "Request", "Side"]
+__all__ = ["BrokenInvariantError", "WatchedRequest", "WatchedSide"]
 
 
 class BrokenInvariantError(AssertionError):
@@ -17,11 +17,11 @@ class BrokenInvariantError(AssertionError):
 
 
 @attrs.define(eq=False)
-class Side:
+class WatchedSide:
     """One side of a request: its handle and what it holds until that is safe to reuse."""
 
     handle: RoomHandle
-    memory: Memory
+    memory: WatchedMemory
     pages: list[int]
     slot: int
     seen: KVPoll = KVPoll.BOOTSTRAPPING
@@ -54,7 +54,7 @@ class Side:
 
 
 @attrs.define(eq=False)
-class Request:
+class WatchedRequest:
     """One use of a room. ``serial`` is what its pages are filled from.
 
     Every third decode holds some of the pages already, and of those prefill every other time announces and
@@ -63,8 +63,8 @@ class Request:
 
     serial: int
     count: int
-    prefill: Side | None = None
-    decode: Side | None = None
+    prefill: WatchedSide | None = None
+    decode: WatchedSide | None = None
     sent: int = attrs.field(init=False)
     complete: bool = False
 
@@ -82,5 +82,5 @@ class Request:
         return self.held if self.serial % 2 else 0
 
     @property
-    def sides(self) -> list[Side]:
+    def sides(self) -> list[WatchedSide]:
         return [side for side in (self.prefill, self.decode) if side is not None]

@@ -10,8 +10,8 @@ import numpy as np
 from pdcore.contract.outcome import TransferState
 from pdcore.contract.regions import WriteBatch
 from pdcore.testing.ends import KIB, MIB, Link
+from pdcore.testing.engines import EnginesUnderTest
 from pdcore.testing.rules import Rule
-from pdcore.testing.stage import Setting
 
 THREADS = 4
 ROUNDS = 25
@@ -32,8 +32,8 @@ class Concurrency:
         "write() may be called from several threads at once",
         "state of a write is kept in the engine or the peer instead of in the transfer",
     )
-    def test_threads_write_to_one_peer(self, stage: Setting) -> None:
-        link = stage.link()
+    def test_threads_write_to_one_peer(self, engines: EnginesUnderTest) -> None:
+        link = engines.link()
         self._write_from_threads([link] * THREADS)
         link.require_arrived(*(lane(n, turn) for n in range(THREADS) for turn in range(ROUNDS)))
 
@@ -41,9 +41,9 @@ class Concurrency:
         "writes to several peers at once reach each its own",
         "the peer written to last is remembered in the engine",
     )
-    def test_threads_write_to_several_peers(self, stage: Setting) -> None:
-        near = stage.near()
-        links = [Link(near, stage.far()) for _ in range(2)]
+    def test_threads_write_to_several_peers(self, engines: EnginesUnderTest) -> None:
+        near = engines.near()
+        links = [Link(near, engines.far()) for _ in range(2)]
         self._write_from_threads(links * (THREADS // 2))
         for i, link in enumerate(links):
             mine = [lane(n, turn) for n in range(i, THREADS, 2) for turn in range(ROUNDS)]
@@ -53,22 +53,22 @@ class Concurrency:
         "connecting and disconnecting disturbs no write to the same peer",
         "what belongs to a connection is kept by endpoint, and goes with the first disconnect()",
     )
-    def test_connecting_and_disconnecting_beside_writes(self, stage: Setting) -> None:
+    def test_connecting_and_disconnecting_beside_writes(self, engines: EnginesUnderTest) -> None:
         size = 4 * MIB
-        link = stage.link([size], [size])
+        link = engines.link([size], [size])
         pump = link.pump()
         for _ in range(ROUNDS):
             link.near.engine.disconnect(link.connect())
-        assert pump.stop(stage.deadline()), "a write had not ended"
+        assert pump.stop(engines.deadline()), "a write had not ended"
         assert pump.error is None, f"a write beside it failed: {pump.error}"
 
     @Rule(
         "disconnecting a peer disturbs no other, nor another connection to the same one",
         "disconnect() closes what belongs to the engine, or to all connections of an endpoint",
     )
-    def test_a_peer_is_disconnected_beside_others(self, stage: Setting) -> None:
-        near = stage.near()
-        first, second = (Link(near, stage.far()) for _ in range(2))
+    def test_a_peer_is_disconnected_beside_others(self, engines: EnginesUnderTest) -> None:
+        near = engines.near()
+        first, second = (Link(near, engines.far()) for _ in range(2))
         again = second.connect()
         near.engine.disconnect(first.peer)
         second.deliver(lane(0, 0))

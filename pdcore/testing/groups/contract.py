@@ -9,8 +9,8 @@ from pdcore.contract.regions import Region
 from pdcore.errors import RegistrationError
 from pdcore.model import Certainty, Device, DeviceKind, Role
 from pdcore.selection.select import select
+from pdcore.testing.engines import EnginesUnderTest
 from pdcore.testing.rules import Rule
-from pdcore.testing.stage import Setting
 from pdcore.testing.target import Target
 
 PROMISES = "drained_on_failure", "revocable", "remote_bounds_checked", "silent_after_close", "aux"
@@ -33,10 +33,10 @@ class Contract:
         "a running engine promises no less than its spec",
         "the spec's capabilities are those of another transport",
     )
-    def test_the_engine_keeps_what_the_spec_promises(self, target: Target, stage: Setting) -> None:
+    def test_the_engine_keeps_what_the_spec_promises(self, target: Target, engines: EnginesUnderTest) -> None:
         declared, real = (
             select(target.name, target.options).spec.capabilities,
-            stage.near().engine.capabilities,
+            engines.near().engine.capabilities,
         )
         assert real.memory_kinds <= declared.memory_kinds
         for promise in PROMISES:
@@ -48,8 +48,8 @@ class Contract:
         "limits are positive or None, costs are seconds",
         "a limit of 0 for 'none', a cost in microseconds",
     )
-    def test_limits_are_positive_or_none(self, stage: Setting) -> None:
-        capabilities = stage.near().engine.capabilities
+    def test_limits_are_positive_or_none(self, engines: EnginesUnderTest) -> None:
+        capabilities = engines.near().engine.capabilities
         for limit in (capabilities.max_outstanding_entries, capabilities.max_entry_bytes):
             assert limit is None or limit >= 1
         assert 0 <= capabilities.entry_cost < 1, "seconds per entry"
@@ -58,8 +58,8 @@ class Contract:
         "the transport that runs is named, and from what it is known",
         "the transport that was asked for is told as a fact",
     )
-    def test_the_effective_transport_says_from_what_it_is_known(self, stage: Setting) -> None:
-        transport = stage.near().engine.effective_transport
+    def test_the_effective_transport_says_from_what_it_is_known(self, engines: EnginesUnderTest) -> None:
+        transport = engines.near().engine.effective_transport
         assert transport.name
         assert transport.how or transport.certainty is Certainty.UNKNOWN
 
@@ -67,16 +67,16 @@ class Contract:
         "every engine has an endpoint of its own",
         "an endpoint made of host or process alone",
     )
-    def test_every_engine_has_its_own_endpoint(self, stage: Setting) -> None:
-        first, second, far = stage.near(), stage.near(), stage.far()
+    def test_every_engine_has_its_own_endpoint(self, engines: EnginesUnderTest) -> None:
+        first, second, far = engines.near(), engines.near(), engines.far()
         assert len({first.engine.endpoint(), second.engine.endpoint(), far.endpoint}) == 3
 
     @Rule(
         "an endpoint does not change while its engine lives",
         "an endpoint made anew with each call",
     )
-    def test_an_endpoint_does_not_change(self, stage: Setting) -> None:
-        engine = stage.near().engine
+    def test_an_endpoint_does_not_change(self, engines: EnginesUnderTest) -> None:
+        engine = engines.near().engine
         assert engine.endpoint() == engine.endpoint()
 
     @Rule(
@@ -85,9 +85,9 @@ class Contract:
     )
     @pytest.mark.parametrize("fault", ["empty", "twice", "unreachable device"])
     def test_a_region_that_cannot_be_registered_is_named(
-        self, target: Target, stage: Setting, fault: str
+        self, target: Target, engines: EnginesUnderTest, fault: str
     ) -> None:
-        engine = stage.near().engine
+        engine = engines.near().engine
         engine.deregister()
         good = Region.of("good", np.zeros(64, np.uint8))
         foreign = next((k for k in DeviceKind if k not in engine.capabilities.memory_kinds), None)

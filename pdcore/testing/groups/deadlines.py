@@ -17,8 +17,8 @@ from pdcore.model import Deadline
 from pdcore.plan.batches import split_entries
 from pdcore.testing.bounded import bounded
 from pdcore.testing.ends import GRACE, MIB, Far, Link, Near
+from pdcore.testing.engines import EnginesUnderTest
 from pdcore.testing.rules import Rule
-from pdcore.testing.stage import Setting
 
 SHORT = 2.0
 """Seconds given to a connect that cannot succeed."""
@@ -39,8 +39,8 @@ class Deadlines:
         "connect() is overridden, or the library's own error comes through",
     )
     @pytest.mark.parametrize("cut", [0, 3, -1, None], ids=["empty", "stub", "truncated", "flipped"])
-    def test_a_corrupt_export_is_refused(self, stage: Setting, cut: int | None) -> None:
-        near, far = stage.near(), stage.far()
+    def test_a_corrupt_export_is_refused(self, engines: EnginesUnderTest, cut: int | None) -> None:
+        near, far = engines.near(), engines.far()
         flipped = bytes([*far.export[:-1], far.export[-1] ^ 1])
         with pytest.raises(EngineError):
             connect(near, far.endpoint, flipped if cut is None else far.export[:cut])
@@ -49,8 +49,8 @@ class Deadlines:
         "an endpoint that is noise is refused with an EngineError, in time",
         "the library's or the decoder's own error comes through, or it tries to reach it for ever",
     )
-    def test_an_endpoint_that_is_noise_is_refused(self, stage: Setting) -> None:
-        near, far = stage.near(), stage.far()
+    def test_an_endpoint_that_is_noise_is_refused(self, engines: EnginesUnderTest) -> None:
+        near, far = engines.near(), engines.far()
         noise = np.random.default_rng(7).bytes(len(far.endpoint))
         with pytest.raises(EngineError):
             connect(near, noise, far.export)
@@ -59,8 +59,8 @@ class Deadlines:
         "connecting to a dead process is refused with an EngineError by its deadline",
         "the library's connect has no deadline, or is lazy and hides that nobody is there",
     )
-    def test_connecting_to_a_dead_process_ends_in_time(self, stage: Setting) -> None:
-        near, far = stage.near(), stage.far()
+    def test_connecting_to_a_dead_process_ends_in_time(self, engines: EnginesUnderTest) -> None:
+        near, far = engines.near(), engines.far()
         far.process.kill()
         with pytest.raises(EngineError):
             connect(near, far.endpoint, far.export)
@@ -69,8 +69,8 @@ class Deadlines:
         "connecting to a process that does not answer ends by its deadline",
         "the library's connect waits for the peer without a deadline",
     )
-    def test_connecting_to_a_stopped_process_ends_in_time(self, stage: Setting) -> None:
-        near, far = stage.near(), stage.far()
+    def test_connecting_to_a_stopped_process_ends_in_time(self, engines: EnginesUnderTest) -> None:
+        near, far = engines.near(), engines.far()
         far.process.pause()
         try:
             connect(near, far.endpoint, far.export)
@@ -83,8 +83,8 @@ class Deadlines:
         "a peer that cannot be reached holds up no other",
         "connect() holds a lock that write() takes, too",
     )
-    def test_a_peer_that_cannot_be_reached_holds_up_no_other(self, stage: Setting) -> None:
-        link, dead, stopped = stage.link(), stage.far(), stage.far()
+    def test_a_peer_that_cannot_be_reached_holds_up_no_other(self, engines: EnginesUnderTest) -> None:
+        link, dead, stopped = engines.link(), engines.far(), engines.far()
         dead.process.kill()
         with pytest.raises(EngineError):
             connect(link.near, dead.endpoint, dead.export)
@@ -113,10 +113,10 @@ class Deadlines:
         "wait() returns at its deadline, PENDING if need be, and never raises",
         "the library's wait has no deadline, or raises at it",
     )
-    def test_a_wait_ends_at_its_deadline(self, stage: Setting) -> None:
+    def test_a_wait_ends_at_its_deadline(self, engines: EnginesUnderTest) -> None:
         size = 16 * MIB
-        link = stage.link([size], [size])
+        link = engines.link([size], [size])
         limit = link.near.engine.capabilities.max_entry_bytes
         transfer = link.submit(split_entries(WriteBatch.of(0, 0, [0], [0], [size]), limit))
         bounded(lambda: transfer.wait(Deadline.after(1e-6)), GRACE, "wait")
-        assert transfer.wait(stage.deadline()) is TransferState.DONE
+        assert transfer.wait(engines.deadline()) is TransferState.DONE

@@ -11,9 +11,9 @@ from pdcore.contract.regions import WriteBatch
 from pdcore.errors import EngineClosedError, EngineError, RegistrationError
 from pdcore.model import Deadline
 from pdcore.testing.ends import Link
+from pdcore.testing.engines import EnginesUnderTest
 from pdcore.testing.far import commands as c
 from pdcore.testing.rules import Rule
-from pdcore.testing.stage import Setting
 
 SHORT = 2.0
 """Seconds given to a connect that cannot succeed."""
@@ -28,12 +28,12 @@ class Lifetime:
         "a closed engine refuses every call with EngineClosedError",
         "a public method is overridden without asking whether the engine is closed",
     )
-    def test_a_closed_engine_refuses_everything(self, stage: Setting) -> None:
-        link = stage.link()
+    def test_a_closed_engine_refuses_everything(self, engines: EnginesUnderTest) -> None:
+        link = engines.link()
         link.near.close()
         for call in (
             lambda: link.near.engine.write(link.peer, SOME),
-            lambda: link.near.engine.connect(link.far.endpoint, link.far.export, stage.deadline()),
+            lambda: link.near.engine.connect(link.far.endpoint, link.far.export, engines.deadline()),
             lambda: link.near.engine.register([m.region for m in link.near.memory]),
         ):
             with pytest.raises(EngineClosedError):
@@ -44,8 +44,8 @@ class Lifetime:
         "close() may be called again",
         "close() is overridden and frees the library's handle twice",
     )
-    def test_close_may_be_called_again(self, stage: Setting) -> None:
-        near = stage.near()
+    def test_close_may_be_called_again(self, engines: EnginesUnderTest) -> None:
+        near = engines.near()
         near.close()
         near.close()
 
@@ -53,10 +53,10 @@ class Lifetime:
         "close() ends every thread that the engine started, also for peers that died or never answered",
         "a thread per peer or transfer that nobody joins",
     )
-    def test_close_leaves_no_thread(self, stage: Setting) -> None:
-        fars = [stage.far() for _ in range(3)]
+    def test_close_leaves_no_thread(self, engines: EnginesUnderTest) -> None:
+        fars = [engines.far() for _ in range(3)]
         before = set(threading.enumerate())
-        link, dying, dead = Link(stage.near(), fars[0]), *fars[1:]
+        link, dying, dead = Link(engines.near(), fars[0]), *fars[1:]
         link.deliver(SOME)
         other = Link(link.near, dying)
         dying.process.kill()
@@ -74,8 +74,8 @@ class Lifetime:
         "memory is registered once",
         "register() is overridden",
     )
-    def test_memory_is_registered_once(self, stage: Setting) -> None:
-        near = stage.near()
+    def test_memory_is_registered_once(self, engines: EnginesUnderTest) -> None:
+        near = engines.near()
         with pytest.raises(RegistrationError):
             near.engine.register([m.region for m in near.memory])
 
@@ -83,8 +83,8 @@ class Lifetime:
         "deregister() may be called again",
         "deregister() is overridden and takes a registration back twice",
     )
-    def test_deregister_may_be_called_again(self, stage: Setting) -> None:
-        near = stage.near()
+    def test_deregister_may_be_called_again(self, engines: EnginesUnderTest) -> None:
+        near = engines.near()
         near.engine.deregister()
         near.engine.deregister()
 
@@ -92,8 +92,8 @@ class Lifetime:
         "memory can be deregistered and registered again, and then be written to by who connects again",
         "handles of the first registration are kept",
     )
-    def test_memory_that_is_registered_again_can_be_written_to(self, stage: Setting) -> None:
-        link = stage.link()
+    def test_memory_that_is_registered_again_can_be_written_to(self, engines: EnginesUnderTest) -> None:
+        link = engines.link()
         link.near.engine.disconnect(link.peer)
         link.far.register_again()
         link.far.process.ask(c.AdmitWriter(link.near.engine.endpoint()))
@@ -105,8 +105,10 @@ class Lifetime:
         "disconnect() may be called again, and the peer be connected to again",
         "a handle that is freed twice, or a peer that is remembered as gone",
     )
-    def test_disconnect_may_be_called_again_and_the_peer_connected_again(self, stage: Setting) -> None:
-        link = stage.link()
+    def test_disconnect_may_be_called_again_and_the_peer_connected_again(
+        self, engines: EnginesUnderTest
+    ) -> None:
+        link = engines.link()
         link.near.engine.disconnect(link.peer)
         link.near.engine.disconnect(link.peer)
         link.peer = link.connect()
@@ -117,8 +119,8 @@ class Lifetime:
         "two engines of a process share nothing that either can close",
         "the library's state is global to the process",
     )
-    def test_a_second_engine_in_the_same_process_is_its_own(self, stage: Setting) -> None:
-        first, second = stage.link(), stage.link()
+    def test_a_second_engine_in_the_same_process_is_its_own(self, engines: EnginesUnderTest) -> None:
+        first, second = engines.link(), engines.link()
         first.near.close()
         second.deliver(SOME)
         second.require_arrived(SOME)
@@ -128,17 +130,17 @@ class Lifetime:
         "an engine that a forked child inherited refuses with EngineClosedError",
         "a public method is overridden without asking whose process it is",
     )
-    def test_an_engine_that_a_fork_inherited_refuses(self, stage: Setting) -> None:
-        assert stage.far().process.ask(c.ForkEngine()) == "EngineClosedError"
+    def test_an_engine_that_a_fork_inherited_refuses(self, engines: EnginesUnderTest) -> None:
+        assert engines.far().process.ask(c.ForkEngine()) == "EngineClosedError"
 
     @Rule(
         "an engine reaches another of its own process",
         "peers are known by process or by host, not by endpoint",
     )
-    def test_an_engine_can_write_to_another_of_its_own_process(self, stage: Setting) -> None:
-        writer, reader = stage.near(), stage.near()
+    def test_an_engine_can_write_to_another_of_its_own_process(self, engines: EnginesUnderTest) -> None:
+        writer, reader = engines.near(), engines.near()
         reader.engine.admit(writer.engine.endpoint())
-        peer = writer.engine.connect(reader.engine.endpoint(), reader.export, stage.deadline())
+        peer = writer.engine.connect(reader.engine.endpoint(), reader.export, engines.deadline())
         transfer = writer.engine.write(peer, SOME)
-        assert transfer.wait(stage.deadline()) is TransferState.DONE, str(transfer.error)
+        assert transfer.wait(engines.deadline()) is TransferState.DONE, str(transfer.error)
         assert bytes(reader.memory[0].bytes[512:1512]) == bytes(writer.memory[0].bytes[:1000])

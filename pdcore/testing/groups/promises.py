@@ -17,10 +17,10 @@ from pdcore.errors import PDCoreError, RegistrationError
 from pdcore.model import Deadline, Device, DeviceKind
 from pdcore.plan.batches import split_entries
 from pdcore.testing.ends import MIB, STILL, Link, require_honest
+from pdcore.testing.engines import EnginesUnderTest
 from pdcore.testing.far import commands as c
-from pdcore.testing.memory import GUARD, Watch
+from pdcore.testing.memory import GUARD, MemoryWatch
 from pdcore.testing.rules import Rule
-from pdcore.testing.stage import Setting
 
 SOME = WriteBatch.of(0, 0, [0], [512], [1000])
 
@@ -49,8 +49,10 @@ class Promises:
         "receiver goes on (nor can anything after close() of an engine that is silent_after_close)",
         "quiescence is answered without a look at the library; bytes that sockets hold count as delivered",
     )
-    def test_what_a_stopped_receiver_has_not_read_is_not_called_drained(self, stage: Setting) -> None:
-        link = stage.link([FULL], [FULL])
+    def test_what_a_stopped_receiver_has_not_read_is_not_called_drained(
+        self, engines: EnginesUnderTest
+    ) -> None:
+        link = engines.link([FULL], [FULL])
         link.deliver(SOME)
         limit = link.near.engine.capabilities.max_entry_bytes
         batch = split_entries(WriteBatch.of(0, 0, [0], [0], [FULL]), limit)
@@ -62,7 +64,7 @@ class Promises:
             transfer.wait(Deadline.after(SOON))
             _require_pending_is_not_drained(transfer)
             silent = self._end(link, transfer)
-            watch = Watch(memory)
+            watch = MemoryWatch(memory)
         finally:
             link.far.process.resume()
         if silent:
@@ -90,13 +92,13 @@ class Promises:
         "what a transfer under way says is true when its peer is disconnected, too",
         "disconnect() drops the library's handle, and then nobody knows when the bytes have landed",
     )
-    def test_a_peer_is_disconnected_while_bytes_move(self, stage: Setting) -> None:
-        link = stage.link([FULL], [FULL])
+    def test_a_peer_is_disconnected_while_bytes_move(self, engines: EnginesUnderTest) -> None:
+        link = engines.link([FULL], [FULL])
         memory = link.far.memory
         pump = link.pump()
         link.near.engine.disconnect(link.peer)
-        assert pump.stop(stage.deadline()), "a write had not ended after its peer was disconnected"
-        watch = Watch(memory)
+        assert pump.stop(engines.deadline()), "a write had not ended after its peer was disconnected"
+        watch = MemoryWatch(memory)
         assert pump.error is None or isinstance(pump.error, PDCoreError), f"write raised {pump.error!r}"
         assert pump.last is not None
         failed = pump.last.poll() is TransferState.FAILED
@@ -111,8 +113,8 @@ class Promises:
         "others go on",
     )
     @pytest.mark.parametrize("bad", BAD)
-    def test_raw_writes_out_of_bounds(self, stage: Setting, bad: str) -> None:
-        link = stage.link()
+    def test_raw_writes_out_of_bounds(self, engines: EnginesUnderTest, bad: str) -> None:
+        link = engines.link()
         engine, (there, lengths) = link.near.engine, BAD[bad]
         if len(lengths) > 1 and not engine.capabilities.remote_bounds_checked:
             return  # who does not check may crash
@@ -137,8 +139,8 @@ class Promises:
         "with remote_bounds_checked the far side refuses memory that is registered no more",
         "the writer checks against what it was told when it connected, and the far side does not check",
     )
-    def test_memory_that_is_registered_no_more_is_refused(self, stage: Setting) -> None:
-        link = stage.link()
+    def test_memory_that_is_registered_no_more_is_refused(self, engines: EnginesUnderTest) -> None:
+        link = engines.link()
         if not link.near.engine.capabilities.remote_bounds_checked:
             return  # who does not check may write, or crash
         link.deliver(SOME)
@@ -153,8 +155,8 @@ class Promises:
         "memory_kinds lists what the library could do elsewhere, and registering takes any address",
     )
     @pytest.mark.parametrize("kind", DEVICES, ids=lambda kind: kind.value)
-    def test_declared_memory_is_reached(self, stage: Setting, kind: DeviceKind) -> None:
-        near = stage.near()
+    def test_declared_memory_is_reached(self, engines: EnginesUnderTest, kind: DeviceKind) -> None:
+        near = engines.near()
         if kind not in near.engine.capabilities.memory_kinds:
             return  # that it is refused is a test of the group ``contract``
         if any(list(Path("/").glob(place[1:])) for place in DEVICES[kind]):
@@ -169,9 +171,9 @@ class Promises:
         "an engine opens no more file descriptors than it declares, at its start and for a peer",
         "the library opens a listener, a queue and sockets for each of its own threads, too",
     )
-    def test_declared_descriptors_are_enough(self, stage: Setting) -> None:
-        far, before = stage.far(), _open_descriptors()
-        near = stage.near()
+    def test_declared_descriptors_are_enough(self, engines: EnginesUnderTest) -> None:
+        far, before = engines.far(), _open_descriptors()
+        near = engines.near()
         started = _open_descriptors()
         Link(near, far).deliver(SOME)
         declared = near.engine.capabilities
@@ -186,8 +188,8 @@ class Promises:
         "a batch stays as the core made it",
         "addresses are computed in place, in arrays that the core submits again or shares",
     )
-    def test_a_batch_is_not_changed(self, stage: Setting) -> None:
-        link = stage.link()
+    def test_a_batch_is_not_changed(self, engines: EnginesUnderTest) -> None:
+        link = engines.link()
         columns = [[1, 4099, 9000], [3, 9001, 5000], [7, 64, 1000]]
         batch = WriteBatch.of(0, 0, *columns)
         link.deliver(batch)

@@ -14,10 +14,10 @@ from pdcore.model import Deadline
 from pdcore.plan.batches import split_entries
 from pdcore.testing.bounded import bounded
 from pdcore.testing.ends import GRACE, KIB, MIB, Link
+from pdcore.testing.engines import EnginesUnderTest
 from pdcore.testing.far import commands as c
-from pdcore.testing.memory import Watch
+from pdcore.testing.memory import MemoryWatch
 from pdcore.testing.rules import Rule
-from pdcore.testing.stage import Setting
 
 SOME = WriteBatch.of(0, 0, [0], [512], [1000])
 
@@ -35,8 +35,8 @@ class Quiescing:
         "the library tells when the source may be reused, not when the target has the bytes",
     )
     @pytest.mark.parametrize("size", [64, 300 * KIB, 16 * MIB])
-    def test_done_means_landed(self, stage: Setting, size: int) -> None:
-        link = stage.link([size], [size])
+    def test_done_means_landed(self, engines: EnginesUnderTest, size: int) -> None:
+        link = engines.link([size], [size])
         limit = link.near.engine.capabilities.max_entry_bytes
         batch = split_entries(WriteBatch.of(0, 0, [0], [0], [size]), limit)
         there, here = link.far.memory[0], link.near.memory[0].bytes
@@ -55,8 +55,8 @@ class Quiescing:
         "what has ended stays as it has ended, whoever asks how often",
         "the library's handle is released with the first answer, and asked again",
     )
-    def test_an_ended_transfer_goes_on_telling(self, stage: Setting) -> None:
-        link = stage.link()
+    def test_an_ended_transfer_goes_on_telling(self, engines: EnginesUnderTest) -> None:
+        link = engines.link()
         transfers = [link.write(SOME) for _ in range(3)]
         link.near.engine.disconnect(link.peer)
         told = {(t.poll(), t.wait(Deadline.after(0.1)), t.quiescence) for t in transfers for _ in range(2)}
@@ -66,30 +66,30 @@ class Quiescing:
         "nothing moves any more once close() has returned",
         "close() does not wait for the copies under way, or leaves the thread that makes them",
     )
-    def test_nothing_lands_after_the_writer_closed(self, stage: Setting) -> None:
+    def test_nothing_lands_after_the_writer_closed(self, engines: EnginesUnderTest) -> None:
         size = 32 * MIB
-        link = stage.link([size], [size])
+        link = engines.link([size], [size])
         memory = link.far.memory
         pump = link.pump()
         link.near.close()
-        watch = Watch(memory)
+        watch = MemoryWatch(memory)
         link.far.require_still("the writer's close()")
         assert not watch.changed(), "bytes landed after the writer's close()"
-        assert pump.wait_failed(stage.deadline()) is not None, "a write succeeded after close()"
+        assert pump.wait_failed(engines.deadline()) is not None, "a write succeeded after close()"
 
     @Rule(
         "once revoke() says DRAINED no byte of that writer lands; only a revocable engine says so",
         "revoke() forgets the writer without stopping it, or does not wait for what it has under way",
     )
-    def test_a_revoked_writer_is_silent(self, stage: Setting) -> None:
+    def test_a_revoked_writer_is_silent(self, engines: EnginesUnderTest) -> None:
         size = 8 * MIB
-        link = stage.link([size], [size])
+        link = engines.link([size], [size])
         pump = link.pump()
         if not self._revoke(link):
-            assert pump.stop(stage.deadline()), "a write had not ended"
+            assert pump.stop(engines.deadline()), "a write had not ended"
             return
         link.far.require_still("revoke() was DRAINED")
-        error = pump.wait_failed(stage.deadline())
+        error = pump.wait_failed(engines.deadline())
         assert error is not None, "a revoked writer's writes must fail"
         assert not link.far.guards(), "bytes outside a region were overwritten"
 
@@ -97,8 +97,8 @@ class Quiescing:
         "a write of a revoked writer FAILS, and moves nothing, then or later",
         "the writer does not look whether it is still admitted, or what it gave to a thread goes on",
     )
-    def test_a_write_of_a_revoked_writer_fails_and_moves_nothing(self, stage: Setting) -> None:
-        link = stage.link()
+    def test_a_write_of_a_revoked_writer_fails_and_moves_nothing(self, engines: EnginesUnderTest) -> None:
+        link = engines.link()
         if not self._revoke(link):
             return
         link.fail(SOME)
@@ -109,8 +109,8 @@ class Quiescing:
         "a writer that was revoked can be admitted again, and then writes",
         "admit() does not take back what revoke() did",
     )
-    def test_a_writer_that_is_admitted_again_can_write(self, stage: Setting) -> None:
-        link = stage.link()
+    def test_a_writer_that_is_admitted_again_can_write(self, engines: EnginesUnderTest) -> None:
+        link = engines.link()
         if not self._revoke(link):
             return
         link.far.process.ask(c.AdmitWriter(link.near.engine.endpoint()))
@@ -122,12 +122,12 @@ class Quiescing:
         "a writer whose process is dead is silent: revoke() says DRAINED if the engine is revocable",
         "revoke() waits for an answer of the dead process",
     )
-    def test_a_writer_that_died_counts_as_silent(self, stage: Setting) -> None:
-        receiver, writer = stage.near(), stage.far()
+    def test_a_writer_that_died_counts_as_silent(self, engines: EnginesUnderTest) -> None:
+        receiver, writer = engines.near(), engines.far()
         receiver.engine.admit(writer.endpoint)
         writer.process.ask(c.StartPump(receiver.engine.endpoint(), receiver.export))
         writer.process.kill()
-        drained = receiver.engine.revoke(writer.endpoint, stage.deadline()) is Quiescence.DRAINED
+        drained = receiver.engine.revoke(writer.endpoint, engines.deadline()) is Quiescence.DRAINED
         revocable = receiver.engine.capabilities.revocable
         assert drained == revocable, f"revocable={revocable}, and revoke() says drained={drained}"
         if drained:
@@ -138,10 +138,10 @@ class Quiescing:
         "nothing of it lands any more; without it settle() says UNKNOWN",
         "what has arrived and is not taken in is not looked for, in sockets or in the library's buffers",
     )
-    def test_what_a_dead_writer_left_settles(self, stage: Setting) -> None:
+    def test_what_a_dead_writer_left_settles(self, engines: EnginesUnderTest) -> None:
         size = 8 * MIB
-        receiver, writer = stage.near([size]), stage.far([size])
-        engine, deadline = receiver.engine, stage.deadline()
+        receiver, writer = engines.near([size]), engines.far([size])
+        engine, deadline = receiver.engine, engines.deadline()
         engine.admit(writer.endpoint)
         writer.process.ask(c.StartPump(engine.endpoint(), receiver.export))
         writer.process.kill()
@@ -163,9 +163,11 @@ class Quiescing:
         "a stopped writer is not silent while it could go on writing; once it cannot, revoke() says so",
         "a writer that does not answer is taken for one that has ended",
     )
-    def test_a_stopped_writer_is_not_called_silent_while_it_may_write(self, stage: Setting) -> None:
+    def test_a_stopped_writer_is_not_called_silent_while_it_may_write(
+        self, engines: EnginesUnderTest
+    ) -> None:
         size = 8 * MIB
-        receiver, writer = stage.near([size]), stage.far([size])
+        receiver, writer = engines.near([size]), engines.far([size])
         receiver.engine.admit(writer.endpoint)
         writer.process.ask(c.StartPump(receiver.engine.endpoint(), receiver.export))
         writer.process.pause()
@@ -180,23 +182,23 @@ class Quiescing:
             assert pumped.error, "a writer was called silent and could go on"
             receiver.require_still("revoke() of a stopped writer was DRAINED")
         elif receiver.engine.capabilities.revocable:
-            again = receiver.engine.revoke(writer.endpoint, stage.deadline())
+            again = receiver.engine.revoke(writer.endpoint, engines.deadline())
             assert again is Quiescence.DRAINED, "the writer had stopped, and is still not called silent"
 
     @Rule(
         "once a revocable receiver has closed nothing lands in its memory, and its writers' writes fail",
         "close() does not revoke the writers, or does not wait until they are silent",
     )
-    def test_nothing_lands_after_the_receiver_closed(self, stage: Setting) -> None:
+    def test_nothing_lands_after_the_receiver_closed(self, engines: EnginesUnderTest) -> None:
         size = 8 * MIB
-        link = stage.link([size], [size])
+        link = engines.link([size], [size])
         pump = link.pump()
         if not link.near.engine.capabilities.revocable:
-            assert pump.stop(stage.deadline()), "a write had not ended"
+            assert pump.stop(engines.deadline()), "a write had not ended"
             return
         link.far.close()
         link.far.require_still("the receiver's close()")
-        assert pump.wait_failed(stage.deadline()) is not None, "a write to a closed receiver succeeded"
+        assert pump.wait_failed(engines.deadline()) is not None, "a write to a closed receiver succeeded"
 
     def _revoke(self, link: Link) -> bool:
         """Revoke the near engine; return whether it is silent, which only a revocable engine may say."""

@@ -11,11 +11,11 @@ import pytest
 from pdcore.config.records import TransferModel
 from pdcore.errors import ConfigError
 from pdcore.model import KVPoll, Role
+from pdcore.testing.engines import FarProcessPool
 from pdcore.testing.far.commands import AbortReceived, ClearReceived
 from pdcore.testing.far.pools import NUM_PAGES
 from pdcore.testing.rules import Rule
-from pdcore.testing.serving import Serving
-from pdcore.testing.stage import Crowd
+from pdcore.testing.serving import ServingPair
 from pdcore.testing.target import Target
 
 ALL = range(NUM_PAGES)
@@ -23,30 +23,30 @@ ALL = range(NUM_PAGES)
 AuxChoice = Literal["auto", "engine"]
 
 
-class Rooms:
+class RoomsEnd:
     """The group ``rooms``."""
 
-    crowd: ClassVar[Crowd]
+    far_processes: ClassVar[FarProcessPool]
 
     @pytest.fixture
-    def serving(self, target: Target) -> Iterator[Serving]:
+    def serving(self, target: Target) -> Iterator[ServingPair]:
         """A prefill and a decode worker, with worker threads submitting."""
         yield from self._serve(target, TransferModel.WORKERS)
 
-    def _serve(self, target: Target, model: TransferModel, aux: AuxChoice = "auto") -> Iterator[Serving]:
-        far, clean = self.crowd.take(), False
+    def _serve(self, target: Target, model: TransferModel, aux: AuxChoice = "auto") -> Iterator[ServingPair]:
+        far, clean = self.far_processes.take(), False
         try:
-            with contextlib.closing(Serving(target, model.value, far, aux)) as serving:
+            with contextlib.closing(ServingPair(target, model.value, far, aux)) as serving:
                 yield serving
             clean = True
         finally:
-            self.crowd.give(far, clean=clean)
+            self.far_processes.give(far, clean=clean)
 
     @Rule(
         "pages and aux rows of a room arrive, and nothing else changes",
         "aux is declared and its region is treated like pages",
     )
-    def test_pages_and_aux_arrive(self, serving: Serving) -> None:
+    def test_pages_and_aux_arrive(self, serving: ServingPair) -> None:
         serving.deliver(1, ALL[10:40], ALL[5:35])
         serving.require_arrived(dict(zip(ALL[5:35], ALL[10:40], strict=True)))
 
@@ -54,7 +54,7 @@ class Rooms:
         "scattered pages arrive in chunks",
         "entries of several chunks or buffers are mixed up",
     )
-    def test_scattered_pages_arrive_in_chunks(self, serving: Serving) -> None:
+    def test_scattered_pages_arrive_in_chunks(self, serving: ServingPair) -> None:
         here, there = [*ALL[::3], *ALL[1::3]], [*ALL[41::-1], 60]
         serving.deliver(2, here, there, chunk=5)
         serving.require_arrived(dict(zip(there, here, strict=True)))
@@ -95,7 +95,9 @@ class Rooms:
         "an aborted room fails on both sides, and no byte lands once its pages are safe",
         "a transfer is called DRAINED while its bytes are under way, or never again",
     )
-    def test_a_room_that_prefill_aborts_fails_on_both_sides_and_is_released(self, serving: Serving) -> None:
+    def test_a_room_that_prefill_aborts_fails_on_both_sides_and_is_released(
+        self, serving: ServingPair
+    ) -> None:
         serving.deliver(4, ALL[:1], ALL[:1])
         sender = serving.sender(5, NUM_PAGES)
         serving.receive(5, ALL)
@@ -110,7 +112,9 @@ class Rooms:
         "an aborted room fails on both sides, and no byte lands once its pages are safe",
         "a transfer is called DRAINED while its bytes are under way, or never again",
     )
-    def test_a_room_that_decode_aborts_fails_on_both_sides_and_is_released(self, serving: Serving) -> None:
+    def test_a_room_that_decode_aborts_fails_on_both_sides_and_is_released(
+        self, serving: ServingPair
+    ) -> None:
         serving.deliver(6, ALL[:1], ALL[:1])
         sender = serving.sender(7, NUM_PAGES)
         serving.receive(7, ALL)
@@ -125,7 +129,7 @@ class Rooms:
         "a room fails at its deadline",
         "a call of the engine that holds up the manager",
     )
-    def test_a_room_that_gets_no_pages_fails_at_its_deadline(self, serving: Serving) -> None:
+    def test_a_room_that_gets_no_pages_fails_at_its_deadline(self, serving: ServingPair) -> None:
         serving.receive(8, ALL, seconds=0.3)
         sender = serving.sender(8, NUM_PAGES, seconds=0.3)
         assert serving.sent(sender) is KVPoll.FAILED
@@ -136,7 +140,7 @@ class Rooms:
         "at once if the engine declares drained_on_failure",
         "a write that never ends, or stays UNKNOWN although drained_on_failure is declared",
     )
-    def test_rooms_fail_when_decode_dies_and_name_it(self, serving: Serving, target: Target) -> None:
+    def test_rooms_fail_when_decode_dies_and_name_it(self, serving: ServingPair, target: Target) -> None:
         serving.deliver(9, ALL[:1], ALL[:1])
         sender = serving.sender(10, NUM_PAGES)
         serving.receive(10, ALL)
@@ -160,7 +164,7 @@ class Rooms:
         "a room's id can be used again",
         "what was kept of the first room is found by its id",
     )
-    def test_a_room_id_can_be_used_again(self, serving: Serving) -> None:
+    def test_a_room_id_can_be_used_again(self, serving: ServingPair) -> None:
         serving.deliver(11, ALL[:8], ALL[8:16])
         serving.far.ask(ClearReceived(11))
         serving.deliver(11, ALL[16:24], ALL[:8])

@@ -10,8 +10,8 @@ from pdcore.contract.regions import WriteBatch
 from pdcore.errors import PlanError
 from pdcore.plan.batches import join
 from pdcore.testing.ends import KIB, MIB
+from pdcore.testing.engines import EnginesUnderTest
 from pdcore.testing.rules import Rule
-from pdcore.testing.stage import Setting
 
 
 def scattered(entries: int, size: int, seed: int) -> WriteBatch:
@@ -28,8 +28,8 @@ class Shapes:
         "an empty batch is DONE at once",
         "do_write() is overridden in write(), which sends nothing away for it",
     )
-    def test_an_empty_batch_is_done_and_moves_nothing(self, stage: Setting) -> None:
-        link = stage.link()
+    def test_an_empty_batch_is_done_and_moves_nothing(self, engines: EnginesUnderTest) -> None:
+        link = engines.link()
         assert link.submit(WriteBatch.empty()).poll() is TransferState.DONE
         link.require_arrived()
 
@@ -37,8 +37,8 @@ class Shapes:
         "any number of bytes arrives",
         "lengths are rounded to the library's blocks",
     )
-    def test_one_byte_arrives(self, stage: Setting) -> None:
-        link = stage.link()
+    def test_one_byte_arrives(self, engines: EnginesUnderTest) -> None:
+        link = engines.link()
         batch = WriteBatch.of(0, 0, [8 * KIB], [16 * KIB], [1])
         link.deliver(batch)
         link.require_arrived(batch)
@@ -47,8 +47,8 @@ class Shapes:
         "any offset and any length is right, aligned or not",
         "offsets or lengths are rounded to the library's items or blocks",
     )
-    def test_unaligned_entries_arrive(self, stage: Setting) -> None:
-        link = stage.link()
+    def test_unaligned_entries_arrive(self, engines: EnginesUnderTest) -> None:
+        link = engines.link()
         batch = WriteBatch.of(0, 0, [1, 4099, 70_001], [3, 9_001, 65_537], [7, 4_095, 12_347])
         link.deliver(batch)
         link.require_arrived(batch)
@@ -57,8 +57,8 @@ class Shapes:
         "a region is written from its first to its last byte, and nothing beyond",
         "bounds that are off by one",
     )
-    def test_the_first_and_the_last_byte_of_a_region_arrive(self, stage: Setting) -> None:
-        link = stage.link()
+    def test_the_first_and_the_last_byte_of_a_region_arrive(self, engines: EnginesUnderTest) -> None:
+        link = engines.link()
         batch = WriteBatch.of(0, 0, [0, MIB - 64], [0, MIB - 64], [64, 64])
         link.deliver(batch)
         link.require_arrived(batch)
@@ -68,8 +68,8 @@ class Shapes:
         "a list is cut at the library's limit, or an entry is lost where pieces meet",
     )
     @pytest.mark.parametrize(("entries", "size"), [(10_000, 192), (100_000, 64)])
-    def test_scattered_entries_arrive(self, stage: Setting, entries: int, size: int) -> None:
-        link = stage.link([(entries + 1) * size], [(entries + 1) * size])
+    def test_scattered_entries_arrive(self, engines: EnginesUnderTest, entries: int, size: int) -> None:
+        link = engines.link([(entries + 1) * size], [(entries + 1) * size])
         batch = scattered(entries, size, seed=entries)
         link.deliver(batch)
         link.require_arrived(batch)
@@ -78,9 +78,9 @@ class Shapes:
         "each entry goes from its own local region to its own remote one",
         "the first region's base or handle is used for all",
     )
-    def test_many_pairs_of_regions_arrive_in_one_batch(self, stage: Setting) -> None:
+    def test_many_pairs_of_regions_arrive_in_one_batch(self, engines: EnginesUnderTest) -> None:
         lengths = [64 * KIB + 4096 * i for i in range(24)]
-        link = stage.link(lengths, lengths[::-1])
+        link = engines.link(lengths, lengths[::-1])
         offsets = np.arange(0, 56 * KIB, 8 * KIB)
         here, sizes = offsets[::-1], np.full(len(offsets), 1021)
         pairs = [WriteBatch.of(i, (5 * i) % 24, here + i, offsets + 3 * i, sizes + 8 * i) for i in range(24)]
@@ -92,9 +92,9 @@ class Shapes:
         "an entry up to max_entry_bytes arrives whole",
         "DONE is told before the end of a long entry has landed, or its length overflows",
     )
-    def test_a_large_contiguous_entry_arrives(self, stage: Setting) -> None:
+    def test_a_large_contiguous_entry_arrives(self, engines: EnginesUnderTest) -> None:
         size = 64 * MIB
-        link = stage.link([size + 4096], [size + 8192])
+        link = engines.link([size + 4096], [size + 8192])
         limit = link.near.engine.capabilities.max_entry_bytes or size
         offsets = np.arange(0, size, limit)
         batch = WriteBatch.of(0, 0, 4096 + offsets, 2048 + offsets, np.minimum(limit, size - offsets))
@@ -105,8 +105,8 @@ class Shapes:
         "a write that begins after another is DONE goes over it",
         "an earlier write is still under way, or is sent again, after it was DONE",
     )
-    def test_later_writes_go_over_earlier_ones(self, stage: Setting) -> None:
-        link = stage.link()
+    def test_later_writes_go_over_earlier_ones(self, engines: EnginesUnderTest) -> None:
+        link = engines.link()
         batches = [WriteBatch.of(0, 0, [4096 * i], [2048 * i], [4096]) for i in range(32)]
         for batch in batches:
             link.deliver(batch)
@@ -128,9 +128,9 @@ class Shapes:
         ids=["past remote", "past local", "wrapped", "unknown region", "no bytes"],
     )
     def test_a_batch_that_leaves_its_regions_is_refused_whole(
-        self, stage: Setting, batch: WriteBatch
+        self, engines: EnginesUnderTest, batch: WriteBatch
     ) -> None:
-        link = stage.link()
+        link = engines.link()
         with pytest.raises(PlanError):
             link.submit(batch)
         link.require_arrived()

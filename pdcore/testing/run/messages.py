@@ -8,7 +8,7 @@ import msgspec
 
 from pdcore.children import Fatal
 
-__all__ = ["Collected", "Errand", "SuiteOver", "TestBegun", "TestOver", "Told", "decode_told"]
+__all__ = ["BeganTest", "Collected", "EndedTest", "Errand", "SuiteOver", "Told", "decode_told"]
 
 
 class Errand(msgspec.Struct, frozen=True):
@@ -28,13 +28,13 @@ class Collected(msgspec.Struct, frozen=True, tag=True):
     planned: list[tuple[str, str]]
 
 
-class TestBegun(msgspec.Struct, frozen=True, tag=True):
+class BeganTest(msgspec.Struct, frozen=True, tag=True):
     """A test began."""
 
     test: str
 
 
-class TestOver(msgspec.Struct, frozen=True, tag=True):
+class EndedTest(msgspec.Struct, frozen=True, tag=True):
     """A test ended. ``stuck``: a call of the engine has not returned, in a thread of that process."""
 
     test: str
@@ -50,7 +50,7 @@ class SuiteOver(msgspec.Struct, frozen=True, tag=True):
     said: str
 
 
-Told: TypeAlias = Collected | TestBegun | TestOver | SuiteOver | Fatal
+Told: TypeAlias = Collected | BeganTest | EndedTest | SuiteOver | Fatal
 
 decode_told = msgspec.json.Decoder[Told](Told).decode
 """The event on a line."""

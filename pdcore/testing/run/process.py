@@ -17,7 +17,7 @@ import pytest
 from pdcore.children import Parent, run_child
 from pdcore.testing.bounded import HungError
 from pdcore.testing.rules import RuleBrokenError
-from pdcore.testing.run.messages import Collected, Errand, SuiteOver, TestBegun, TestOver
+from pdcore.testing.run.messages import BeganTest, Collected, EndedTest, Errand, SuiteOver
 from pdcore.testing.run.outcomes import Ending
 from pdcore.testing.target import Target
 
@@ -63,7 +63,7 @@ class _TellingPlugin:
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         self._ending, self._reason, self._stuck = Ending.PASSED, "", False
-        self._watcher.tell(TestBegun(_name(nodeid)))
+        self._watcher.tell(BeganTest(_name(nodeid)))
 
     def pytest_runtest_makereport(self, call: pytest.CallInfo[None]) -> None:
         error = call.excinfo.value if call.excinfo is not None else None
@@ -81,7 +81,7 @@ class _TellingPlugin:
         self._reason = reason.removeprefix(f"{RuleBrokenError.__module__}.{RuleBrokenError.__name__}: ")
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
-        self._watcher.tell(TestOver(_name(nodeid), self._ending.value, self._reason, self._stuck))
+        self._watcher.tell(EndedTest(_name(nodeid), self._ending.value, self._reason, self._stuck))
 
 
 def _group(item: pytest.Item) -> str:

@@ -17,7 +17,7 @@ import attrs
 
 from pdcore.children import Child, Fatal, Gone, heard
 from pdcore.model import Deadline
-from pdcore.testing.run.messages import Collected, Errand, SuiteOver, TestBegun, TestOver, Told, decode_told
+from pdcore.testing.run.messages import BeganTest, Collected, EndedTest, Errand, SuiteOver, Told, decode_told
 from pdcore.testing.run.outcomes import ConformanceReport, Ending, Outcome, TestName
 from pdcore.testing.target import Target
 
@@ -109,7 +109,7 @@ class _SuiteRun:
                     break
                 else:
                     self._hear(event)
-                    if isinstance(event, TestOver) and event.stuck:
+                    if isinstance(event, EndedTest) and event.stuck:
                         break  # a thread of that process is in the engine: the next test gets another
 
     def _next(self, process: Child[NoReturn, Told]) -> Told | Gone | None:
@@ -126,9 +126,9 @@ class _SuiteRun:
                 if not self.report.planned:
                     planned = tuple(TestName(*names) for names in told.planned)
                     self.report = attrs.evolve(self.report, suite=told.suite, planned=planned)
-            case TestBegun():
+            case BeganTest():
                 self._running, self._began = told.test, time.monotonic()
-            case TestOver():
+            case EndedTest():
                 self._end(Ending.HUNG if told.stuck else Ending(told.ending), told.reason)
             case SuiteOver():
                 self._over, self._began = told, time.monotonic()

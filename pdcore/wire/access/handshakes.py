@@ -28,7 +28,7 @@ _ASKED_AFTER = 2
 
 
 @attrs.define
-class _Call:
+class _Dialled:
     """A dialled peer: whether a handshake goes on, how often it hung up in a row, what it said when asked."""
 
     shaking: bool = False
@@ -41,14 +41,14 @@ class Handshakes:
 
     def __init__(self, *, keyed: bool) -> None:
         self._keyed = keyed
-        self._calls: dict[Route, _Call] = {}
+        self._calls: dict[Route, _Dialled] = {}
 
     def heard(self, route: Route, event: ConnectionEvent) -> AuthenticationError | None:
         """Take in what happened to a dialled connection; return why the peer refuses us, once it is clear."""
-        call = self._calls.setdefault(route, _Call())
+        call = self._calls.setdefault(route, _Dialled())
         was_shaking, call.shaking = call.shaking, event.what is Connection.CONNECTED
         if event.what in (Connection.HANDSHAKEN, Connection.CLOSED):
-            self._calls[route] = _Call()
+            self._calls[route] = _Dialled()
         elif event.what is Connection.DISCONNECTED and was_shaking:
             return _no_control_port("it sent what is no handshake")
         elif event.what is Connection.MISFIT:

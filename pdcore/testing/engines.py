@@ -12,12 +12,12 @@ from pdcore.testing.far.process import FarProcess
 from pdcore.testing.memory import NEAR_GUARD, GuardedMemory
 from pdcore.testing.target import Target
 
-__all__ = ["Crowd", "Setting"]
+__all__ = ["EnginesUnderTest", "FarProcessPool"]
 
 NEAR_SEED = 1_000
 
 
-class Crowd:
+class FarProcessPool:
     """Far processes that outlive a test: a new engine is quicker to start than a new process."""
 
     def __init__(self) -> None:
@@ -40,12 +40,12 @@ class Crowd:
             self._idle.pop().kill()
 
 
-class Setting:
+class EnginesUnderTest:
     """Makes near and far engines for one test, and ends them after it."""
 
-    def __init__(self, target: Target, crowd: Crowd) -> None:
+    def __init__(self, target: Target, far_processes: FarProcessPool) -> None:
         self.target = target
-        self._crowd = crowd
+        self._far_processes = far_processes
         self.nears: list[Near] = []
         self._fars: list[Far] = []
         self._seeds = itertools.count(NEAR_SEED, 100)
@@ -69,7 +69,7 @@ class Setting:
 
     def far(self, lengths: Sequence[int] = (MIB,)) -> Far:
         """Return a new engine of another process with regions of these lengths."""
-        far = Far(self._crowd.take(), self.target, lengths)
+        far = Far(self._far_processes.take(), self.target, lengths)
         self._fars.append(far)
         return far
 
@@ -93,4 +93,4 @@ class Setting:
                 far.close()
                 clean = True
         finally:
-            self._crowd.give(far.process, clean=clean)
+            self._far_processes.give(far.process, clean=clean)

@@ -8,7 +8,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from pdcore.demo.models import ModelShape, ShapeError, Tensor
+from pdcore.demo.content.models import ModelShape, ShapeError, Tensor
 from pdcore.pairing.topology import Topology
 
 __all__ = ["Cut", "Slab", "kv_slabs", "state_slabs"]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pdcore import __version__
-from pdcore.demo.content import AUX_SCHEMA
-from pdcore.demo.groups import Groups
-from pdcore.demo.models import ModelShape
-from pdcore.demo.slabs import kv_slabs, state_slabs
+from pdcore.demo.content.expected import AUX_SCHEMA
+from pdcore.demo.content.models import ModelShape
+from pdcore.demo.content.slabs import kv_slabs, state_slabs
+from pdcore.demo.planning.groups import Groups
 from pdcore.errors import IncompatiblePeerError, Misfit
 from pdcore.model import AuxTransport, Incarnation, Role
 from pdcore.pairing.description import PeerDescription

@@ -18,7 +18,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from pdcore.demo.slabs import Slab
+from pdcore.demo.content.slabs import Slab
 from pdcore.layout.aux_schema import AuxField, AuxSchema
 from pdcore.model import RoomId
 

@@ -14,7 +14,7 @@ import attrs
 
 from pdcore.errors import PDCoreError
 
-__all__ = ["PROCESS_BYTES", "CapacityError", "Estimate", "Room", "shm_shortage"]
+__all__ = ["PROCESS_BYTES", "CapacityError", "Estimate", "FreeMemory", "shm_shortage"]
 
 PROCESS_BYTES = 96 * 2**20
 """What a worker takes beside its pools: interpreter, libraries, engine (measured: 63 to 90 MiB)."""
@@ -30,16 +30,16 @@ class CapacityError(PDCoreError):
 
 
 @attrs.frozen
-class Room:
+class FreeMemory:
     """Bytes that can be had, and what sets that limit."""
 
     nbytes: int
     limit: str
 
     @classmethod
-    def here(cls, root: Path = Path("/")) -> Room:
+    def here(cls, root: Path = Path("/")) -> FreeMemory:
         """Return the least of what the machine has available and what its control groups leave."""
-        return min(_rooms(root), key=lambda room: room.nbytes)
+        return min(_limits(root), key=lambda free: free.nbytes)
 
 
 @attrs.frozen
@@ -54,16 +54,16 @@ class Estimate:
         """Bytes in all."""
         return self.pools + self.processes * PROCESS_BYTES
 
-    def refuse_more_than(self, room: Room, advice: str) -> None:
+    def refuse_more_than(self, free: FreeMemory, advice: str) -> None:
         """Check that it fits.
 
         Raises:
             CapacityError: it does not; the figures are in the message.
         """
-        if self.nbytes > room.nbytes:
+        if self.nbytes > free.nbytes:
             raise CapacityError(
                 f"this run would take about {_gib(self.nbytes)} GiB of memory, which are not there",
-                f"{_gib(room.nbytes)} GiB ({room.limit}); pools of {_gib(self.pools)} GiB in "
+                f"{_gib(free.nbytes)} GiB ({free.limit}); pools of {_gib(self.pools)} GiB in "
                 f"{self.processes} processes of about {PROCESS_BYTES >> 20} MiB beside",
                 advice,
             )
@@ -82,11 +82,11 @@ def shm_shortage(processes: int) -> str | None:
     return None
 
 
-def _rooms(root: Path) -> Iterator[Room]:
+def _limits(root: Path) -> Iterator[FreeMemory]:
     for line in (root / "proc/meminfo").read_text().splitlines():
         name, value = line.split(":")
         if name == "MemAvailable":
-            yield Room(int(value.split()[0]) * 1024, "MemAvailable of /proc/meminfo")
+            yield FreeMemory(int(value.split()[0]) * 1024, "MemAvailable of /proc/meminfo")
     for path in _groups(root):
         with contextlib.suppress(OSError, ValueError):
             yield _left(path)
@@ -106,7 +106,7 @@ def _groups(root: Path) -> Iterator[Path]:
         yield from (path for path in (inner, *inner.parents) if path == mount or mount in path.parents)
 
 
-def _left(group: Path) -> Room:
+def _left(group: Path) -> FreeMemory:
     """Return what a control group leaves; files that are only cached make room.
 
     Raises:
@@ -118,7 +118,7 @@ def _left(group: Path) -> Room:
     used = int((group / ("memory.current" if newer else "memory.usage_in_bytes")).read_text())
     stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
     cached = int(stat.get("inactive_file" if newer else "total_inactive_file", 0))
-    return Room(limit - used + cached, f"the limit of the control group {group}")
+    return FreeMemory(limit - used + cached, f"the limit of the control group {group}")
 
 
 def _gib(nbytes: int) -> str:

@@ -15,11 +15,11 @@ from pdcore.model import Deadline, KVPoll, RoomId
 from pdcore.prefill import KVSender
 from pdcore.selection.select import select
 from pdcore.testing.faults.managers import FaultyDecode, FaultyPrefill
-from pdcore.testing.faults.memory import PAGES, SLOTS, Memory
-from pdcore.testing.faults.request import BrokenInvariantError, Request, Side
+from pdcore.testing.faults.memory import PAGES, SLOTS, WatchedMemory
+from pdcore.testing.faults.request import BrokenInvariantError, WatchedRequest, WatchedSide
 from pdcore.testing.faults.schedule import Schedule
 
-__all__ = ["World"]
+__all__ = ["FaultyPair"]
 
 DEADLINE, PAIRING = 0.8, 0.3
 MARGIN = 60.0
@@ -29,7 +29,7 @@ GLANCE = 0.01
 """Seconds between two looks."""
 
 LAST_ROOM = 1_000
-"""From here on the world numbers rooms itself."""
+"""From here on the pair numbers rooms itself."""
 
 CONFIG = Config(
     timeouts=Timeouts(request=DEADLINE, pairing=PAIRING, bootstrap=PAIRING),
@@ -37,7 +37,7 @@ CONFIG = Config(
 )
 
 
-class World:
+class FaultyPair:
     """Does what it is told, and looks at the invariants after each step.
 
     A room is used again only when both sides have cleared it, as a router does.
@@ -47,9 +47,9 @@ class World:
         self.schedule = schedule
         self.successes = 0
         self._backend = select("local")
-        self._sender_memory, self._receiver_memory = Memory(), Memory()
-        self._requests: dict[int, Request] = {}
-        self._lingering: list[Side] = []
+        self._sender_memory, self._receiver_memory = WatchedMemory(), WatchedMemory()
+        self._requests: dict[int, WatchedRequest] = {}
+        self._lingering: list[WatchedSide] = []
         self._serial = 0
         with ExitStack() as stack:
             self._bootstrap = stack.enter_context(BootstrapServer()).address
@@ -87,7 +87,7 @@ class World:
         if side is None or side.cleared:
             return
         if isinstance(side.handle, KVReceiver) and self._requests[room].serial % 2:
-            side.handle.decline("the world says so")
+            side.handle.decline("the schedule says so")
         else:
             side.handle.abort()
 
@@ -189,43 +189,43 @@ class World:
         if room in self._requests:
             return
         self._serial += 1
-        request = Request(self._serial, pages)
+        request = WatchedRequest(self._serial, pages)
         for prefill in sides:
             (self._open_prefill if prefill else self._open_decode)(room, request)
         if request.sides:
             self._requests[room] = request
 
-    def _open_prefill(self, room: int, request: Request) -> None:
+    def _open_prefill(self, room: int, request: WatchedRequest) -> None:
         memory = self._sender_memory
         taken = memory.take(request.count)
         if taken is None:
             return
         sender = self.prefill.sender(RoomId(room))
-        request.prefill = Side(sender, memory, *taken)
+        request.prefill = WatchedSide(sender, memory, *taken)
         memory.fill(request.serial, taken[0])
         memory.aux.set(taken[1], RoomId(room), {"serial": request.serial})
         sender.init(request.count - request.start, taken[1], start_page=request.start)
 
-    def _open_decode(self, room: int, request: Request) -> None:
+    def _open_decode(self, room: int, request: WatchedRequest) -> None:
         memory = self._receiver_memory
         taken = memory.take(request.count)
         if taken is None:
             return
         receiver = self.decode.receiver(self._bootstrap, RoomId(room))
-        request.decode = Side(receiver, memory, *taken)
+        request.decode = WatchedSide(receiver, memory, *taken)
         receiver.init()
         (pages, slot), held = taken, request.held
         memory.fill(request.serial, pages[:held])
         receiver.send_metadata(pages[held:], slot, decode_prefix_len=held * memory.pools.layout.page_size)
 
-    def _side(self, room: int, prefill: bool) -> Side | None:
+    def _side(self, room: int, prefill: bool) -> WatchedSide | None:
         request = self._requests.get(room)
         return None if request is None else request.prefill if prefill else request.decode
 
-    def _all_sides(self) -> list[Side]:
+    def _all_sides(self) -> list[WatchedSide]:
         return [*self._lingering, *(s for r in self._requests.values() for s in r.sides)]
 
-    def _check_arrived(self, request: Request, side: Side) -> None:
+    def _check_arrived(self, request: WatchedRequest, side: WatchedSide) -> None:
         if wrong := side.memory.wrong_pages(request.serial, side.pages):
             raise BrokenInvariantError(f"{side.name} succeeded with wrong bytes in pages {wrong}")
         try:
@@ -238,7 +238,7 @@ class World:
             )
         self.successes += 1
 
-    def _until(self, left: Callable[[], Sequence[Side]], what: str) -> None:
+    def _until(self, left: Callable[[], Sequence[WatchedSide]], what: str) -> None:
         deadline, glance = Deadline.after(MARGIN), threading.Event()
         while sides := left():
             if deadline.expired:

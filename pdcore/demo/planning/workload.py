@@ -14,7 +14,7 @@ from pdcore.model import RoomId
 
 __all__ = [
     "LONGEST_TOKENS",
-    "Request",
+    "Prompt",
     "WorkloadError",
     "from_distribution",
     "from_trace",
@@ -35,7 +35,7 @@ class WorkloadError(PDCoreError):
 
 
 @attrs.frozen
-class Request:
+class Prompt:
     """One prompt to prefill: its room, its length in tokens, and how many leading pages decode holds."""
 
     room: RoomId
@@ -52,7 +52,7 @@ class _TraceLine(msgspec.Struct):
     input_length: int
 
 
-def from_trace(path: Path, count: int) -> tuple[Request, ...]:
+def from_trace(path: Path, count: int) -> tuple[Prompt, ...]:
     """Return the first ``count`` requests of a trace: JSON lines with ``timestamp`` and ``input_length``.
 
     Arrival times are not replayed: the demo keeps a fixed number of requests in flight.
@@ -82,7 +82,7 @@ def from_trace(path: Path, count: int) -> tuple[Request, ...]:
             f"{len(lengths)} requests in the file, {count} asked for",
             f"ask for --requests {len(lengths)}" if lengths else "name a trace with at least one request",
         )
-    return tuple(Request(RoomId(room), tokens) for room, tokens in enumerate(lengths))
+    return tuple(Prompt(RoomId(room), tokens) for room, tokens in enumerate(lengths))
 
 
 def _length(decoder: msgspec.json.Decoder[_TraceLine], path: Path, number: int, line: bytes) -> int:
@@ -100,14 +100,14 @@ def _length(decoder: msgspec.json.Decoder[_TraceLine], path: Path, number: int, 
     return tokens
 
 
-def from_distribution(count: int, seed: int, longest: int) -> tuple[Request, ...]:
+def from_distribution(count: int, seed: int, longest: int) -> tuple[Prompt, ...]:
     """Return ``count`` requests with seeded lognormal lengths of 1 to ``longest`` tokens (16,384 at most)."""
     drawn = np.random.default_rng(seed).lognormal(np.log(MEDIAN_TOKENS), SIGMA, count)
     lengths = np.clip(drawn, 1, min(longest, LONGEST_TOKENS)).astype(np.int64)
-    return tuple(Request(RoomId(room), int(tokens)) for room, tokens in enumerate(lengths))
+    return tuple(Prompt(RoomId(room), int(tokens)) for room, tokens in enumerate(lengths))
 
 
-def pages_needed(requests: Sequence[Request], page_size: int, concurrency: int) -> int:
+def pages_needed(requests: Sequence[Prompt], page_size: int, concurrency: int) -> int:
     """Return the pages of a pool that holds the longest request and ``concurrency - 1`` average ones.
 
     A larger pool would only be memory to touch; when longer requests meet, one waits.
@@ -116,7 +116,7 @@ def pages_needed(requests: Sequence[Request], page_size: int, concurrency: int) 
     return max(pages) + (concurrency - 1) * -(-sum(pages) // len(pages))
 
 
-def with_prefix(requests: Sequence[Request], fraction: float, page_size: int) -> tuple[Request, ...]:
+def with_prefix(requests: Sequence[Prompt], fraction: float, page_size: int) -> tuple[Prompt, ...]:
     """Return the requests with that fraction of each one's pages, rounded down, held by decode."""
     return tuple(attrs.evolve(r, held=int(fraction * r.pages(page_size))) for r in requests)
 
@@ -142,7 +142,7 @@ def page_limit(memory: int, page_bytes: int, slot_bytes: int, slots: int) -> int
 
 
 def refuse_too_long(
-    requests: Sequence[Request], page_size: int, num_pages: int, page_bytes: int, fixed_bytes: int = 0
+    requests: Sequence[Prompt], page_size: int, num_pages: int, page_bytes: int, fixed_bytes: int = 0
 ) -> None:
     """Check that the longest request fits into pools of ``num_pages`` pages.
 
