@@ -59,7 +59,7 @@ cli
 ORDER = FLOW.split()
 
 
-def room_of(module: str) -> str:
+def package_of(module: str) -> str:
     return module.split(".")[1]
 
 
@@ -79,17 +79,17 @@ def module_name(path: Path) -> str:
 
 
 def test_every_module_has_its_place_in_the_order() -> None:
-    rooms = {p.stem for p in PACKAGE.glob("*.py")} | {p.parent.name for p in PACKAGE.glob("*/__init__.py")}
-    assert rooms - {"__init__", "__main__", "pdcore"} == set(ORDER)
+    there = {p.stem for p in PACKAGE.glob("*.py")} | {p.parent.name for p in PACKAGE.glob("*/__init__.py")}
+    assert there - {"__init__", "__main__", "pdcore"} == set(ORDER)
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_a_module_imports_only_from_earlier_ones(path: Path) -> None:
     name = module_name(path)
     if name.count(".") == 0 or name == "pdcore.__main__":
-        return  # the doors may open every room
-    place = ORDER.index(room_of(name))
-    late = [m for m in imports_of(path) if ORDER.index(room_of(m)) > place]
+        return  # these may import all
+    place = ORDER.index(package_of(name))
+    late = [m for m in imports_of(path) if ORDER.index(package_of(m)) > place]
     assert not late, f"{name} imports {late}, which come after it"
 
 
@@ -139,7 +139,7 @@ def test_no_class_name_stands_twice() -> None:
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ClassDef):
-                places.setdefault(node.name.lstrip("_"), set()).add(room_of(module_name(path)))
+                places.setdefault(node.name.lstrip("_"), set()).add(package_of(module_name(path)))
                 counts[node.name.lstrip("_")] += 1
     roles = {"prefill", "decode"}  # each has its own, until one machine serves both
     assert not [name for name, count in counts.items() if count > 1 and places[name] != roles]
