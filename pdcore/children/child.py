@@ -60,7 +60,8 @@ class Child(Generic[CommandT_contra, EventT_co]):
         self._session = session
         self._partial = b""
         self._events: deque[EventT_co | Gone] = deque()
-        self._gone = self._closed = self._paused = False
+        self._gone: Gone | None = None
+        self._closed = self._paused = False
         with _without_interrupt():
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
                 [sys.executable, "-m", module],
@@ -159,8 +160,8 @@ class Child(Generic[CommandT_contra, EventT_co]):
             *lines, self._partial = (self._partial + data).split(b"\n")
             self._events.extend(self._decode(line) for line in lines)
         elif status is not None:
-            self._gone = True
-            self._events.append(Gone(self.pid, status))
+            self._gone = Gone(self.pid, status)
+            self._events.append(self._gone)
 
     def drain(self) -> list[EventT_co | Gone]:
         """Return the events received so far."""
@@ -244,16 +245,15 @@ class Child(Generic[CommandT_contra, EventT_co]):
 
     def _instead(self, event: object, seconds: float) -> str:
         """Say what the child did instead of what was expected."""
-        match event:
+        match event or self._gone:
             case Fatal(error):
                 return error  # which says all
             case QuestionFailed(traceback=traceback):
                 return traceback
-            case Gone():
-                did = f"it {event.how}"
+            case Gone() as gone:
+                did = f"it {gone.how}"
             case None:
-                state = "is paused" if self._paused else "runs" if self.alive else "has ended"
-                did = f"nothing came within {seconds:.3g} s; it {state}"
+                did = f"nothing came within {seconds:.3g} s; it {'is paused' if self._paused else 'runs'}"
             case _:
                 did = f"it said {event!r}"
         printed = self.printed()
