@@ -41,14 +41,14 @@ class RunLimits:
     hangs: int = 3
 
 
-class _Wakeup:
+class _SignalPipe:
     """A pipe that wakes who polls it when a signal comes. ``signal`` is that signal, else 0."""
 
     def __init__(self) -> None:
         self.signal = 0
         self.fd, self._write = -1, -1
 
-    def __enter__(self) -> _Wakeup:
+    def __enter__(self) -> _SignalPipe:
         self.fd, self._write = os.pipe()
         return self
 
@@ -74,7 +74,7 @@ class _SuiteRun:
         self._target = target
         self._limits = limits
         self._watch = watch
-        self._wakeup = _Wakeup()
+        self._wakeup = _SignalPipe()
         self._running = ""
         self._began = 0.0
         self._over: SuiteOver | None = None
@@ -216,7 +216,7 @@ def suite_process(errand: Errand) -> Child[NoReturn, Told]:
 
 
 @contextlib.contextmanager
-def _woken_by_signals(wakeup: _Wakeup) -> Iterator[None]:
+def _woken_by_signals(wakeup: _SignalPipe) -> Iterator[None]:
     """Have SIGINT and SIGTERM end the run in good order (only the main thread may say so)."""
     before = {}
     try:
