@@ -16,7 +16,9 @@ class EngineCapabilities:
     ``max_outstanding_entries`` is per peer over all threads and ``max_entry_bytes`` per entry
     (None: no limit). ``entry_cost`` is the engine's own cost of one more entry, in
     seconds: a large transfer begins in pieces of what it affords in 30 ms.
-    ``asynchronous``: ``write`` returns before the bytes moved, so that inline submission works.
+    ``asynchronous``: ``write`` returns before the bytes moved, so that inline submission works. ``prompt``:
+    a ``write`` of up to a MiB takes no longer than copying it, whatever state the peer is in, so that it may
+    be called where other peers wait for their turn; an asynchronous engine need not say it.
     ``drained_on_failure``: a transfer that FAILED is DRAINED as soon as it FAILED, unless ``close`` ended
     it; without it one may be UNKNOWN at first, and become DRAINED or not (see
     :class:`~pdcore.contract.Quiescence`). ``remote_bounds_checked``: the far side refuses an address outside
@@ -32,6 +34,7 @@ class EngineCapabilities:
     max_entry_bytes: int | None = None
     entry_cost: float = 0.0
     asynchronous: bool = False
+    prompt: bool = False
     memory_kinds: frozenset[DeviceKind] = frozenset({DeviceKind.CPU})
     drained_on_failure: bool = False
     remote_bounds_checked: bool = False

@@ -31,6 +31,7 @@ TRANSPORT = "process_vm_writev"
 
 CAPABILITIES = EngineCapabilities(
     entry_cost=0.4e-6,
+    prompt=True,
     drained_on_failure=True,
     revocable=True,
     silent_after_close=True,

@@ -24,7 +24,7 @@ from pdcore.plan import AuxCopier, IndexArray, KVCopier, plan_state
 from pdcore.prefill.delivery import TransferKVChunk
 from pdcore.prefill.lane import Lane
 from pdcore.prefill.pace import Pace
-from pdcore.prefill.turns import Outbox
+from pdcore.prefill.turns import Outbox, Soon
 from pdcore.wire import RequestMetadata, Route, limit_of
 
 __all__ = ["Destination", "PeerLink"]
@@ -44,6 +44,7 @@ class PeerLink:
         description: PeerDescription,
         engine: TransferEngine,
         lanes: int,
+        soon: Soon,
     ) -> None:
         self.route = route
         self.description = description
@@ -68,8 +69,11 @@ class PeerLink:
         self._state: list[Callable[[IndexArray, IndexArray], WriteBatch]] = []
         name = description.incarnation[:8]
         page_bytes = description.layout.page_bytes
-        cost = engine.capabilities.entry_cost
-        self._outboxes = [Outbox(Lane(f"{name}-{n}"), page_bytes, Pace(cost)) for n in range(lanes)]
+        can = engine.capabilities
+        here = soon if can.prompt or can.asynchronous else None
+        self._outboxes = [
+            Outbox(Lane(f"{name}-{n}"), page_bytes, Pace(can.entry_cost), here) for n in range(lanes)
+        ]
 
     @property
     def peer(self) -> Peer:
@@ -197,9 +201,8 @@ class PeerLink:
 
     def close(self) -> None:
         """Let the lanes end after what they hold; the last job disconnects the engine. Idempotent."""
-        self._outboxes[0].lane.put(self._disconnect)
         for outbox in self._outboxes:
-            outbox.lane.close()
+            outbox.close(self._disconnect if outbox is self._outboxes[0] else None)
 
     @property
     def ended(self) -> bool:

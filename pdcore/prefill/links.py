@@ -21,6 +21,7 @@ from pdcore.pairing.description import PeerDescription
 from pdcore.pairing.misfits import pairing_misfits
 from pdcore.pairing.sharding import told_by_sizes
 from pdcore.prefill.link import PeerLink
+from pdcore.prefill.turns import Soon
 from pdcore.wire import Failure, Message, PairReply, Route
 from pdcore.wire.complaints import COMPLAINT_SECONDS, Complaints
 
@@ -46,6 +47,7 @@ class Links:
         description: PeerDescription,
         state_plan: Callable[[StateRequest], StatePlan | None],
         post: Callable[[Route, Message], None],
+        soon: Soon,
         events: Events,
         forsaken: AbstractSet[Incarnation],
     ) -> None:
@@ -54,7 +56,7 @@ class Links:
         self._config = config
         self._description = description
         self._state_plan = state_plan
-        self._post = post
+        self._post, self._soon = post, soon
         self._events = events
         self._forsaken = forsaken
         self._lock = threading.Lock()
@@ -109,7 +111,8 @@ class Links:
             self._complaints.about("too many peers", f"{there.address} may not pair: {MOST_PEERS} peers are")
             self._refuse(route, there, PairReply(self._description, (), _too_many()))
             return False
-        link = PeerLink(route, self._description, there, self._engine, self._config.transfer.lanes_per_peer)
+        lanes = self._config.transfer.lanes_per_peer
+        link = PeerLink(route, self._description, there, self._engine, lanes, self._soon)
         if link.aux_transport is not self._description.aux_transports[0]:
             _log.warning(
                 "aux rows go to %s over %s: it takes them no other way",

@@ -94,6 +94,7 @@ class PrefillManager(Manager):
             ours,
             backend.state_plan,
             self.channel.post,
+            self.channel.soon,
             self.events,
             self.quarantine.forsaken,
         )

@@ -92,8 +92,7 @@ class Shipment:
 
         ``alone``: nothing else is under way, so that the time it takes tells how fast the engine is.
         """
-        if self._rest is None:
-            self._plan()
+        self.plan()
         moved = self._reap(alone)
         if self.ended:
             return Progress.MADE
@@ -132,7 +131,7 @@ class Shipment:
 
     def begin(self) -> None:
         """Plan, and submit what the engine takes now; doesn't wait for it."""
-        self._plan()
+        self.plan()
         self.advance()
 
     def advance(self) -> None:
@@ -145,7 +144,10 @@ class Shipment:
         if not self.ended:
             self._end(given_up())
 
-    def _plan(self) -> None:
+    def plan(self) -> None:
+        """Find out what is to be copied, unless that is known: ``left`` is exact then."""
+        if self._rest is not None:
+            return
         planned = [(d, batches) for d in self._deliveries if (batches := d.plan())]
         self._deliveries = [d for d, _ in planned]
         batch = join([batch for _, batches in planned for batch in batches])

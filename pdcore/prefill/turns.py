@@ -3,15 +3,21 @@
 A large shipment goes out in pieces (:mod:`~pdcore.prefill.pace`). After each piece the lane looks at who
 waits: one turn is for the shipment that has least left, the next for the oldest, so that neither starves
 the other. The deliveries of one room keep their order.
+
+Small deliveries that come on the control thread are submitted there, once it has handled what has arrived,
+if the engine takes them promptly: waking the lane costs more than the copies. What is not over then is the
+lane's.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum
+from functools import partial
 from typing import Protocol
 
 from pdcore.model import RoomId
@@ -19,7 +25,7 @@ from pdcore.prefill.delivery import Delivery
 from pdcore.prefill.lane import Lane
 from pdcore.prefill.pace import Pace
 
-__all__ = ["Load", "Outbox", "Progress", "Turn"]
+__all__ = ["Load", "Outbox", "Progress", "Soon", "Turn"]
 
 SHARED_BYTES = 2**20
 """Deliveries share an engine call until they reach this many bytes: past it, sharing gains nothing."""
@@ -48,6 +54,9 @@ class Turn(Protocol):
     def left(self) -> int:
         """Bytes that have not gone out, as far as is known."""
 
+    def plan(self) -> None:
+        """Find out what there is to do, unless that is known; ``left`` is exact then."""
+
     def step(self, *, alone: bool) -> Progress:
         """Go on by one piece at most; doesn't wait."""
 
@@ -62,29 +71,107 @@ Load = Callable[[list[Delivery], int, Pace], Turn]
 """Makes a shipment of deliveries, with an estimate of their bytes."""
 
 
-class Outbox:
-    """The deliveries that wait for one lane. All but ``_posted`` belongs to the lane's thread."""
+Soon = Callable[[Callable[[], None]], bool]
+"""Has the calling thread do something once it has handled what it is at; False: it has no such moment."""
 
-    def __init__(self, lane: Lane, page_bytes: int, pace: Pace) -> None:
+
+class Outbox:
+    """The deliveries that wait for one lane.
+
+    Without ``soon`` the engine's ``write`` may take long, so that only the lane calls it. The condition
+    guards ``_served`` (a thread is at work here; all but ``_posted`` belongs to it) and ``_closed``.
+    """
+
+    def __init__(self, lane: Lane, page_bytes: int, pace: Pace, soon: Soon | None) -> None:
         self.lane = lane
         self._page_bytes = page_bytes
+        self._soon = soon
         self._posted: deque[tuple[Delivery, Load]] = deque()
         self._waiting: list[tuple[Delivery, Load]] = []
         self._under_way: list[tuple[Turn, set[RoomId]]] = []
         self._pace = pace
         self._oldest_next = False
+        self._idle = threading.Condition()
+        self._served = self._closed = False
 
     def post(self, delivery: Delivery, load: Load) -> None:
-        """Have the lane ship a delivery, with others that wait; refuses it if the lane is closed."""
+        """Have a delivery shipped with others that wait; refuses it if the lane is closed."""
         self._posted.append((delivery, load))
+        small = self._size(delivery) < SHARED_BYTES
+        if not (small and self._soon is not None and self._soon(self._serve_here)):
+            self._leave_to_lane()
+
+    def close(self, last: Callable[[], None] | None = None) -> None:
+        """Let the lane end after what was posted, and then do something; idempotent.
+
+        Nothing is shipped here once it has ended.
+        """
+        with self._idle:
+            self._closed = True
+        self.lane.put(partial(self._serve_last, last))
+        self.lane.close()
+
+    def _seize(self, *, lane: bool = False) -> bool:
+        """Take this over, if nobody is at work here; False if it is closed, but for the ``lane`` itself."""
+        with self._idle:
+            if self._served or (self._closed and not lane):
+                return False
+            self._served = True
+            return True
+
+    def _release(self) -> None:
+        """Leave to the lane what is left, and what came meanwhile."""
+        left = bool(self._waiting or self._under_way)
+        with self._idle:
+            self._served = False
+            self._idle.notify_all()
+        if left or self._posted:
+            self.lane.put(self._serve)  # one that is closed waits for this moment, to serve a last time
+
+    def _leave_to_lane(self) -> None:
         if not self.lane.put(self._serve):
             # An earlier job of the closing lane may have taken it along.
-            with suppress(ValueError):
-                self._posted.remove((delivery, load))
-                delivery.refuse()
+            with suppress(IndexError):
+                while True:
+                    self._posted.popleft()[0].refuse()
+
+    def _serve_here(self) -> None:
+        """Submit what is small, on a thread that others wait for."""
+        if not self._posted:
+            return
+        if not self._seize():
+            if self._closed:
+                self._leave_to_lane()
+            return
+        try:
+            self._load()
+            room = SHARED_BYTES
+            for turn, _ in list(self._under_way):
+                if room > 0 and turn.left < 2 * SHARED_BYTES and self._plan(turn):
+                    room -= turn.left
+                    if turn.left < 2 * SHARED_BYTES:  # state comes on top of the pages
+                        self._step(turn, alone=len(self._under_way) == 1)
+            self._under_way = [pair for pair in self._under_way if not pair[0].ended]
+        finally:
+            self._release()
+
+    def _serve_last(self, last: Callable[[], None] | None) -> None:
+        with self._idle:
+            self._idle.wait_for(lambda: not self._served)
+        self._serve()
+        if last is not None:
+            last()
 
     def _serve(self) -> None:
-        """Ship all that waits, and what comes meanwhile."""
+        """Ship all that waits, and what comes meanwhile; leaves it to who is at it, if somebody is."""
+        if not self._seize(lane=True):
+            return
+        try:
+            self._serve_all()
+        finally:
+            self._release()
+
+    def _serve_all(self) -> None:
         while True:
             self._load()
             if not self._under_way:
@@ -114,11 +201,23 @@ class Outbox:
         """Have a shipment go on; a defect in one must not stop those beside it."""
         try:
             return turn.step(alone=alone)
-        # It reports its own failures; what escapes is a defect, and its rooms meet their deadlines.
         except Exception:
-            _log.exception("a shipment on a lane failed")
-            self._under_way = [pair for pair in self._under_way if pair[0] is not turn]
+            self._drop(turn)
             return Progress.MADE
+
+    def _plan(self, turn: Turn) -> bool:
+        try:
+            turn.plan()
+        except Exception:
+            self._drop(turn)
+            return False
+        return True
+
+    def _drop(self, turn: Turn) -> None:
+        """Forget one that raised: it reports its own failures, and what escapes is a defect. Its rooms meet
+        their deadlines."""
+        _log.exception("a shipment failed")
+        self._under_way = [pair for pair in self._under_way if pair[0] is not turn]
 
     def _load(self) -> None:
         """Make shipments of what waits, but not of a room that is under way already."""
@@ -131,7 +230,7 @@ class Outbox:
         small: list[tuple[Delivery, Load]] = []
         shared = 0
         for delivery, load in waiting:
-            room, size = delivery.chunk.room, len(delivery.chunk.pages) * self._page_bytes
+            room, size = delivery.chunk.room, self._size(delivery)
             if room in busy:
                 self._waiting.append((delivery, load))
             elif size < SHARED_BYTES:
@@ -154,3 +253,7 @@ class Outbox:
         deliveries = [delivery for delivery, _ in together]
         turn = together[0][1](deliveries, nbytes, self._pace)
         self._under_way.append((turn, {delivery.chunk.room for delivery in deliveries}))
+
+    def _size(self, delivery: Delivery) -> int:
+        """Estimate the bytes of a delivery."""
+        return len(delivery.chunk.pages) * self._page_bytes

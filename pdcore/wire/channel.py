@@ -43,16 +43,15 @@ _log = logging.getLogger("pdcore.wire")
 
 
 class Channel:
-    """Owns the sockets and the thread ``pdcore-<name>-control``. The sockets' lock guards ``sent``, what goes
-    undeliverable, and the numbers of messages.
+    """Owns the sockets and the thread ``pdcore-<name>-control``.
 
     ``on_message``, ``on_tick``, ``on_refused`` (a dialled peer wants no key, or another) and
     ``on_connection`` (what happens to a dialled connection; route None: to one of those that dialled us)
     and ``on_unreachable`` (one that dialled us has no connection any more) run on that thread: they must
-    neither block nor plan. A connection to a machine that does not answer for ``dead_after`` seconds is cut
-    (0: never), whatever its interpreter does. ``counts`` holds how many messages were malformed,
-    repeated (or late) or undeliverable, and how many connections were unauthenticated: they ended in
-    their handshake. ``sent`` says how many messages were sent.
+    not block. A connection to a machine that does not answer for ``dead_after`` seconds is cut (0: never),
+    whatever its interpreter does. ``counts`` holds how many messages were malformed, repeated (or late) or
+    undeliverable, and how many connections were unauthenticated: they ended in their handshake. ``sent`` says
+    how many messages were sent. The sockets' lock guards it, what is undeliverable, and the stamps' numbers.
 
     Raises:
         ConfigError: there is a key, and libzmq lacks CURVE.
@@ -78,21 +77,19 @@ class Channel:
         self.counts: Counter[str] = Counter()
         self.sent = 0
         self._on_message, self._on_tick, self._tick = on_message, on_tick, tick
-        self._leaving: dict[Route, float] = {}
-        self._max_bytes = max_message_bytes
-        self._codec = Codec()
+        self._leaving, self._complaints = dict[Route, float](), Complaints(_log, COMPLAINT_SECONDS)
+        self._max_bytes, self._codec = max_message_bytes, Codec()
         self._stamps = Stamps[Route](incarnation)
-        self._complaints = Complaints(_log, COMPLAINT_SECONDS)
         self._on_refused, self._on_connection = on_refused, on_connection
         self._on_unreachable = on_unreachable
         self._orders: deque[Callable[[], None]] = deque()  # the first one may be under way
+        self._put_off: deque[Callable[[], None]] = deque()  # the owner's; its posts wait for no order
         self._wakeup = Wakeup()
         self._sockets = Sockets(incarnation.encode(), curve, self._wakeup, dead_after)
         self._admission = Admission(
             self._sockets, keyed=curve is not None, turned_away=self._unauthenticated, refused=self._refused
         )
-        self._asleep = False
-        self._stopping = False
+        self._asleep = self._stopping = False
         self._thread = threading.Thread(target=self._run, name=f"pdcore-{name}-control", daemon=True)
 
     def bind(self, host: str, port: int) -> str:
@@ -115,8 +112,7 @@ class Channel:
         return route
 
     def hang_up(self, route: Route, *, last_words: bool = False) -> None:
-        """Drop a dialled connection and what was not sent on it; from any thread. If there are ``last_words``
-        it stays for a second, and longer if it is dialled anew."""
+        """Drop a dialled connection, from any thread; with ``last_words`` in a second, unless redialled."""
         self.call(partial(self._leave if last_words else self._hang_up, route))
 
     def post(self, route: Route, message: Message) -> None:
@@ -133,6 +129,13 @@ class Channel:
         self._orders.append(action)
         self._wake()
 
+    def soon(self, action: Callable[[], None]) -> bool:
+        """Do something on this thread once what has arrived is handled; False where it is not the owner."""
+        if threading.get_ident() != self._thread.ident:
+            return False
+        self._put_off.append(action)
+        return True
+
     def close(self, deadline: Deadline) -> None:
         """Send what was posted, close every socket, and end the thread; idempotent. Nothing in a child."""
         if self._birthplace.left:
@@ -144,7 +147,8 @@ class Channel:
             if self._thread.is_alive():  # it releases what is its own when it ends
                 _log.error("%s did not end within its deadline", self._thread.name)
         elif not self._sockets.closed:
-            self._release()
+            self._sockets.close()
+            self._wakeup.close()
 
     def _wake(self) -> None:
         if self._asleep:
@@ -193,7 +197,7 @@ class Channel:
         try:
             while True:
                 self._asleep = True
-                idle = not (self._orders or self._sockets.stirred or self._stopping)
+                idle = not (self._orders or self._put_off or self._sockets.stirred or self._stopping)
                 wait = max(0.0, next_tick - time.monotonic()) if idle else 0.0
                 ready = self._sockets.wait(math.ceil(wait * 1000))
                 self._asleep = False
@@ -208,14 +212,17 @@ class Channel:
                     next_tick = time.monotonic() + self._tick
                     self._guarded("tick", self._on_tick)
                     self._hang_up_late()
+                while self._put_off:
+                    self._guarded("action", self._put_off.popleft())
                 while self._orders:
                     self._guarded("order", self._orders[0])
                     self._orders.popleft()  # only now: a post that comes meanwhile goes out after it
-                if self._stopping:
+                if self._stopping and not self._put_off:
                     return
         finally:
             self._asleep = False
-            self._release()
+            self._sockets.close()
+            self._wakeup.close()
 
     def _receive(self, socket: zmq.Socket[bytes]) -> None:
         for _ in range(_BATCH):
@@ -268,8 +275,7 @@ class Channel:
             self._complaints.about(f"{what} {name}", f"handling a {what} failed, peer {name}", error)
 
     def _complain(self, what: str, route: Route, error: Exception) -> None:
-        name = _name(route)
-        self._complaints.about(f"{what} {name}", f"{what} message, peer {name}: {error}")
+        self._complaints.about(f"{what} {_name(route)}", f"{what} message, peer {_name(route)}: {error}")
 
     def _dial(self, route: Route) -> None:
         self._leaving.pop(route, None)
@@ -279,8 +285,7 @@ class Channel:
         self._leaving[route] = time.monotonic() + LAST_WORDS
 
     def _hang_up_late(self) -> None:
-        now = time.monotonic()
-        for route in [route for route, at in self._leaving.items() if at <= now]:
+        for route in [route for route, at in self._leaving.items() if at <= time.monotonic()]:
             self._hang_up(route)
 
     def _hang_up(self, route: Route) -> None:
@@ -288,10 +293,6 @@ class Channel:
         if self._sockets.hang_up(route):
             self._stamps.forget(route)
             self._admission.forget(route)
-
-    def _release(self) -> None:
-        self._sockets.close()
-        self._wakeup.close()
 
 
 def _name(peer: bytes) -> str:

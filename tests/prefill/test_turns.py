@@ -15,7 +15,7 @@ from pair import Pair, config, finish, paired, pools, same_pages, soon
 from recorder import Recorder
 
 from pdcore import Deadline, KVLayout, KVPoll, KVReceiver, KVSender, Role
-from pdcore.events import ChunkSubmitted, RoomEnded
+from pdcore.events import ChunkSubmitted, Event, RoomEnded
 from pdcore.prefill.pace import Pace
 
 LONG = list(range(40))
@@ -90,6 +90,55 @@ def test_chunks_of_one_room_keep_their_order(held: ModuleType) -> None:
         finish(sender, receiver)
         assert same_pages(pair.prefill.pools, LONG, pair.decode.pools, LONG)
     assert [e.is_last for e in events.of(ChunkSubmitted)] == [False] * 9 + [True]
+
+
+@pytest.mark.parametrize(
+    ("backend", "thread"), [("local", "pdcore-prefill-control"), ("mooncake_tcp", "pdcore-lane-")]
+)
+def test_what_is_small_and_was_asked_for_last_needs_no_lane_if_writes_are_prompt(
+    backend: str, thread: str
+) -> None:
+    threads: list[str] = []
+
+    def note(event: Event) -> None:
+        if isinstance(event, ChunkSubmitted) and event.node.role is Role.PREFILL:
+            threads.append(threading.current_thread().name)
+
+    with paired(backend=backend, subscribers=[note]) as pair:
+        pair.move(9, [1], [1])
+        threads.clear()
+        sender, receiver = pair.open(1)
+        sender.init(1)
+        sender.send([5])
+        receiver.send_metadata([6])
+        finish(sender, receiver)
+        assert same_pages(pair.prefill.pools, [5], pair.decode.pools, [6])
+    (submitted,) = threads
+    assert submitted.startswith(thread)
+
+
+def test_what_many_threads_send_at_once_is_served_by_one_at_a_time_and_none_is_left(held: ModuleType) -> None:
+    with paired(backend="scripted") as pair:
+        rooms = [pair.open(number) for number in range(1, 9)]
+        for page, (sender, receiver) in enumerate(rooms):
+            sender.init(2)
+            receiver.send_metadata([page, page + 8])
+
+        def send(sender: KVSender, page: int) -> None:
+            sender.send([page + 20])
+            sender.send([page + 30])
+
+        threads = [
+            threading.Thread(target=send, args=(sender, page)) for page, (sender, _) in enumerate(rooms)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for sender, receiver in rooms:
+            finish(sender, receiver)
+        for page in range(8):
+            assert same_pages(pair.prefill.pools, [page + 20, page + 30], pair.decode.pools, [page, page + 8])
 
 
 @pytest.mark.parametrize(("backend", "pages"), [("local", 2000), ("nixl_tcp", 2000), ("mooncake_tcp", 300)])
