@@ -148,6 +148,7 @@ def test_no_class_name_stands_twice() -> None:
 def test_a_package_has_about_a_dozen_modules() -> None:
     growing = {"prefill", "decode"}  # until one machine serves both
     folders = {path.parent for path in PACKAGE.rglob("*.py")} - {PACKAGE}
+    assert not [f.name for f in folders if not (f / "__init__.py").exists()]
     modules = {f: [p for p in f.glob("*.py") if not p.stem.startswith("__")] for f in folders}
     assert not [f.name for f, found in modules.items() if len(found) > 13 and f.name not in growing]
 
