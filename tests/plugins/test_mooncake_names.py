@@ -165,6 +165,11 @@ def test_a_wrong_variable_is_named() -> None:
             AuxRoute(AuxTransport.ENGINE, Device(DeviceKind.CUDA, 2)),
         ),
         (
+            MooncakeOptions(gpu_id=1),
+            "nvlink_intra",
+            AuxRoute(AuxTransport.ENGINE, Device(DeviceKind.CUDA, 1)),
+        ),
+        (
             MooncakeOptions(gpu_id=1, npu_id=5),
             "ascend",
             AuxRoute(AuxTransport.ENGINE, Device(DeviceKind.NPU, 5)),

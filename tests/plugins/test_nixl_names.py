@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 from distributions import run_python
 from pd_nixl import build, plugin
-from pd_nixl.config import NixlOptions, Protocol, backend_params, native_environment, ucx_settings
+from pd_nixl.config import (
+    NixlOptions,
+    Protocol,
+    backend_params,
+    native_environment,
+    tcp_transports,
+    ucx_settings,
+)
 
 from pdcore.config.structuring import Text, structure_options
 from pdcore.contract.backend import AuxRequest, AuxRoute, ProtocolChoice, ProtocolRequest, Variant
@@ -62,8 +69,8 @@ def test_names_and_extras_are_registered() -> None:
 @pytest.mark.parametrize(
     ("variant", "environ", "options", "told"),
     [
-        ("nixl_tcp", {"UCX_TLS": "shm"}, {}, ["sets UCX_TLS=tcp", "the environment has UCX_TLS=shm"]),
-        ("nixl_tcp", {"UCX_TLS": "tcp,cma"}, {}, ["sets UCX_TLS=tcp", "UCX_TLS=tcp,cma"]),
+        ("nixl_tcp", {"UCX_TLS": "shm"}, {}, [f"sets UCX_TLS={tcp_transports()}", "the environment has UCX_TLS=shm"]),
+        ("nixl_tcp", {"UCX_TLS": "tcp,cma"}, {}, [f"sets UCX_TLS={tcp_transports()}", "UCX_TLS=tcp,cma"]),
         ("nixl_tcp", {}, {"device_list": "mlx5_0"}, ["forbids the option device_list", "UCX_NET_DEVICES"]),
         ("nixl_libfabric", {}, {"engine_config": "A=1"}, ["only UCX takes it", "engine_config=A=1"]),
         ("nixl_libfabric", {}, {"num_workers": 2}, ["only UCX takes it", "num_workers=2"]),
@@ -272,6 +279,20 @@ from pd_nixl.config import NixlOptions
 from pd_nixl.library import load
 from pdcore.errors import EngineError
 """
+
+
+@pytest.mark.parametrize(
+    ("vendor", "kind", "transports"),
+    [("0x10de", "0x030200", "tcp,cuda_copy"), ("0x10de", "0x020700", "tcp"), ("0x1af4", "0x030000", "tcp")],
+)
+def test_tcp_on_a_machine_with_a_gpu_reaches_its_memory(
+    tmp_path: Path, vendor: str, kind: str, transports: str
+) -> None:
+    device = tmp_path / "0000:00:05.0"
+    device.mkdir()
+    (device / "vendor").write_text(f"{vendor}\n")
+    (device / "class").write_text(f"{kind}\n")
+    assert tcp_transports(tmp_path) == transports
 
 
 def test_loading_keeps_torch_out_and_stdout_free() -> None:

@@ -8,6 +8,7 @@ import attrs
 import msgspec
 import numpy as np
 
+from pd_mooncake.config import Protocol
 from pd_mooncake.library import Library, NativeSettings
 from pd_mooncake.native import BLOCKS, Contact, acquire, release
 from pdcore.contract.budget import EntryBudget
@@ -70,9 +71,10 @@ class MooncakeEngine(TransferEngine):
 
     def __init__(self, library: Library, settings: NativeSettings, transport: EffectiveTransport) -> None:
         super().__init__()
-        cuda = {DeviceKind.CUDA} if getattr(library.module, "SUPPORT_CUDA", False) else set()
+        kinds = {DeviceKind.CPU} if Protocol(settings.protocol) is not Protocol.INTRA_NVLINK else set()
+        kinds |= {DeviceKind.CUDA} if getattr(library.module, "SUPPORT_CUDA", False) else set()
         self.capabilities = attrs.evolve(
-            CAPABILITIES, memory_kinds=frozenset({DeviceKind.CPU} | cuda), settles=settings.protocol == "tcp"
+            CAPABILITIES, memory_kinds=frozenset(kinds), settles=settings.protocol == "tcp"
         )
         self.effective_transport = transport
         self._native = acquire(library, settings)

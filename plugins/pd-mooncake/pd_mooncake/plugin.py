@@ -109,7 +109,8 @@ def pd_aux_transport(request: AuxRequest) -> AuxRoute:
     options = _options(request.options, os.environ)
     if options.send_aux_tcp or options.custom_mem_pool in (MemPool.NVLINK, MemPool.BAREX):
         return AuxRoute(AuxTransport.TCP)
-    if options.custom_mem_pool is MemPool.INTRA_NODE_NVLINK:
+    within = request.protocol == Protocol.INTRA_NVLINK.value
+    if within or options.custom_mem_pool is MemPool.INTRA_NODE_NVLINK:
         return AuxRoute(AuxTransport.ENGINE, Device(DeviceKind.CUDA, options.gpu_id))
     if request.protocol == Protocol.ASCEND.value:
         return AuxRoute(AuxTransport.ENGINE, Device(DeviceKind.NPU, _npu(options)))

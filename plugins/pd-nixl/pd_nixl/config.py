@@ -20,6 +20,7 @@ __all__ = [
     "efa_devices",
     "native_environment",
     "rdma_devices",
+    "tcp_transports",
     "ucx_settings",
 ]
 
@@ -30,6 +31,8 @@ OWNED = {
     "NET_DEVICES": "use device_list, or set UCX_NET_DEVICES",
 }
 """The UCX settings that have another place, and which."""
+NVIDIA, DISPLAY_CLASS = "0x10de", "0x03"
+"""Of PCI: the vendor, and how the classes of GPUs begin. NIXL counts GPUs like this, not by ``/dev``."""
 
 
 class Protocol(Enum):
@@ -126,6 +129,16 @@ def rdma_devices() -> list[Path]:
 def efa_devices() -> list[str]:
     """Return the names of the machine's EFA devices."""
     return [path.name for path in rdma_devices() if (path / "device" / "driver").resolve().name == "efa"]
+
+
+def tcp_transports(devices: Path = Path("/sys/bus/pci/devices")) -> str:
+    """Return the ``UCX_TLS`` that keeps UCX to TCP. On a machine with an NVIDIA GPU NIXL creates no UCX that
+    cannot reach the GPU's memory, so there it has ``cuda_copy`` as well, which crosses no process."""
+    for device in devices.glob("*"):
+        vendor, kind = ((device / name).read_text().strip() for name in ("vendor", "class"))
+        if vendor == NVIDIA and kind.startswith(DISPLAY_CLASS):
+            return "tcp,cuda_copy"
+    return "tcp"
 
 
 def _wrong(option: str, reason: str) -> ConfigError:

@@ -13,6 +13,7 @@ from pd_nixl.config import (
     backend_params,
     efa_devices,
     native_environment,
+    tcp_transports,
     ucx_settings,
 )
 from pd_nixl.engine import CAPABILITIES, NixlEngine
@@ -39,7 +40,7 @@ UCX_FIX = "correct what UCX_ variables and options ask for; pdcore doctor nixl s
 LIBFABRIC_FIX = "install libfabric 1.21 or later, libhwloc and the CUDA runtime, or select nixl"
 HOW = {
     Protocol.UCX: "the agent has no other backend; UCX chooses its transports by peer",
-    Protocol.TCP: "UCX_TLS=tcp was set while the agent's only backend, UCX, was created",
+    Protocol.TCP: "UCX_TLS left UCX, the agent's only backend, nothing but TCP between processes",
     Protocol.LIBFABRIC: "the agent has no other backend; it does not tell libfabric's provider",
 }
 
@@ -72,7 +73,7 @@ def pd_backend() -> BackendSpec:
             Variant(
                 "nixl_tcp",
                 Protocol.TCP.value,
-                environment={"UCX_TLS": "tcp"},
+                environment={"UCX_TLS": tcp_transports()},
                 forbidden_options={"device_list": "it names RDMA devices; UCX_NET_DEVICES names interfaces"},
             ),
             Variant("nixl_libfabric", Protocol.LIBFABRIC.value, forbidden_options=OF_UCX),
