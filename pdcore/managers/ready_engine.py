@@ -11,7 +11,7 @@ from pdcore.errors import ConfigError, ConfigProblem, LayoutError
 from pdcore.events import EngineStarted, Events, Stage, stage
 from pdcore.host.machine import HostPlace, find_place
 from pdcore.host.shortage import require_descriptors
-from pdcore.memory.digest import require_host_memory
+from pdcore.memory.digest import require_digestible
 from pdcore.memory.pools import Pools
 from pdcore.model import CPU, AuxTransport, Deadline, Role
 from pdcore.selection.select import Backend
@@ -73,7 +73,7 @@ def ready_engine(
     try:
         ways = _aux_transports(backend.aux_route(engine), engine, pools, config)
         inline = _is_inline(role, backend, engine, config)
-        require_host_memory(config.transfer.verify, pools.regions)
+        require_digestible(config.transfer.verify, pools.regions)
         with stage(events, Stage.REGISTER_MEMORY):
             regions = engine.register(pools.regions)
     except BaseException:

@@ -17,10 +17,11 @@ import numpy.typing as npt
 
 from pdcore.contract.regions import Region, WriteBatch
 from pdcore.errors import ConfigError, ConfigProblem
+from pdcore.memory.device_bytes import DeviceBytes, objection_to_digests
 from pdcore.model import DeviceKind
 from pdcore.plan import IndexArray
 
-__all__ = ["SAMPLED", "Spans", "Verify", "digests_of", "memory_of", "require_host_memory", "spans_of"]
+__all__ = ["SAMPLED", "Spans", "Verify", "digests_of", "memory_of", "require_digestible", "spans_of"]
 
 Verify = Literal["off", "sample", "all"]
 SAMPLED = 64
@@ -66,27 +67,39 @@ def spans_of(batch: WriteBatch, strides: npt.NDArray[np.int64], most: int | None
     )
 
 
-def memory_of(regions: Sequence[Region]) -> list[memoryview]:
-    """Return the bytes of regions in host memory, not copied. The regions' owners must outlive them."""
-    return [memoryview((ctypes.c_ubyte * r.length).from_address(r.address)).cast("B") for r in regions]
+def memory_of(regions: Sequence[Region]) -> list[memoryview | DeviceBytes]:
+    """Return the bytes of regions where they lie, not copied. The regions' owners must outlive them."""
+    return [DeviceBytes.of(r) if r.device.kind is DeviceKind.CUDA else _on_host(r) for r in regions]
+
+
+def _on_host(region: Region) -> memoryview:
+    return memoryview((ctypes.c_ubyte * region.length).from_address(region.address)).cast("B")
 
 
 def digests_of(
-    memory: Sequence[memoryview], regions: IndexArray, offsets: IndexArray, lengths: IndexArray
+    memory: Sequence[memoryview | DeviceBytes], regions: IndexArray, offsets: IndexArray, lengths: IndexArray
 ) -> IndexArray:
-    """Return the CRC-32 of each span. A loop over spans: for threads that may take their time."""
-    spans = zip(regions.tolist(), offsets.tolist(), lengths.tolist(), strict=True)
-    return np.array([zlib.crc32(memory[r][at : at + size]) for r, at, size in spans], np.int64)
+    """Return the CRC-32 of each span, int64; a device computes those of its memory. A loop over spans of
+    the host: for threads that may take their time."""
+    found = np.zeros(len(regions), np.int64)
+    for number in np.unique(regions).tolist():
+        chosen, there = np.flatnonzero(regions == number), memory[number]
+        if isinstance(there, memoryview):
+            spans = zip(offsets[chosen].tolist(), lengths[chosen].tolist(), strict=True)
+            found[chosen] = [zlib.crc32(there[at : at + size]) for at, size in spans]
+        else:
+            found[chosen] = there.digests(offsets[chosen], lengths[chosen])
+    return found
 
 
-def require_host_memory(verify: Verify, regions: Sequence[Region]) -> None:
+def require_digestible(verify: Verify, regions: Sequence[Region]) -> None:
     """Check that the regions can be digested.
 
     Raises:
-        ConfigError: a region lies on a device, which pdcore reads nothing from.
+        ConfigError: a region lies on a device that pdcore reads nothing from, or not without torch.
     """
     elsewhere = [region for region in regions if region.device.kind is not DeviceKind.CPU]
-    if verify != "off" and elsewhere:
+    if verify != "off" and elsewhere and (why := objection_to_digests(elsewhere[0])):
         region = elsewhere[0]
-        reason = f"{verify!r} needs host memory, and {region.name} lies on {region.device}; set it to 'off'"
+        reason = f"{verify!r} cannot digest {region.name} on {region.device}: {why}; set it to 'off'"
         raise ConfigError([ConfigProblem("transfer.verify", "configuration", reason)])

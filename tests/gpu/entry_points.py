@@ -6,8 +6,9 @@ Writes what an editable install would: metadata and entry points, read from each
 from __future__ import annotations
 
 import sys
-import tomllib
 from pathlib import Path
+
+import tomllib
 
 TREE = Path(__file__).parents[2]
 DISTRIBUTIONS = (TREE, *(TREE / "plugins" / name for name in ("pd-nixl", "pd-mooncake")))

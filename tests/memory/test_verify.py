@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+import zlib
 from collections.abc import Callable
 from typing import Literal
 
 import attrs
 import numpy as np
 import pytest
+import torch
 from groups import Groups, Model, ended, groups, ranks
 from pair import MHA, MLA, Pair, config, finish, paired, pools, same_pages, soon
 
@@ -31,6 +33,8 @@ from pdcore import (
 )
 from pdcore.contract.regions import WriteBatch
 from pdcore.errors import ConfigError
+from pdcore.memory import device_bytes
+from pdcore.memory.device_bytes import DeviceBytes
 from pdcore.memory.digest import SAMPLED, digests_of, memory_of, spans_of
 from pdcore.model import Device, DeviceKind
 from pdcore.plan import ItemCopier, join
@@ -314,16 +318,47 @@ def test_sides_that_verify_differently_are_not_paired() -> None:
     assert failure.to_do == "set transfer.verify alike on both sides"
 
 
-def test_device_memory_cannot_be_verified() -> None:
-    host = pools(MLA, None)
-    device = [attrs.evolve(region, device=Device(DeviceKind.CUDA)) for region in host.kv]
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        (DeviceKind.CUDA, "torch {torch} sees {count} CUDA devices"),
+        (DeviceKind.NPU, "pdcore digests memory of CPUs and of CUDA devices only"),
+    ],
+)
+def test_memory_that_nobody_here_can_digest_is_refused(kind: DeviceKind, why: str) -> None:
+    host, absent = pools(MLA, None), Device(kind, torch.cuda.device_count())
+    device = [attrs.evolve(region, device=absent) for region in host.kv]
     with pytest.raises(ConfigError) as caught:
         DecodeManager(select("local"), Pools(MLA, device), Topology(), verifying("sample"))
     (problem,) = caught.value.problems
     assert problem.path == "transfer.verify"
+    why = why.format(torch=torch.__version__, count=torch.cuda.device_count())
     assert problem.reason == (
-        f"'sample' needs host memory, and {MLA.buffers[0].name} lies on cuda:0; set it to 'off'"
+        f"'sample' cannot digest {MLA.buffers[0].name} on {absent}: {why}; set it to 'off'"
     )
+
+
+@pytest.mark.parametrize("lengths", [[16384] * 9, [4, 8, 64, 64], [1, 2, 3, 5, 7, 1000, 4096, 4099, 65536]])
+@pytest.mark.parametrize("step", [1, 4, 4096])
+def test_a_device_finds_the_digests_that_the_host_finds(lengths: list[int], step: int) -> None:
+    random = np.random.default_rng(3)
+    memory = torch.from_numpy(random.integers(0, 256, 2**18, np.uint8))
+    sizes = np.array(lengths)
+    offsets = random.integers(0, 2**18 - sizes) // step * step
+    on_host = [memoryview(memory.numpy())]
+    regions = np.zeros(len(sizes), np.int64)
+    assert (
+        digests_of([DeviceBytes(memory)], regions, offsets, sizes).tolist()
+        == digests_of(on_host, regions, offsets, sizes).tolist()
+    )
+
+
+def test_a_device_works_on_large_spans_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_bytes, "AT_ONCE", 256)
+    memory = torch.arange(2**16, dtype=torch.int32).view(torch.uint8)
+    offsets = np.arange(64) * 4096
+    found = DeviceBytes(memory).digests(offsets, np.full(64, 4096))
+    assert found.tolist() == [zlib.crc32(memory[at : at + 4096].numpy()) for at in offsets.tolist()]
 
 
 def test_off_sends_no_digest_and_starts_no_thread(tamper: Callable[[Tamper], None]) -> None:

@@ -69,7 +69,12 @@ def test_names_and_extras_are_registered() -> None:
 @pytest.mark.parametrize(
     ("variant", "environ", "options", "told"),
     [
-        ("nixl_tcp", {"UCX_TLS": "shm"}, {}, [f"sets UCX_TLS={tcp_transports()}", "the environment has UCX_TLS=shm"]),
+        (
+            "nixl_tcp",
+            {"UCX_TLS": "shm"},
+            {},
+            [f"sets UCX_TLS={tcp_transports()}", "the environment has UCX_TLS=shm"],
+        ),
         ("nixl_tcp", {"UCX_TLS": "tcp,cma"}, {}, [f"sets UCX_TLS={tcp_transports()}", "UCX_TLS=tcp,cma"]),
         ("nixl_tcp", {}, {"device_list": "mlx5_0"}, ["forbids the option device_list", "UCX_NET_DEVICES"]),
         ("nixl_libfabric", {}, {"engine_config": "A=1"}, ["only UCX takes it", "engine_config=A=1"]),
