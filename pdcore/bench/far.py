@@ -46,7 +46,6 @@ class DecodeSide:
 def run(settings: WorkerSettings, parent: Parent[Command]) -> None:
     """Serve loads until the parent hangs up."""
     backend, config = chosen_backend(settings), configuration(settings)
-    pools, aux = allocate(settings)
     engine = backend.start_engine(
         role=Role.DECODE,
         incarnation=new_incarnation(),
@@ -54,6 +53,7 @@ def run(settings: WorkerSettings, parent: Parent[Command]) -> None:
         deadline=Deadline.after(config.timeouts.engine_start),
     )
     try:
+        pools, aux = allocate(settings, backend.aux_route(engine).device)
         with DecodeManager(backend, pools, Topology(), config) as manager:
             join = parent.next()
             if not isinstance(join, Join):

@@ -15,7 +15,7 @@ from pdcore.demo.messages import WorkerSettings
 from pdcore.errors import PDCoreError
 from pdcore.memory.metadata_buffers import MetadataBuffers
 from pdcore.memory.pools import Pools
-from pdcore.model import Deadline, KVPoll, Role, RoomId
+from pdcore.model import Deadline, Device, KVPoll, Role, RoomId
 from pdcore.rooms.handle import RoomHandle
 
 __all__ = ["BenchError", "LoadSide", "allocate", "pages_of", "serve_load"]
@@ -38,10 +38,11 @@ class LoadSide(Protocol):
         """Return the rooms that ended since the last call, waiting for the first."""
 
 
-def allocate(settings: WorkerSettings) -> tuple[Pools, MetadataBuffers]:
+def allocate(settings: WorkerSettings, aux_device: Device) -> tuple[Pools, MetadataBuffers]:
     """Return the pools and aux rows of one side, with every page touched."""
-    aux = MetadataBuffers(AUX_SCHEMA, settings.slots)
-    pools = Pools.allocate(MODELS[settings.model].layout(settings.page_size, settings.num_pages), aux=aux)
+    aux = MetadataBuffers(AUX_SCHEMA, settings.slots, device=aux_device)
+    layout = MODELS[settings.model].layout(settings.page_size, settings.num_pages)
+    pools = Pools.allocate(layout, aux=aux, device=settings.device)
     for array in pools.arrays:
         array.fill(1)  # zeros would not make the system hand out memory
     return pools, aux

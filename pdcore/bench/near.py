@@ -108,7 +108,6 @@ def paired(settings: WorkerSettings) -> Iterator[BenchPair]:
     backend, config = chosen_backend(settings), configuration(settings)
     with contextlib.ExitStack() as stack:
         far = stack.enter_context(FarSide(settings))
-        pools, aux = allocate(settings)
         engine = backend.start_engine(
             role=Role.PREFILL,
             incarnation=new_incarnation(),
@@ -116,6 +115,7 @@ def paired(settings: WorkerSettings) -> Iterator[BenchPair]:
             deadline=Deadline.after(config.timeouts.engine_start),
         )
         stack.callback(engine.close)
+        pools, aux = allocate(settings, backend.aux_route(engine).device)
         engine.register(pools.regions)
         bootstrap = stack.enter_context(BootstrapServer(auth_key=config.auth_key))
         manager = stack.enter_context(PrefillManager(backend, pools, Topology(), bootstrap.address, config))

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from pdcore.host.console import UsageError, say
+from pdcore.model import Device, DeviceKind
 
-__all__ = ["Parser", "count", "key_value", "number", "positive", "whole"]
+__all__ = ["Parser", "count", "device", "key_value", "number", "positive", "whole"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -49,6 +50,15 @@ class Parser(argparse.ArgumentParser):
     def _print_message(self, message: str, file: object = None) -> None:
         if message:
             say(message.rstrip("\n"))
+
+
+def device(text: str) -> Device:
+    """Return the device of ``cpu``, ``cuda`` or ``cuda:1``."""
+    kind, colon, index = text.partition(":")
+    known = [one.value for one in DeviceKind]
+    if kind not in known or (colon and not index.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no device: {', '.join(known)}, or cuda:1 and so on")
+    return Device(DeviceKind(kind), int(index or 0))
 
 
 def key_value(text: str) -> tuple[str, str]:

@@ -10,13 +10,13 @@ import attrs
 from pdcore.bench.cases import Effort
 from pdcore.bench.load import BenchError
 from pdcore.bench.suite import run_bench
-from pdcore.cli.arguments import Parser, count
+from pdcore.cli.arguments import Parser, count, device
 from pdcore.cli.choice import add_backend_flags, choose
 from pdcore.cli.progress import telling
 from pdcore.demo.messages import WorkerSettings
 from pdcore.demo.planning.capacity import Estimate, FreeMemory
 from pdcore.host.console import say
-from pdcore.model import Role
+from pdcore.model import CPU, Role
 
 __all__ = ["add_parser", "run"]
 
@@ -44,6 +44,7 @@ def add_parser(commands: argparse._SubParsersAction[Parser]) -> None:
         metavar="TOKENS",
         help="of large transfers; may be repeated (default: 64, 16 and 1)",
     )
+    add("--device", type=device, default=CPU, help="where the KV memory lies: cpu (default), cuda or cuda:1")
     add("--quick", action="store_true", help="a first look: less memory, fewer rounds")
     add("--json", action="store_true", help="print the figures as JSON")
 
@@ -52,7 +53,12 @@ def run(args: argparse.Namespace) -> int:
     """Run the benchmark; returns the exit status."""
     chosen = choose(args)
     # Its loop waits for rooms to end and polls none, as the inline model needs.
-    settings = WorkerSettings(backend=chosen.backend.name, options=chosen.options, transfer_model="workers")
+    settings = WorkerSettings(
+        backend=chosen.backend.name,
+        options=chosen.options,
+        transfer_model="workers",
+        device=args.device,
+    )
     effort = Effort.quick() if args.quick else Effort()
     if args.mib:
         effort = attrs.evolve(effort, tokens=args.mib * 2**20 // TOKEN_BYTES)
@@ -64,7 +70,8 @@ def run(args: argparse.Namespace) -> int:
             f"{effort.tokens:,} tokens in {effort.tokens * TOKEN_BYTES >> 20} MiB",
             "use a larger --mib or a smaller --page-size",
         )
-    sides = Estimate(len(Role) * effort.tokens * TOKEN_BYTES, len(Role))
+    on_host = len(Role) * effort.tokens * TOKEN_BYTES if args.device == CPU else 0
+    sides = Estimate(on_host, len(Role))
     sides.refuse_more_than(FreeMemory.here(), "use a smaller --mib, or --quick")
     with telling("bench") as tell:
         report = run_bench(settings, effort, lambda what: tell(f"measuring {what}"))

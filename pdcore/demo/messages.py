@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from pdcore.children import Fatal
+from pdcore.model import CPU, Device
 from pdcore.pairing.topology import DPChoice, Topology
 
 __all__ = [
@@ -32,6 +33,7 @@ class WorkerSettings(msgspec.Struct, frozen=True):
     ``chunk_pages`` 0 sends a prompt at once; ``slots`` are aux rows, so the most requests in flight; times
     are in seconds. ``transfer_model``: None is the backend's. ``bootstrap`` is where a prefill rank
     registers; empty: with a service of its own. ``dp`` is how decode learns which prefill replica has a room.
+    ``device`` is where the KV memory lies.
     """
 
     model: str = "qwen2.5-0.5b"
@@ -48,6 +50,7 @@ class WorkerSettings(msgspec.Struct, frozen=True):
     topology: Topology = Topology()
     bootstrap: str = ""
     dp: DPChoice = DPChoice.BY_ROOM
+    device: Device = CPU
 
 
 class Serve(msgspec.Struct, frozen=True, tag=True):

@@ -15,7 +15,7 @@ from pdcore.model import CPU, Device
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Bytes", "Rows", "host_memory", "rows_in", "rows_of", "rows_on"]
+__all__ = ["Bytes", "Rows", "device_memory", "host_memory", "rows_in", "rows_of", "rows_on"]
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -82,6 +82,25 @@ def host_memory(what: str, items: int, item_len: int) -> Bytes:
         raise LayoutError(f"there is no memory for {what}", there_is, "use fewer or smaller items") from error
 
 
+def device_memory(what: str, items: int, item_len: int, device: Device) -> torch.Tensor:
+    """Return new bytes on a device, a tensor of shape ``(items, item_len)``, uint8, all zero.
+
+    Raises:
+        LayoutError: torch is missing or has no such device, or there is no such memory.
+    """
+    try:
+        import torch
+
+        return torch.zeros((items, item_len), dtype=torch.uint8, device=str(device))
+    # torch raises several classes for a device that is not there.
+    except (ImportError, RuntimeError, AssertionError) as error:
+        raise LayoutError(
+            f"{what} cannot lie on {device}",
+            f"{type(error).__name__}: {str(error).splitlines()[0]}",
+            "install torch for that device, or keep them in host memory",
+        ) from error
+
+
 def rows_on(device: Device, slots: int, row_len: int) -> Rows:
     """Return new rows, all zero: of numpy in host memory, of torch on a device.
 
@@ -90,17 +109,7 @@ def rows_on(device: Device, slots: int, row_len: int) -> Rows:
     """
     if device == CPU:
         return _HostRows(host_memory("the aux buffers", slots, row_len))
-    try:
-        import torch
-
-        return _TensorRows(torch.zeros((slots, row_len), dtype=torch.uint8, device=str(device)))
-    # torch raises several classes for a device that is not there.
-    except (ImportError, RuntimeError, AssertionError) as error:
-        raise LayoutError(
-            f"the aux buffers cannot lie on {device}",
-            f"{type(error).__name__}: {str(error).splitlines()[0]}",
-            "install torch for that device, or keep them in host memory",
-        ) from error
+    return _TensorRows(device_memory("the aux buffers", slots, row_len, device))
 
 
 def rows_in(memory: object, slots: int, row_len: int) -> Rows:

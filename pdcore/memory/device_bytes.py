@@ -126,7 +126,7 @@ def objection_to_digests(region: Region) -> str:
 def _stream(device: str) -> torch.cuda.Stream:
     import torch
 
-    return torch.cuda.Stream(device)
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 @functools.cache

@@ -17,11 +17,11 @@ from pdcore.contract.regions import Region, RegionInfo
 from pdcore.errors import LayoutError, PlanError, RoomError
 from pdcore.layout.aux_form import AuxForm, AuxRegion
 from pdcore.layout.kv import KVBuffer, KVLayout, StateBuffer, StateComponent
-from pdcore.memory.aux_rows import host_memory
+from pdcore.memory.aux_rows import device_memory, host_memory
 from pdcore.memory.handed_in import regions_of
 from pdcore.memory.metadata_buffers import MetadataBuffers
 from pdcore.memory.shapes import require_items_first, require_order
-from pdcore.model import RoomId
+from pdcore.model import CPU, Device, RoomId
 from pdcore.plan import IndexArray, index_array
 
 __all__ = ["ExpectedMemory", "Pools", "RegionTable", "StatePool"]
@@ -159,16 +159,25 @@ class Pools:
 
     @classmethod
     def allocate(
-        cls, layout: KVLayout, *, state: Sequence[StateComponent] = (), aux: MetadataBuffers | None = None
+        cls,
+        layout: KVLayout,
+        *,
+        state: Sequence[StateComponent] = (),
+        aux: MetadataBuffers | None = None,
+        device: Device = CPU,
     ) -> Pools:
-        """Allocate host memory for the layouts; the system hands out pages as they are touched."""
+        """Allocate memory for the layouts, all zero; the host's pages are handed out as they are touched.
+
+        Raises:
+            LayoutError: there is no such memory, or torch has no such device.
+        """
         _check_parts(layout, aux)
-        kv = [_allocated(b.name, b, layout.pages_of(b)) for b in layout.buffers]
+        kv = [_allocated(b.name, b, layout.pages_of(b), device) for b in layout.buffers]
         pools = [
             StatePool(
                 component,
                 tuple(
-                    _allocated(f"state.{component.kind}.{b.name}", b, component.num_items)
+                    _allocated(f"state.{component.kind}.{b.name}", b, component.num_items, device)
                     for b in component.buffers
                 ),
             )
@@ -283,5 +292,7 @@ def _with_items(region: Region, expected: ExpectedMemory | None) -> Region:
     return attrs.evolve(region, item_len=expected.item_len, item_stride=expected.item_stride)
 
 
-def _allocated(name: str, buffer: KVBuffer | StateBuffer, items: int) -> Region:
-    return Region.of(name, host_memory(name, items, buffer.stride)[:, : buffer.item_len])
+def _allocated(name: str, buffer: KVBuffer | StateBuffer, items: int, device: Device) -> Region:
+    if device == CPU:
+        return Region.of(name, host_memory(name, items, buffer.stride)[:, : buffer.item_len])
+    return Region.of(name, device_memory(name, items, buffer.stride, device)[:, : buffer.item_len])
