@@ -21,7 +21,7 @@ PY311    ?= $(shell for python in python3.11 $$HOME/.pyenv/versions/3.11*/bin/py
   $$python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo $$python && break; done)
 NO_PY311 := no Python 3.11 was found. Install one (apt-get install python3.11-venv, or pyenv install 3.11), or name it with PY311=
 
-.PHONY: demo groups test test-engines test-mori test-vllm test-sglang serve-demo chaos check bench wheels clean
+.PHONY: demo groups test test-engines test-mori test-vllm test-sglang gpu-kit gpu-check serve-demo chaos check bench wheels clean
 
 demo: $(VENV)/.installed
 	$(BIN)/pdcore demo $(ARGS)
@@ -50,7 +50,7 @@ ENGINE_TESTS := $(patsubst %,tests/%.py,plugins/test_mooncake_conformance plugin
 
 # With ARGS, the tests that they pick; without, all but those of test-engines.
 test: $(VENV)/.developed
-	$(BIN)/python -m pytest $(WORKERS) $(or $(ARGS),$(ENGINE_TESTS:%=--ignore=%))
+	$(BIN)/python -m pytest $(WORKERS) $(or $(ARGS),--ignore=tests/gpu $(ENGINE_TESTS:%=--ignore=%))
 
 # MORI-IO's first, where its wheel can be had.
 test-engines: $(VENV)/.developed
@@ -63,6 +63,17 @@ test-mori: $(MORI)/.emulated
 # Real servers, asked over HTTP; their logs stay in .serving, PDCORE_SERVING_LOGS names another folder.
 $(SERVERS:%=test-%): test-%: .venv-%/.ready
 	.venv-$*/bin/python -m pytest -o pythonpath= -o timeout=900 tests/real_$* $(ARGS)
+
+# What a machine with a GPU and no network needs, in one file, and what runs there:  see docs/GPU.md
+#   make gpu-kit ENGINE=nixl     make gpu-check     make gpu-check DEVICE=cpu
+ENGINE ?= nixl mooncake
+DEVICE ?= cuda
+
+gpu-kit: $(VENV)/.developed
+	$(BIN)/python tests/gpu/kit.py $(ENGINE)
+
+gpu-check: $(if $(filter cpu,$(DEVICE)),$(VENV)/.developed)
+	DEVICE=$(DEVICE) bash tests/gpu/run.sh
 
 # A prefill server, a decode server, a router and a single server:  make serve-demo ARGS="--engine sglang --requests 50"
 serve-demo: .venv-$(if $(findstring sglang,$(ARGS)),sglang,vllm)/.ready
@@ -85,7 +96,7 @@ wheels: $(VENV)/.installed
 	$(PIP) wheel --no-deps --wheel-dir dist . $(DISTS)
 
 clean:
-	rm -rf $(VENV) $(MORI) $(SERVERS:%=.venv-%) .serving dist
+	rm -rf $(VENV) $(MORI) $(SERVERS:%=.venv-%) .serving .gpu-kit .gpu-out dist
 
 # A Python without ensurepip (Debian without python3-venv) still has pip: that one fills the venv.
 venv = $(1) -m venv $(2) 2>/dev/null || { \
