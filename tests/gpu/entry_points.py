@@ -8,7 +8,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import tomllib
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 TREE = Path(__file__).parents[2]
 DISTRIBUTIONS = (TREE, *(TREE / "plugins" / name for name in ("pd-nixl", "pd-mooncake")))

@@ -47,7 +47,7 @@ def aux_beside_a_kernel(device: str) -> None:
     aux = MetadataBuffers(AuxSchema((AuxField("token", "int64"),)), 8, device=Device(DeviceKind.CUDA))
     aux.set(1, RoomId(7), {"token": 5})
     print(f"an aux row on {device}, read: {1e3 * seconds(lambda: aux.get(1, RoomId(7))):.3f} ms")
-    torch.cuda._sleep(BUSY)
+    torch.cuda._sleep(BUSY)  # type: ignore[no-untyped-call]
     began = time.perf_counter()
     aux.get(1, RoomId(7))
     looked = time.perf_counter() - began

@@ -39,18 +39,18 @@ class Ended(msgspec.Struct, frozen=True):
     because: str
 
 
-class Started(Question[str]):
+class Started(Question[str], frozen=True):
     """The transport, once the manager runs."""
 
 
-class Fill(Question[None]):
+class Fill(Question[None], frozen=True):
     """Fill pages, and wait for it."""
 
     seed: int
     pages: list[int]
 
 
-class FillLater(Question[None]):
+class FillLater(Question[None], frozen=True):
     """Have a kernel fill pages that waits in its queue: until ``OpenGate``, or behind a long kernel."""
 
     seed: int
@@ -58,11 +58,11 @@ class FillLater(Question[None]):
     behind: Literal["gate", "kernel"]
 
 
-class OpenGate(Question[None]):
+class OpenGate(Question[None], frozen=True):
     """Let the queue go on, and wait until it is empty."""
 
 
-class Send(Question[None]):
+class Send(Question[None], frozen=True):
     """Send pages; with ``ready`` not before what was queued last has ended."""
 
     room: int
@@ -71,7 +71,7 @@ class Send(Question[None]):
     ready: bool = False
 
 
-class Receive(Question[None]):
+class Receive(Question[None], frozen=True):
     """Receive into pages."""
 
     room: int
@@ -79,19 +79,19 @@ class Receive(Question[None]):
     bootstrap: str
 
 
-class Wait(Question[Ended]):
+class Wait(Question[Ended], frozen=True):
     """Wait for a room's end."""
 
     room: int
 
 
-class State(Question[str]):
+class State(Question[str], frozen=True):
     """A room's state now."""
 
     room: int
 
 
-class Look(Question[Seen]):
+class Look(Question[Seen], frozen=True):
     """Look at pages, by kernels that are launched now: they should be what these source pages were filled
     with. The others should be as they were when the worker began."""
 
@@ -100,13 +100,13 @@ class Look(Question[Seen]):
     pages: list[int]
 
 
-class Token(Question[int]):
+class Token(Question[int], frozen=True):
     """The aux value that came with a room."""
 
     room: int
 
 
-class Clear(Question[None]):
+class Clear(Question[None], frozen=True):
     """Forget a room."""
 
     room: int

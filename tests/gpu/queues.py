@@ -55,7 +55,7 @@ class CudaQueue:
 
     def work_long(self) -> None:
         with torch.cuda.stream(self._stream):
-            torch.cuda._sleep(LONG)
+            torch.cuda._sleep(LONG)  # type: ignore[no-untyped-call]
 
     def put(self, work: Callable[[], None]) -> None:
         with torch.cuda.stream(self._stream):

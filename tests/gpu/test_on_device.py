@@ -69,10 +69,7 @@ class Ranks:
 
 
 def specs(backend: str, dtype: m.Dtype, bootstrap: str, verify: Literal["off", "all"]) -> list[m.WorkerSpec]:
-    return [
-        m.WorkerSpec(role, backend, DEVICE, dtype, bootstrap, verify)
-        for role in ("prefill", "decode")  # type: ignore[arg-type]
-    ]
+    return [m.WorkerSpec(role, backend, DEVICE, dtype, bootstrap, verify) for role in ("prefill", "decode")]
 
 
 @pytest.fixture
@@ -100,7 +97,8 @@ def start(
         rank.tell(m.Started())
     for rank in both:
         print(rank.name, rank.answer(m.Started(), Deadline.after(START)))
-    return Ranks(*both, bootstrap, [])
+    prefill, decode = both
+    return Ranks(prefill, decode, bootstrap, [])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

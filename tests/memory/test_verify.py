@@ -24,6 +24,7 @@ from pdcore import (
     KVTransferError,
     PageOrder,
     Pools,
+    Region,
     RoomId,
     StateBuffer,
     StateComponent,
@@ -345,7 +346,7 @@ def test_a_device_finds_the_digests_that_the_host_finds(lengths: list[int], step
     memory = torch.from_numpy(random.integers(0, 256, 2**18, np.uint8))
     sizes = np.array(lengths)
     offsets = random.integers(0, 2**18 - sizes) // step * step
-    on_host = [memoryview(memory.numpy())]
+    on_host = memory_of([Region.of("memory", memory)])
     regions = np.zeros(len(sizes), np.int64)
     assert (
         digests_of([DeviceBytes(memory)], regions, offsets, sizes).tolist()
@@ -358,7 +359,7 @@ def test_a_device_works_on_large_spans_part_by_part(monkeypatch: pytest.MonkeyPa
     memory = torch.arange(2**16, dtype=torch.int32).view(torch.uint8)
     offsets = np.arange(64) * 4096
     found = DeviceBytes(memory).digests(offsets, np.full(64, 4096))
-    assert found.tolist() == [zlib.crc32(memory[at : at + 4096].numpy()) for at in offsets.tolist()]
+    assert found.tolist() == [zlib.crc32(memory[at : at + 4096].numpy().tobytes()) for at in offsets.tolist()]
 
 
 def test_off_sends_no_digest_and_starts_no_thread(tamper: Callable[[Tamper], None]) -> None:
