@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 
@@ -17,6 +18,8 @@ from pdcore.prefill.lane import Lane
 from pdcore.wire import Digests, Failure, Message, Route, Verdict
 
 __all__ = ["ArrivedVerification"]
+
+_log = logging.getLogger("pdcore.transfer")
 
 
 class ArrivedVerification:
@@ -57,7 +60,16 @@ class ArrivedVerification:
                 f"{'/'.join(str(len(values)) for values in lists)} values, or bytes outside the pools",
                 "run the same pdcore on both sides",
             )
-        found = digests_of(self._memory, sent.regions, sent.offsets, sent.lengths)
+        try:
+            found = digests_of(self._memory, sent.regions, sent.offsets, sent.lengths)
+        except Exception as error:  # a device may lack the memory; prefill waits for a verdict
+            _log.exception("room %s cannot be verified", sent.room)
+            return KVTransferError(
+                FailureCode.INTEGRITY,
+                f"what arrived for room {sent.room} cannot be digested",
+                repr(error),
+                "look at the device and its free memory; transfer.verify = 'off' sends without a check",
+            )
         bad = np.flatnonzero(found != sent.digests)
         if not len(bad):
             return None

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pdcore.contract.regions import Region
+from pdcore.errors import PlanError
 from pdcore.model import DeviceKind
 from pdcore.plan import IndexArray
 
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DeviceBytes", "objection_to_digests"]
 
-AT_ONCE = 2**24
-"""Words of 4 bytes that are worked on at a time: some hundred MiB of the device's memory for a moment."""
+AT_ONCE = 2**21
+"""Words of 4 bytes that are worked on at a time: some 64 MiB of the device's memory for a moment."""
 POLYNOMIAL = 0xEDB88320
 LEVELS = 32
 """Lengths of 4, 8, 16... bytes over which a register is advanced."""
@@ -64,9 +65,21 @@ class DeviceBytes:
         return cls(torch.as_tensor(_CudaArray(region.address, region.length), device=str(region.device)))
 
     def digests(self, offsets: IndexArray, lengths: IndexArray) -> IndexArray:
-        """Return the CRC-32 of the span at each offset, int64; waits for the device."""
+        """Return the CRC-32 of the span at each offset, int64; waits for the device.
+
+        Raises:
+            PlanError: a span leaves the region. A kernel that read there would end all of this process's.
+        """
         import torch
 
+        outside = (offsets < 0) | (lengths < 1) | (offsets + lengths > len(self._bytes))
+        if outside.any():
+            bad = int(np.flatnonzero(outside)[0])
+            raise PlanError(
+                "a span to be digested leaves its region",
+                f"{int(lengths[bad])} bytes at offset {int(offsets[bad])} of {len(self._bytes)}",
+                "check the page indices against the pools of both sides",
+            )
         found = np.zeros(len(offsets), np.int64)
         with torch.cuda.stream(self._stream) if self._stream is not None else contextlib.nullcontext():
             for length in np.unique(lengths).tolist():

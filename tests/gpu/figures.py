@@ -32,14 +32,15 @@ def seconds(work: Callable[[], object], rounds: int = 5) -> float:
 
 def digests(device: str) -> None:
     """Tell how fast pages are digested where they lie."""
-    size = 256 * MIB if device != "cpu" else MIB
+    size = 256 * MIB if device != "cpu" else 4 * MIB
     memory = DeviceBytes(torch.randint(0, 256, (size,), dtype=torch.uint8, device=device))
     for length in (16 * 1024, 256 * 1024):
-        for name, count in (("all", size // length), ("a sample, 64", 64)):
+        for name, count in (("all", size // length), ("a sample", min(64, size // length))):
             offsets, lengths = np.arange(count) * length, np.full(count, length)
             took = seconds(lambda a=offsets, b=lengths: memory.digests(a, b))  # type: ignore[misc]
             rate = count * length / took / 1e9
-            print(f"digests of pages of {length >> 10} KiB, {name}: {1e3 * took:.2f} ms, {rate:.2f} GB/s")
+            what = f"digests of pages of {length >> 10} KiB, {name} ({count})"
+            print(f"{what}: {1e3 * took:.2f} ms, {rate:.2f} GB/s")
 
 
 def aux_beside_a_kernel(device: str) -> None:

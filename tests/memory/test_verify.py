@@ -33,7 +33,8 @@ from pdcore import (
     select,
 )
 from pdcore.contract.regions import WriteBatch
-from pdcore.errors import ConfigError
+from pdcore.decode import verification as arrived
+from pdcore.errors import ConfigError, PlanError
 from pdcore.memory import device_bytes
 from pdcore.memory.device_bytes import DeviceBytes
 from pdcore.memory.digest import SAMPLED, digests_of, memory_of, spans_of
@@ -354,12 +355,33 @@ def test_a_device_finds_the_digests_that_the_host_finds(lengths: list[int], step
     )
 
 
+@pytest.mark.parametrize(("offset", "length"), [(-1, 4), (2**10 - 3, 4), (0, 0)])
+def test_a_device_is_never_asked_for_what_is_outside(offset: int, length: int) -> None:
+    memory = DeviceBytes(torch.zeros(2**10, dtype=torch.uint8))
+    with pytest.raises(PlanError, match="leaves its region") as caught:
+        memory.digests(np.array([0, offset]), np.array([8, length]))
+    assert caught.value.there_is == f"{length} bytes at offset {offset} of 1024"
+
+
 def test_a_device_works_on_large_spans_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_bytes, "AT_ONCE", 256)
     memory = torch.arange(2**16, dtype=torch.int32).view(torch.uint8)
     offsets = np.arange(64) * 4096
     found = DeviceBytes(memory).digests(offsets, np.full(64, 4096))
     assert found.tolist() == [zlib.crc32(memory[at : at + 4096].numpy().tobytes()) for at in offsets.tolist()]
+
+
+def test_a_device_that_cannot_digest_what_arrived_fails_the_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(arrived, "digests_of", exhausted)
+    with paired(verifying()) as pair:
+        here, there = failures(pair)
+    for failure in (here, there):
+        assert failure.code is FailureCode.INTEGRITY
+        assert "what arrived for room 5 cannot be digested" in failure.happened
+        assert "CUDA out of memory" in failure.there_is
 
 
 def test_off_sends_no_digest_and_starts_no_thread(tamper: Callable[[Tamper], None]) -> None:
