@@ -15,9 +15,9 @@ run() { # NAME SECONDS COMMAND...
 }
 
 if [ "$DEVICE" = cpu ]; then
-  PYTHON=${PYTHON:-.venv/bin/python} BACKENDS=${BACKENDS:-nixl mooncake_tcp} WORKERS=${WORKERS:-2} CHECKS=540
+  PYTHON=${PYTHON:-.venv/bin/python} BACKENDS=${BACKENDS:-nixl mooncake_tcp} WORKERS=${WORKERS:-2} CHECKS=540 MOMENT=120
 else
-  PYTHON=${PYTHON:-python3} BACKENDS=${BACKENDS:-nixl mooncake_tcp mooncake_intra_nvlink nixl_tcp} WORKERS=${WORKERS:-4} CHECKS=240
+  PYTHON=${PYTHON:-python3} BACKENDS=${BACKENDS:-nixl mooncake_tcp mooncake_intra_nvlink nixl_tcp} WORKERS=${WORKERS:-4} CHECKS=200 MOMENT=30
   KIT=$(mktemp -d)
   tar -C "$KIT" -xJf .gpu-kit/site.tar.xz || { echo 'no kit: make gpu-kit, and bring .gpu-kit along'; exit 2; }
   PYTHONPATH=$("$PYTHON" tests/gpu/entry_points.py "$KIT/site") || exit 2
@@ -26,13 +26,13 @@ else
   nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 fi
 "$PYTHON" -c 'import sys, torch; print("Python", sys.version.split()[0], "torch", torch.__version__)'
-TAIL=20 run backends 60 "$PYTHON" -m pdcore backends
+TAIL=20 run backends "$MOMENT" "$PYTHON" -m pdcore backends
 export PDCORE_TEST_DEVICE=$DEVICE PDCORE_TEST_BACKENDS=$BACKENDS PYTHONUNBUFFERED=1
 TAIL=40 run checks "$CHECKS" "$PYTHON" -m pytest -o timeout=200 -n "$WORKERS" --dist load -rA tests/gpu
-run figures 60 "$PYTHON" tests/gpu/figures.py "$DEVICE"
+run figures "$MOMENT" "$PYTHON" tests/gpu/figures.py "$DEVICE"
 if [ "$DEVICE" != cpu ]; then
   for backend in $BACKENDS; do
-    run "bench-$backend" 70 "$PYTHON" -m pdcore bench --backend "$backend" --device "$DEVICE" --quick \
+    run "bench-$backend" 50 "$PYTHON" -m pdcore bench --backend "$backend" --device "$DEVICE" --quick \
       --page-size 64 --page-size 16
   done
 fi
