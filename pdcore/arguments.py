@@ -3,13 +3,14 @@ error that says what was handed in and what is due. What is no deadline or no ro
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 from pdcore.checks.scalars import real, shown, whole
 from pdcore.errors import ArgumentError, RoomError
 from pdcore.model import Deadline, RoomId
 
-__all__ = ["callables", "count", "due", "instance", "named", "require_deadline", "room_id"]
+__all__ = ["callables", "count", "due", "instance", "moment", "named", "require_deadline", "room_id"]
 
 LAST_ROOM = 2**63 - 1
 MOST = 2**63 - 1
@@ -68,6 +69,14 @@ def due(deadline: Deadline | None, seconds: float) -> Deadline:
     if deadline is None:
         return Deadline.after(seconds)
     return require_deadline("the deadline of a room", deadline)
+
+
+def moment(deadline: Deadline) -> float:
+    """Return a deadline as a moment of the monotonic clock, whatever its own is; now, if that cannot tell."""
+    try:
+        return deadline.at if deadline.clock is time.monotonic else time.monotonic() + deadline.remaining()
+    except Exception:  # its clock is the caller's
+        return time.monotonic()
 
 
 def instance(what: str, value: object, wanted: type, to_do: str) -> None:

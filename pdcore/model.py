@@ -178,6 +178,9 @@ class PeerIdentity:
     incarnation: Incarnation
     address: str
 
+    def __hash__(self) -> int:
+        return hash(self.incarnation)  # which a string keeps
+
     def __str__(self) -> str:
         return f"{self.role.value} {self.address} ({self.incarnation[:8]})"
 

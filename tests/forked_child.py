@@ -18,7 +18,7 @@ from typing import Any
 from pair import Pair, config, finish, paired, soon
 
 from pdcore import BootstrapServer, Deadline, KVPoll, PDCoreError, RoomId
-from pdcore.prefill.lane import Lane
+from pdcore.prefill.lanes.lane import Lane
 
 LOCKS = (type(threading.Lock()), type(threading.RLock()), threading.Condition)
 

@@ -35,6 +35,7 @@ from pdcore import (
     select,
 )
 from pdcore.events import Subscriber
+from pdcore.protocol.peer import RemoteRank
 
 SCHEMA = AuxSchema((AuxField("first_token", "int64"), AuxField("logprobs", "float32", (8,))))
 SLOTS = 16
@@ -162,3 +163,15 @@ def paired(
         )
         decode = stack.enter_context(DecodeManager(chosen, target or pools(), Topology(), cfg, subscribers))
         yield Pair(bootstrap, prefill, decode)
+
+
+def peers(manager: PrefillManager | DecodeManager) -> list[RemoteRank]:
+    """Return the ranks of the other side that a manager knows, paired or not."""
+    return manager.driver.look(lambda machine: list(machine.peers.by_route.values()))
+
+
+def early(manager: PrefillManager, room: int | None = None) -> int:
+    """Return how many requests wait for a room, or for any, that prefill has yet to open."""
+    return manager.driver.look(
+        lambda machine: len(machine.answers.early if room is None else machine.answers.early.of(RoomId(room)))
+    )

@@ -58,7 +58,7 @@ class Child(Generic[CommandT_contra, EventT_co]):
         self.name = name
         self._decode = decode
         self._session = session
-        self._partial = b""
+        self._partial: list[bytes] = []
         self._events: deque[EventT_co | Gone] = deque()
         self._gone: Gone | None = None
         self._closed = self._paused = False
@@ -157,8 +157,12 @@ class Child(Generic[CommandT_contra, EventT_co]):
         status = self._status()  # asked first: what it wrote before its end is there by now
         data = self._available()
         if data:
-            *lines, self._partial = (self._partial + data).split(b"\n")
-            self._events.extend(self._decode(line) for line in lines)
+            head, *rest = data.split(b"\n")
+            self._partial.append(head)  # joined once: a line may be megabytes long
+            if rest:
+                lines = [b"".join(self._partial), *rest[:-1]]
+                self._partial = [rest[-1]]
+                self._events.extend(map(self._decode, lines))
         elif status is not None:
             self._gone = Gone(self.pid, status)
             self._events.append(self._gone)

@@ -20,6 +20,7 @@ COMMANDS = {
     "demo": "move KV cache between two processes and check every byte",
     "conform": "run the conformance suite on a backend",
     "bench": "compare pdcore with its raw engine",
+    "replay": "go through what a manager recorded, step by step",
 }
 
 

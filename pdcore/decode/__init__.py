@@ -1,7 +1,8 @@
 """The decode side: pairs with prefill ranks on first use, and receives each request's KV cache.
 
-``manager`` dials and pairs, ``receiver`` is one request and ``receivers`` are all, ``placement`` is where a
-request shall land, ``source`` one prefill rank and ``group`` those that a request needs.
+``manager`` carries out what its machine (:mod:`pdcore.protocol`) wants; ``receiver`` is one request as its
+scheduler sees it, ``placement`` where that shall land. ``lookup`` finds prefill groups, ``facts`` is what is
+known of them without a room; ``admission`` lets ranks write, ``revocation`` proves that lost ones do not.
 """
 
 from pdcore.decode.manager import DecodeManager

@@ -11,13 +11,12 @@ from functools import partial
 import attrs
 
 from pdcore.bootstrap import BootstrapClient, PrefillFacts, RankRecord
-from pdcore.decode.group import as_failure
-from pdcore.errors import EngineError, FailureCode, KVTransferError, PDCoreError
+from pdcore.errors import AuthenticationError, EngineError, FailureCode, KVTransferError, PDCoreError
 from pdcore.host.address import parse_address
 from pdcore.host.shortage import require_descriptors
 from pdcore.model import Clock, Deadline
 
-__all__ = ["KnownGroups"]
+__all__ = ["KnownGroups", "as_failure"]
 
 MOST = 1024
 """Addresses that are remembered; the one that was asked about first is forgotten."""
@@ -29,7 +28,7 @@ DESCRIPTORS = 8
 
 
 @attrs.define(eq=False)
-class _Group:
+class _KnownGroup:
     """What is known of the group at one address: ``answer``, which is asked for again from ``ask_at`` on.
 
     Facts that could not be asked for again are believed until ``until``. ``asking`` while that is under way.
@@ -53,7 +52,7 @@ class KnownGroups:
     ) -> None:
         self._client, self._seconds, self._clock, self._paired = client, seconds, clock, paired
         self._lock = threading.Lock()
-        self._known: dict[str, _Group] = {}
+        self._known: dict[str, _KnownGroup] = {}
 
     def of(self, bootstrap: object) -> PrefillFacts | KVTransferError | None:
         """Return the facts of a group, why they cannot be had, or None: they are asked for. Never waits."""
@@ -70,7 +69,7 @@ class KnownGroups:
             if group is None:
                 while len(self._known) >= MOST:
                     del self._known[next(iter(self._known))]
-                group = self._known[address] = _Group()
+                group = self._known[address] = _KnownGroup()
             now = self._clock()
             if group.asking or now < group.ask_at:
                 return self._told(group)
@@ -98,13 +97,13 @@ class KnownGroups:
             return bootstrap
         return str(parse_address(bootstrap, "the address of the bootstrap service"))
 
-    def _told(self, group: _Group) -> PrefillFacts | KVTransferError | None:
+    def _told(self, group: _KnownGroup) -> PrefillFacts | KVTransferError | None:
         answer = group.answer
         if isinstance(answer, PrefillFacts) and group.until < self._clock():
             return None
         return answer
 
-    def _ask(self, address: str, group: _Group) -> None:
+    def _ask(self, address: str, group: _KnownGroup) -> None:
         wait = min(MOMENT, self._seconds / 2)
         try:
             require_descriptors(DESCRIPTORS, f"to ask for prefill at {address}")
@@ -114,7 +113,7 @@ class KnownGroups:
             future.set_exception(shortage)
         future.add_done_callback(partial(self._answered, group))
 
-    def _answered(self, group: _Group, future: concurrent.futures.Future[RankRecord]) -> None:
+    def _answered(self, group: _KnownGroup, future: concurrent.futures.Future[RankRecord]) -> None:
         """Take an answer, as a rule on the client's thread; one that was dropped meanwhile, nobody reads."""
         if future.cancelled():
             return
@@ -130,3 +129,14 @@ class KnownGroups:
             elif not isinstance(group.answer, PrefillFacts) or group.until < now:
                 code = FailureCode.ENGINE if isinstance(error, EngineError) else FailureCode.PEER_LOST
                 group.answer = as_failure(code, error)
+
+
+def as_failure(code: FailureCode, error: BaseException) -> KVTransferError:
+    """Return an error of the pairing as a room's failure."""
+    if isinstance(error, KVTransferError):
+        return error
+    if isinstance(error, AuthenticationError):
+        code = FailureCode.UNAUTHENTICATED
+    if isinstance(error, PDCoreError):
+        return KVTransferError(code, error.happened, error.there_is, error.to_do)
+    return KVTransferError(code, "pairing with prefill failed", repr(error), "look at both sides' logs")

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 import attrs
 
-from pdcore.decode.sources import Sources
 from pdcore.events import Gauges, PeerState
 from pdcore.host.address import parse_address
+from pdcore.protocol.peer import RemoteRank
 
 __all__ = ["with_decode"]
 
 
-def with_decode(gauges: Gauges, sources: Sources) -> Gauges:
-    """Return the figures with those of the prefill ranks."""
-    known = sources.all()
-    peers = Counter(PeerState.PAIRED if source.ready else PeerState.PAIRING for source in known)
-    peers[PeerState.LOST] = sources.lost
+def with_decode(gauges: Gauges, known: Iterable[RemoteRank], lost: int, bootstraps: Iterable[str]) -> Gauges:
+    """Return the figures with those of the prefill ranks; ``lost`` are not known to be silent."""
+    known = list(known)
+    peers = Counter(PeerState.PAIRED if peer.ready else PeerState.PAIRING for peer in known)
+    peers[PeerState.LOST] = lost
     return attrs.evolve(
         gauges,
         peers=peers,
-        control_ports=frozenset(parse_address(source.identity.address).port for source in known),
-        bootstrap_ports=frozenset(parse_address(address).port for address in sources.bootstraps()),
+        control_ports=frozenset(parse_address(peer.identity.address).port for peer in known),
+        bootstrap_ports=frozenset(parse_address(address).port for address in bootstraps),
     )

@@ -8,43 +8,36 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from pdcore.arguments import due
-from pdcore.bootstrap import PrefillFacts, ReplicaQuery
+from pdcore.arguments import due, moment, room_id
+from pdcore.bootstrap import PrefillFacts
 from pdcore.config.records import Config
+from pdcore.decode.admission import WriterAdmission
+from pdcore.decode.facts import as_failure
 from pdcore.decode.figures import with_decode
-from pdcore.decode.group import PrefillGroup
-from pdcore.decode.lookout import Lookout
+from pdcore.decode.lookup import DIAL_DESCRIPTORS, GroupLookup
 from pdcore.decode.receiver import KVReceiver
-from pdcore.decode.receivers import Receivers
-from pdcore.decode.reception import OfARoom, Reception
 from pdcore.decode.revocation import Revocations
-from pdcore.decode.source import PrefillSource, gone, replaced, turned_away
-from pdcore.decode.sources import Sources
 from pdcore.decode.verification import ArrivedVerification
-from pdcore.decode.waits_for import not_paired_in_time
-from pdcore.errors import AuthenticationError, KVTransferError, PDCoreError
-from pdcore.events import Gauges, PeerLost, Subscriber
+from pdcore.errors import EngineError, FailureCode, KVTransferError, PDCoreError
+from pdcore.events import Gauges, MetadataSent, Subscriber
 from pdcore.host.address import parse_address
-from pdcore.host.process import ProcessIdentity
-from pdcore.managers.manager import TICK, Manager
-from pdcore.managers.overdue import end_overdue
+from pdcore.host.shortage import require_descriptors
+from pdcore.managers.manager import Manager
+from pdcore.memory.metadata_buffers import AuxDataCodec
 from pdcore.memory.pools import Pools
 from pdcore.model import Deadline, PeerIdentity, Role, RoomId
+from pdcore.pairing.description import PeerDescription
+from pdcore.pairing.misfits import coverage_misfits, pairing_misfits
 from pdcore.pairing.topology import DPChoice, Topology
+from pdcore.protocol import actions as a
+from pdcore.protocol import stimuli as s
+from pdcore.protocol.groups import GroupKey
+from pdcore.protocol.machine import Settings
+from pdcore.protocol.peer import Fit
+from pdcore.protocol.receive.receive_room import ReceiveRoom
 from pdcore.rooms.claims import Claims
-from pdcore.rooms.handle import RoomHandle
+from pdcore.rooms.handle import stillborn
 from pdcore.selection.select import Backend
-from pdcore.wire import (
-    Abort,
-    Bye,
-    Connection,
-    ConnectionEvent,
-    Heartbeat,
-    Message,
-    PairReply,
-    RequestMetadata,
-    Route,
-)
 
 __all__ = ["DecodeManager"]
 
@@ -68,24 +61,47 @@ class DecodeManager(Manager):
     ) -> None:
         super().__init__(Role.DECODE, backend, pools, topology, config, subscribers)
         self.claims = Claims.of(pools)
-        self._receivers = Receivers()
-        self._lookout = Lookout(self._receivers, self._chores, TICK, self.config.liveness.interval)
-        self._verifier = ArrivedVerification(self.config.transfer.verify, pools, self.channel.post)
-        self._reception = Reception(self._receivers, self._verifier, pools, self.channel.counts)
-        description = self.describe(f"{self.place.advertised} pid {os.getpid()}")
-        self._sources = Sources(
-            self.engine,
-            description,
-            self.config.timeouts,
-            self.channel,
-            self.heartbeats,
-            self.events,
-            self._lose_source,
-            self.config.auth_key,
-            Revocations(self.engine, self.config.quarantine.grace, self.survivors.ended),
-        )
+        self._codec = AuxDataCodec(pools.aux) if pools.aux else None
+        self._start(self.describe(f"{self.place.advertised} pid {os.getpid()}"))
         self.channel.start()
         self.events.show(self.snapshot)
+
+    def _start(self, ours: PeerDescription) -> None:
+        """Make the machine, and what carries out that which it wants."""
+        config, pairing = self.config, self.config.timeouts.pairing
+        fit = Fit(
+            suits=lambda there: pairing_misfits(there, ours),
+            covers=lambda theirs: coverage_misfits(theirs, decode=ours),
+        )
+        self._drive(
+            ours,
+            fit,
+            Settings(pairing, config.liveness.interval),
+            {
+                a.Find: lambda do: self._lookup.find(do),
+                a.Dial: self._dial,
+                a.Admit: lambda do: self._admission.admit(do),
+                a.Revoke: lambda do: self._admission.revoke(do),
+                a.Asked: self._asked,
+                a.Compare: self._compare,
+                a.WriteRow: self._write_row,
+                a.CheckRow: self._check_row,
+            },
+        )
+        self._revocations = Revocations(self.engine, config.quarantine.grace, self.survivors.ended)
+        self._admission = WriterAdmission(
+            self.engine,
+            pairing,
+            self.events,
+            self._revocations,
+            self._held_by,
+            self._feed_in_order,
+        )
+        self._verification = ArrivedVerification(config.transfer.verify, self.pools, self.feed)
+        self._lookup = GroupLookup(
+            ours, config.timeouts, config.auth_key, self._paired_at, self._feed_in_order
+        )
+        self.group_key = self._lookup.key
 
     def receiver(
         self, bootstrap: str, room: RoomId, deadline: Deadline | None = None, *, may_raise: bool = True
@@ -104,14 +120,19 @@ class DecodeManager(Manager):
         try:
             self._check_open()
             bootstrap = str(parse_address(bootstrap, "the address of the bootstrap service"))
-            record = self.rooms.open(room, due(deadline, self.config.timeouts.request))
+            number = room_id(room)
+            at = moment(due(deadline, self.config.timeouts.request))
+            default = self._lookup.key(bootstrap, DPChoice.BY_ROOM, number)
+            opened = s.OpenReceive(number, self.driver.generation(), at, default)
+            make = partial(KVReceiver, self, bootstrap=bootstrap, may_raise=may_raise)
+            receiver = self.driver.open(opened, make)
         except PDCoreError as error:
             if may_raise:
                 raise
-            return KVReceiver(self, self._stillborn(room, error), bootstrap, may_raise=False)
-        receiver = KVReceiver(self, record, bootstrap, may_raise=may_raise)
-        self._receivers.add(receiver)
-        self._end_if_closed(receiver)
+            kind = partial(ReceiveRoom, default=GroupKey(str(bootstrap), DPChoice.BY_ROOM))
+            record = stillborn(kind, room, self._unopened(error))
+            return KVReceiver(self, record, bootstrap, may_raise=False)
+        self.endings.sooner()
         return receiver
 
     def decline(
@@ -146,153 +167,107 @@ class DecodeManager(Manager):
         again within the lease of the rank, and dropped when the group is lost.
         """
         self._require_here()
-        return self._shutdown_error() if self._closed else self._sources.known.of(bootstrap)
-
-    # --- what receivers ask ----------------------------------------------------------------
-
-    def group(self, bootstrap: str, query: ReplicaQuery) -> PrefillGroup:
-        """Return the prefill ranks of a DP replica that this rank needs; pairing begins if need be."""
-        return self._sources.find(bootstrap, query)
-
-    def default_group(self, bootstrap: str, room: RoomId) -> PrefillGroup | None:
-        """Return the group that a room has unless ``init`` chooses another; None while the manager closes."""
-        return None if self._closed else self.group(bootstrap, ReplicaQuery(DPChoice.BY_ROOM, room))
-
-    def request(self, source: PrefillSource, wanted: RequestMetadata) -> None:
-        """Post a request to a paired prefill rank."""
-        self.engine.expect(1)
-        self.say(source, wanted)
-
-    def say(self, source: PrefillSource, message: Message) -> None:
-        """Tell a prefill rank something, unless it is lost by then: the next has the same route."""
-        self.channel.post_if(lambda: self._sources.of(source.route) is source, source.route, message)
-
-    def abandon(self, source: PrefillSource, abort: Abort) -> None:
-        """Tell prefill that a request was given up."""
-        self.channel.post(source.route, abort)
-
-    def trouble(self, bootstrap: str) -> str:
-        """Return how often in a row a bootstrap service was not reached and why; "" if it was."""
-        return self._sources.trouble(bootstrap)
-
-    def reaches(self, source: PrefillSource) -> bool:
-        """Whether that prefill process is paired, perhaps anew."""
-        current = self._sources.of(source.route)
-        return current is not None and current.ready and current.identity == source.identity
+        return self._shutdown_error() if self._closed else self._lookup.known.of(bootstrap)
 
     def unproven(self, writer: PeerIdentity) -> str:
         """Why a prefill process may still write to rooms that have ended."""
-        return self._sources.unproven(writer.incarnation) or "it has not said that its writes have ended"
+        return self._revocations.because(writer.incarnation) or "it has not said that its writes have ended"
 
-    def forget(self, receiver: KVReceiver) -> None:
-        """Free the id of a room that was cleared; one that is not drained stays known until it is."""
-        self._receivers.clear(receiver)
+    # --- what the machine wants ------------------------------------------------------------
+
+    def _feed_in_order(self, stimulus: s.Stimulus) -> None:
+        """Feed what may end a connection or begin one, on the control thread: nothing that comes over the old
+        one is then taken for a word over the new one, which has the same route."""
+        self.channel.call(partial(self.feed, stimulus))
+
+    def _dial(self, do: a.Dial) -> None:
+        try:
+            require_descriptors(DIAL_DESCRIPTORS, f"to dial prefill {do.identity.address}")
+        except EngineError as shortage:
+            self.feed(s.PeerFailed(do.route, do.identity, as_failure(FailureCode.ENGINE, shortage)))
+            return
+        self.channel.dial(do.identity.address)
+        self.heartbeats.track(do.route, time.monotonic(), connected=False)
+
+    def _asked(self, do: a.Asked) -> None:
+        """Requests for a room go out now."""
+        self.engine.expect(1)
+        if self.events.on:
+            self.events.emit(MetadataSent(self.events.node, do.room, do.generation, do.pages))
+
+    def _compare(self, do: a.Compare) -> None:
+        if not self._verification.begin(self.driver.handles[do.generation].record, do):
+            self.channel.counts["unexpected"] += 1
+
+    def _write_row(self, do: a.WriteRow) -> None:
+        failure = None
+        try:
+            if self._codec is not None:
+                self._codec.decode(do.slot, do.row)
+        except PDCoreError as error:
+            failure = KVTransferError(FailureCode.AUX, error.happened, error.there_is, error.to_do)
+        finally:  # its slot is not free before this is said
+            self.feed(s.RowWritten(do.generation, failure))
+
+    def _check_row(self, do: a.CheckRow) -> None:
+        failure, aux = None, self.pools.aux
+        try:
+            if aux is not None:
+                aux.check_room(do.slot, self.driver.handles[do.generation].room)
+        except KVTransferError as error:
+            failure = error
+        self.feed(s.RowChecked(do.generation, failure))
+
+    def _part(self, lost: a.Lost) -> None:
+        _log.warning("%s", lost.failure)
+        self.channel.hang_up(lost.route, last_words=lost.stays)
+        self._lookup.forget(
+            self.driver.look(lambda m: {g.key.bootstrap for g in m.peers.groups.values() if g.lost})
+        )
+
+    def _held_by(self, writer: PeerIdentity) -> bool:
+        """Whether pages of a room are unsafe because a prefill process may write to them."""
+        rooms = [handle.record for handle in list(self.driver.handles.values())]
+        return any(isinstance(room, ReceiveRoom) and writer in room.writers for room in rooms)
+
+    def _paired_at(self, bootstrap: str) -> bool:
+        return self.driver.look(
+            lambda m: any(g.key.bootstrap == bootstrap and g.ready for g in m.peers.groups.values())
+        )
 
     # --- on the control thread -------------------------------------------------------------
 
-    def _on_message(self, route: Route, message: Message) -> None:
-        source = self._sources.of(route)
-        if source is None:
-            self.channel.counts["stale"] += 1
-        elif isinstance(message, OfARoom):
-            self._reception.take(source, message)
-        elif isinstance(message, Heartbeat):
-            self._on_heartbeat(source, message)
-        elif isinstance(message, PairReply):
-            self._sources.answered(source, message)
-        elif isinstance(message, Bye):
-            self._lose(route, message.reason)
-            if message.drained:
-                self._drained(source)
-        else:
-            self.channel.counts["unexpected"] += 1
-
-    def _on_connection(self, route: Route | None, event: ConnectionEvent) -> None:
-        super()._on_connection(route, event)
-        source = self._sources.of(route) if route is not None else None
-        if source is not None and source.ready and event.what is Connection.HANDSHAKEN:
-            # What was under way when the connection before ended is lost, whoever said it.
-            using = self._receivers.using(source)
-            self._chores.each("asking how a room stands", using, lambda room: room.met_again(source))
-
-    def _on_heartbeat(self, source: PrefillSource, message: Heartbeat) -> None:
-        if message.incarnation != source.identity.incarnation:
-            self.channel.counts["stale"] += 1
-            self._lose_source(source, replaced(source, message.incarnation))
-            return
-        self.heartbeats.heard(source.route, time.monotonic())
-        if source.ready:
-            self.backend.heartbeat_success(source.identity)
-
-    def _lose(self, route: Route, why: str) -> None:
-        source = self._sources.of(route)
-        if source is not None:
-            self._lose_source(source, gone(source, why))
-
-    def _on_refused(self, route: Route, error: AuthenticationError) -> None:
-        source = self._sources.of(route)
-        if source is not None:
-            self._lose_source(source, turned_away(source, error))
-
-    def _lose_source(self, source: PrefillSource, failure: KVTransferError) -> None:
-        if not source.lose(failure):
-            return
-        _log.warning("%s", failure)
-        affected = self._receivers.using(source)
-        if self.events.on and source.description is not None:
-            why = failure.there_is
-            self.events.emit(PeerLost(self.events.node, source.identity, why, len(affected)))
-        for receiver in affected:
-            receiver.give_up(failure, source)
-        self._sources.drop(source, partial(self._receivers.held_by, source), partial(self._drained, source))
-
-    def _drained(self, source: PrefillSource) -> None:
-        for receiver in self._receivers.using(source):
-            receiver.drained(source)
-
     def _expire(self) -> None:
-        chores = self._chores
-        chores.do("telling the engine", lambda: self.engine.expect(self.rooms.busy()))
-        chores.each("giving a pairing up", self._sources.overdue(), self._give_pairing_up)
-        end_overdue(self._chores, self.rooms.expired())
-        self._lookout.look()
-        chores.do("sweeping rooms", self._receivers.sweep)
+        self._chores.do("telling the engine", lambda: self.engine.expect(self.busy()))
+        self._chores.do("looking at bootstrap services", self._tell_trouble)
 
-    def _give_pairing_up(self, group: PrefillGroup) -> None:
-        failure = not_paired_in_time(group, self.config.timeouts.pairing)
-        for member in group.members:
-            if not member.ready:
-                self._lose_source(member, failure)
-        group.unpaired(failure)
+    def _tell_trouble(self) -> None:
+        """Let the machine know why groups are not found yet."""
+        groups = self.driver.look(
+            lambda m: [
+                (g.key.bootstrap, m.peers.trouble.get(g.key.bootstrap, ""))
+                for g in m.peers.groups.values()
+                if not g.members
+            ]
+        )
+        for bootstrap, told in set(groups):
+            if (why := self._lookup.trouble(bootstrap)) != told:
+                self.feed(s.Trouble(bootstrap, why))
 
     def _figures(self, gauges: Gauges) -> Gauges:
-        return with_decode(gauges, self._sources)
+        known, groups = self.driver.look(
+            lambda m: (list(m.peers.by_route.values()), {g.key.bootstrap for g in m.peers.groups.values()})
+        )
+        return with_decode(gauges, known, len(self._revocations), groups | self._lookup.known.addresses())
 
     # --- at the end ------------------------------------------------------------------------
 
-    def _peers(self) -> dict[Route, PeerIdentity]:
-        return {source.route: source.identity for source in self._sources.all()}
-
-    def _process_of(self, route: Route) -> ProcessIdentity | None:
-        source = self._sources.of(route)
-        there = source.description if source is not None else None
-        return there.process if there is not None else None
-
-    def _end_rooms(self, deadline: Deadline) -> None:
-        why = self._shutdown_error()
-        self._chores.each("ending a room", self._receivers.open(), lambda room: room.give_up(why))
-        self._sources.end_threads(deadline)
-        self._verifier.close(deadline)
-
-    def _all_drained(self, *, tell: bool) -> None:
-        for receiver in self._receivers.all():
-            receiver.drained()
-
-    def _handles(self) -> Sequence[RoomHandle]:
-        return self._receivers.all()
+    def _end_threads(self, deadline: Deadline) -> None:
+        self._admission.close(deadline)
+        self._verification.close(deadline)
 
     def _forsaken(self) -> int:
-        return self._sources.forsaken
+        return self._revocations.forsaken
 
     def _leave(self, deadline: Deadline) -> None:
-        self._sources.close(deadline)
+        self._lookup.close(deadline)

@@ -13,10 +13,10 @@ from pdcore.errors import FailureCode, KVTransferError, RoomError
 from pdcore.memory.pools import Pools
 from pdcore.model import RoomId
 from pdcore.plan import IndexArray, index_array
-from pdcore.rooms.status import Room
+from pdcore.protocol.room import Room
 from pdcore.wire import RequestMetadata
 
-__all__ = ["Placement", "declined", "refused", "unexplained"]
+__all__ = ["Placement", "declined", "refused"]
 
 
 @attrs.frozen(eq=False)
@@ -87,11 +87,4 @@ def declined(room: RoomId, reason: str) -> KVTransferError:
         f"decode declined room {room}",
         str(reason) or "it gave no reason",
         "nothing: no page is awaited there, so prefill may free its own",
-    )
-
-
-def unexplained(room: RoomId) -> KVTransferError:
-    """Return how a room ends that prefill failed without a reason."""
-    return KVTransferError(
-        FailureCode.ENGINE, f"prefill failed room {room}", "it gave no reason", "look at its log"
     )

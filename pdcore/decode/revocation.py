@@ -46,11 +46,12 @@ class LostWriter:
 class _Vigil:
     """The thread of one lost writer, which alone sets ``because`` and ``unsent``.
 
-    ``moot`` is set when the writer has come back, or this side closes.
+    ``moot`` is set when the writer has come back, or this side closes. ``before``: an earlier one of the same
+    writer, which is moot and has not ended.
     """
 
-    def __init__(self, writer: LostWriter, run: Callable[[_Vigil], None]) -> None:
-        self.writer = writer
+    def __init__(self, writer: LostWriter, run: Callable[[_Vigil], None], before: _Vigil | None) -> None:
+        self.writer, self.before = writer, before
         self.because = "its engine is asked to write no more"
         self.moot = threading.Event()
         self.unsent: Unsent | None = None
@@ -87,11 +88,14 @@ class Revocations:
 
     def start(self, writer: LostWriter) -> None:
         """Begin off this thread, since it may have to wait; does nothing once closed."""
-        vigil = _Vigil(writer, self._keep)
         with self._lock:
             if self._stopping.is_set():
                 return
             self._vigils = {w: v for w, v in self._vigils.items() if v.thread.is_alive()}
+            before = self._vigils.get(writer.identity.incarnation)
+            if before is not None:
+                before.moot.set()
+            vigil = _Vigil(writer, self._keep, before)
             self._vigils[writer.identity.incarnation] = vigil
             vigil.thread.start()
 
@@ -122,6 +126,9 @@ class Revocations:
 
     def _keep(self, vigil: _Vigil) -> None:
         writer = vigil.writer
+        if vigil.before is not None:
+            vigil.before.thread.join()
+            vigil.before = None
         try:
             silent = self._revoked(vigil) or self._ended(vigil, self._look)
         # An adapter may raise anything; it proves nothing then.

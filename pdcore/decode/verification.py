@@ -8,14 +8,15 @@ from functools import partial
 
 import numpy as np
 
-from pdcore.decode.receiver import KVReceiver
-from pdcore.decode.source import PrefillSource
 from pdcore.errors import FailureCode, KVTransferError
 from pdcore.memory.digest import Verify, digests_of, memory_of
 from pdcore.memory.pools import Pools
 from pdcore.model import Deadline, KVPoll
-from pdcore.prefill.lane import Lane
-from pdcore.wire import Digests, Failure, Message, Route, Verdict
+from pdcore.prefill.lanes.lane import Lane
+from pdcore.protocol.actions import Compare
+from pdcore.protocol.room import Room
+from pdcore.protocol.stimuli import Compared, Stimulus
+from pdcore.wire import Digests
 
 __all__ = ["ArrivedVerification"]
 
@@ -23,18 +24,18 @@ _log = logging.getLogger("pdcore.transfer")
 
 
 class ArrivedVerification:
-    """Owns the thread ``pdcore-lane-verifier``, unless nothing is to be verified."""
+    """Owns the thread ``pdcore-lane-arrived``, unless nothing is to be verified."""
 
-    def __init__(self, verify: Verify, pools: Pools, post: Callable[[Route, Message], None]) -> None:
-        self._post = post
-        self._lane = None if verify == "off" else Lane("verifier")
+    def __init__(self, verify: Verify, pools: Pools, feed: Callable[[Stimulus], None]) -> None:
+        self._feed = feed
+        self._lane = None if verify == "off" else Lane("arrived")
         self._regions, self._kv = pools.regions, len(pools.kv)
         self._memory = [] if verify == "off" else memory_of(pools.regions)
         self._limits = np.array([region.length for region in pools.regions])
 
-    def check(self, receiver: KVReceiver, source: PrefillSource, sent: Digests) -> bool:
+    def begin(self, record: Room, do: Compare) -> bool:
         """Start to verify what a prefill rank says it sent; False if nothing is to be verified."""
-        return self._lane is not None and self._lane.put(partial(self._check, receiver, source, sent))
+        return self._lane is not None and self._lane.put(partial(self._check, record, do))
 
     def close(self, deadline: Deadline) -> None:
         """End the thread."""
@@ -42,14 +43,9 @@ class ArrivedVerification:
             self._lane.close()
             self._lane.join(deadline)
 
-    def _check(self, receiver: KVReceiver, source: PrefillSource, sent: Digests) -> None:
-        if receiver.poll() is KVPoll.FAILED:
-            return
-        failure = self._failure(sent)
-        told = Failure.of(failure) if failure else None
-        self._post(source.route, Verdict(sent.room, sent.generation, sent.chunk, sent.part, told))
-        if failure is not None:
-            receiver.give_up(failure, source)
+    def _check(self, record: Room, do: Compare) -> None:
+        if record.status is not KVPoll.FAILED:
+            self._feed(Compared(do.generation, do.route, do.digests, self._failure(do.digests)))
 
     def _failure(self, sent: Digests) -> KVTransferError | None:
         lists = sent.regions, sent.offsets, sent.lengths, sent.digests

@@ -1,15 +1,13 @@
-"""What a role adds to a manager: the messages it handles, its peers and rooms, and how it leaves."""
+"""What a role adds to a manager: what it does from time to time, its figures, and how it leaves."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from pdcore.events import Gauges
-from pdcore.host.process import ProcessIdentity
-from pdcore.model import Deadline, PeerIdentity
-from pdcore.rooms.handle import RoomHandle
-from pdcore.wire import Message, Route
+from pdcore.model import Deadline
+from pdcore.protocol.actions import Lost
 
 __all__ = ["Duties"]
 
@@ -18,16 +16,12 @@ class Duties(ABC):
     """What a manager calls, on its control thread unless one says otherwise."""
 
     @abstractmethod
-    def _on_message(self, route: Route, message: Message) -> None:
-        """Handle one message of a peer."""
-
-    @abstractmethod
     def _expire(self) -> None:
-        """End what missed its deadline."""
+        """Do what is due from time to time."""
 
     @abstractmethod
-    def _lose(self, route: Route, why: str) -> None:
-        """Forget a peer and fail exactly its rooms."""
+    def _part(self, lost: Lost) -> None:
+        """Let go of a peer that is lost; from any thread, never waits."""
 
     @abstractmethod
     def _figures(self, gauges: Gauges) -> Gauges:
@@ -38,24 +32,8 @@ class Duties(ABC):
         return ()
 
     @abstractmethod
-    def _peers(self) -> Mapping[Route, PeerIdentity]:
-        """Return all peers by route."""
-
-    @abstractmethod
-    def _process_of(self, route: Route) -> ProcessIdentity | None:
-        """Return the process of a paired peer, if it said which."""
-
-    @abstractmethod
-    def _end_rooms(self, deadline: Deadline) -> None:
-        """Fail what has not ended and let the lanes end."""
-
-    @abstractmethod
-    def _all_drained(self, *, tell: bool) -> None:
-        """The engine is closed: every page of this side is safe, and if ``tell``, of the peers too."""
-
-    @abstractmethod
-    def _handles(self) -> Sequence[RoomHandle]:
-        """Return all rooms that are not cleared or not safe."""
+    def _end_threads(self, deadline: Deadline) -> None:
+        """Every room has ended: end the threads that this role has."""
 
     @abstractmethod
     def _forsaken(self) -> int:

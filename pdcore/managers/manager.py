@@ -6,37 +6,49 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from types import TracebackType
 from typing import TypeVar
 
-from pdcore import __version__
 from pdcore.arguments import require_deadline
 from pdcore.config.records import Config
 from pdcore.errors import AuthenticationError, KVTransferError, PDCoreError
-from pdcore.events import Events, Gauges, Node, Stage, Subscriber, stage
+from pdcore.events import (
+    Events,
+    Gauges,
+    Node,
+    Stage,
+    Subscriber,
+    stage,
+)
 from pdcore.host.fork import Birthplace
-from pdcore.host.process import ProcessIdentity
 from pdcore.managers.chores import Chores
 from pdcore.managers.closed import closed, shut_down
-from pdcore.managers.duties import Duties
+from pdcore.managers.endpoint import Endpoint
 from pdcore.managers.health import Health, examined
 from pdcore.managers.liveness import Heartbeats
-from pdcore.managers.overdue import end_overdue
 from pdcore.managers.parts import check_parts
 from pdcore.managers.pulse import Pulse
 from pdcore.managers.ready_engine import find_footing, ready_engine
 from pdcore.managers.survivors import Survivors
 from pdcore.memory.pools import Pools
 from pdcore.model import Deadline, Role, RoomId, new_incarnation
-from pdcore.pairing.description import PeerDescription
 from pdcore.pairing.topology import Topology
-from pdcore.rooms.handle import RoomHandle
-from pdcore.rooms.status import Room, RoomTable
+from pdcore.protocol import stimuli as s
+from pdcore.protocol import words
+from pdcore.rooms.endings import Endings
 from pdcore.rooms.unsafe import Unsafe
 from pdcore.selection.select import Backend
 from pdcore.telemetry.endpoint import endpoints
-from pdcore.wire import Bye, Channel, ConnectionEvent, Heartbeat, Message, Route, say_if_open
+from pdcore.wire import (
+    Bye,
+    Channel,
+    Connection,
+    ConnectionEvent,
+    Heartbeat,
+    Message,
+    Route,
+    say_if_open,
+)
 
 __all__ = ["Manager"]
 
@@ -49,7 +61,7 @@ _log = logging.getLogger("pdcore.manager")
 Self = TypeVar("Self", bound="Manager")
 
 
-class Manager(Duties):
+class Manager(Endpoint):
     """One side of one rank. Owns the engine, the control channel and all rooms; a context manager.
 
     Raises at construction:
@@ -83,13 +95,13 @@ class Manager(Duties):
         node = Node(role, backend.name, self.incarnation)
         heard = [*backend.subscribers(), *subscribers, *endpoints(config)]
         self.events = Events(node, heard)
-        self.rooms = RoomTable()
+        self.endings = Endings()
         self.heartbeats: Heartbeats[Route] = Heartbeats(
             config.liveness.interval, config.liveness.max_failures, config.timeouts.bootstrap
         )
         self._chores = Chores()
         self._closing = threading.Lock()
-        self._closed = False
+        self._closed = self._mute = False
         self._ticked_at = time.monotonic()
         self.place = find_footing(role, backend.spec, config)
         ready = ready_engine(role, backend, pools, config, self.place, self.events)
@@ -132,12 +144,14 @@ class Manager(Duties):
         """
         self._require_here()
         until = require_deadline("the deadline of finished()", deadline)
-        return self.rooms.finished(until, partial(end_overdue, self._chores))
+        while (ended := self.endings.finished(until, self._due)) is None:
+            self.feed(s.Tick())
+        return ended
 
     def unsafe(self) -> Unsafe:
         """Return the pages of ended rooms that may not be reused yet, and why; from any thread."""
         self._require_here()
-        return Unsafe.of(self._handles(), self._forsaken())
+        return Unsafe.of(list(self.driver.handles.values()), self._forsaken())
 
     def snapshot(self) -> Gauges:
         """Return figures of this moment: rooms by state, peers, what is parked and what is not safe yet.
@@ -150,7 +164,7 @@ class Manager(Duties):
                 self.events.node,
                 serving=not self._closed and self.channel.alive,
                 quiet=self._quiet(),
-                rooms=self.rooms.by_state(),
+                rooms=self._by_state(),
                 unsafe_rooms=len(unsafe.rooms),
                 unsafe_pages=unsafe.pages,
                 forsaken=unsafe.forsaken,
@@ -168,31 +182,6 @@ class Manager(Duties):
             others=self._problems(),
         )
 
-    def describe(self, address: str) -> PeerDescription:
-        """Return what the other side must know to pair with this one."""
-        aux = self.pools.aux
-        return PeerDescription(
-            role=self.role,
-            incarnation=self.incarnation,
-            address=address,
-            version=__version__,
-            backend=self.backend.spec.name,
-            protocol=self.backend.choice.protocol or "",
-            topology=self.topology,
-            layout=self.pools.layout,
-            state=tuple(pool.component for pool in self.pools.state),
-            aux=aux.schema if aux else None,
-            aux_slots=aux.slots if aux else 0,
-            aux_transports=self.aux_transports,
-            endpoint=self.engine.endpoint(),
-            regions=self._regions,
-            verify=self.config.transfer.verify,
-            process=ProcessIdentity.here(),
-            engine_version=self.backend.engine_version(),
-            max_message_bytes=self.config.control.max_message_bytes,
-            aux_form=aux.form if aux else None,
-        )
-
     def close(self) -> None:
         """End every room, the engine, the channel and all threads; idempotent. Nothing in a forked child.
 
@@ -208,12 +197,13 @@ class Manager(Duties):
         deadline = Deadline.after(self.config.timeouts.shutdown)
         drained = False
         try:
-            self._end_rooms(deadline)
+            self.feed(s.Close(self._shutdown_error()))
+            self._end_threads(deadline)
             # What nobody could prove drained ends with the engine.
             with stage(self.events, Stage.CLOSE):
                 self.engine.close()
             drained = self.engine.capabilities.silent_after_close
-            self._all_drained(tell=drained)
+            self._engine_closed(tell=drained)
         finally:
             for route in self._peers():
                 self.channel.post(route, Bye(self.incarnation, SHUT_DOWN, drained))
@@ -221,7 +211,7 @@ class Manager(Duties):
                 self._leave(Deadline.after(max(deadline.remaining(), LAST_WORDS)))
             finally:
                 self.channel.close(Deadline.after(max(deadline.remaining(), LAST_WORDS)))
-                self.rooms.shut()
+                self.endings.shut()
                 self.events.show(None)
 
     def _open_channel(self, make: Callable[..., Channel] = Channel) -> Channel:
@@ -245,6 +235,10 @@ class Manager(Duties):
         self.engine.close()
         self.channel.close(Deadline.after(self.config.timeouts.shutdown))
 
+    def _due(self) -> float | None:
+        """Return the moment at which the next room misses its deadline."""
+        return self.driver.look(lambda machine: machine.due)
+
     def _quiet(self) -> float:
         return max(0.0, time.monotonic() - self._ticked_at)
 
@@ -256,14 +250,9 @@ class Manager(Duties):
         if self._closed:
             raise closed(self.role)
 
-    def _stillborn(self, room: object, error: PDCoreError) -> Room:
-        """Return the record of a room that could not be opened, for a caller who may not get an error."""
-        return Room.stillborn(room, self._shutdown_error() if self._closed else KVTransferError.of(error))
-
-    def _end_if_closed(self, handle: RoomHandle) -> None:
-        """End a room that was opened while the manager closed, which may not have seen it."""
-        if self._closed:
-            handle.give_up(self._shutdown_error())
+    def _unopened(self, error: PDCoreError) -> KVTransferError:
+        """Return why a room is FAILED from birth that could not be opened for this."""
+        return self._shutdown_error() if self._closed else KVTransferError.of(error)
 
     def _shutdown_error(self) -> KVTransferError:
         return shut_down(self.role, self.incarnation)
@@ -271,19 +260,26 @@ class Manager(Duties):
     # --- on the control thread -------------------------------------------------------------
 
     def _hear(self, route: Route, message: Message) -> None:
+        if isinstance(message, Heartbeat) and self._beats(route, message):
+            return
         if not self.survivors.heard(route, message):
-            self._on_message(route, message)
+            self.feed(s.Heard(route, message))
 
     def _on_tick(self) -> None:
         self._ticked_at = now = time.monotonic()
         if not self._closed:  # nobody shall take it for a stranger's after our last word
             self._pulse.beat(now, Heartbeat(self.incarnation))
         self._expire()
+        self.feed(s.Tick())
 
     def _on_connection(self, route: Route | None, event: ConnectionEvent) -> None:
         """Something happened to a connection to a peer that was dialled (None: of one that dialled us)."""
         self.heartbeats.note(route, event)
+        if route is not None and event.what is Connection.HANDSHAKEN:
+            self.feed(s.Reconnected(route))
 
     def _on_refused(self, route: Route, error: AuthenticationError) -> None:
         """A peer that this side dialled will have nothing to do with it."""
-        self._lose(route, f"{error.happened}: {error.there_is}")
+        peer = self._machine.peers.by_route.get(route)
+        if peer is not None:
+            self.feed(s.PeerFailed(route, peer.identity, words.turned_away(peer.identity, error)))

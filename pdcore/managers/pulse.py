@@ -9,7 +9,7 @@ import attrs
 from pdcore.events import Events, HeartbeatMissed
 from pdcore.host.process import ProcessLife, is_stopped, life_of
 from pdcore.managers.chores import Chores
-from pdcore.managers.duties import Duties
+from pdcore.managers.endpoint import Endpoint
 from pdcore.managers.liveness import Heartbeats
 from pdcore.model import Deadline
 from pdcore.wire import Heartbeat, Message, Route
@@ -25,7 +25,7 @@ class Pulse:
     chores: Chores
     post: Callable[[Route, Message], None]
     events: Events
-    role: Duties
+    role: Endpoint
 
     def beat(self, now: float, beat: Heartbeat) -> None:
         """Do what is due at ``now`` (monotonic seconds)."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import attrs
 
-from pdcore.events import Gauges
+from pdcore.events import Gauges, PeerState
 from pdcore.host.address import parse_address
-from pdcore.prefill.early_requests import EarlyRequests
-from pdcore.prefill.links import Links
 from pdcore.prefill.registration import Registration
 from pdcore.rooms.quarantine import Quarantine
 
@@ -16,8 +16,8 @@ __all__ = ["with_prefill"]
 
 def with_prefill(
     gauges: Gauges,
-    links: Links,
-    parking: EarlyRequests,
+    peers: Mapping[PeerState, int],
+    parked: int,
     quarantine: Quarantine,
     address: str,
     registration: Registration,
@@ -26,8 +26,8 @@ def with_prefill(
     return attrs.evolve(
         gauges,
         registered=registration.registered,
-        peers=links.by_state(),
-        parked=len(parking),
+        peers=peers,
+        parked=parked,
         quarantined=len(quarantine),
         control_ports=frozenset({parse_address(address).port}),
         bootstrap_ports=frozenset({parse_address(registration.bootstrap).port}),

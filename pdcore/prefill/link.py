@@ -2,40 +2,33 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
-import attrs
 import numpy as np
 
 from pdcore.contract.backend import StatePlan, StateRequest
 from pdcore.contract.budget import EntryBudget
 from pdcore.contract.engine import Peer, TransferEngine
 from pdcore.contract.regions import WriteBatch
-from pdcore.errors import FailureCode, IncompatiblePeerError, KVTransferError, Misfit, PlanError
-from pdcore.events import Events, MetadataReceived
+from pdcore.errors import IncompatiblePeerError, Misfit, PlanError
 from pdcore.host.process import ProcessIdentity
 from pdcore.memory.pools import Pools, RegionTable
-from pdcore.model import AuxTransport, Deadline, Generation, PeerIdentity, RoomId
+from pdcore.model import AuxTransport, Deadline, PeerIdentity, RoomId
 from pdcore.pairing.description import PeerDescription
 from pdcore.pairing.misfits import aux_writer_misfits, chosen_aux_transport
-from pdcore.pairing.topology import Topology, map_ranks, served_ranks
+from pdcore.pairing.topology import Topology, map_ranks
 from pdcore.plan import AuxCopier, IndexArray, KVCopier, plan_state
-from pdcore.prefill.delivery import TransferKVChunk
-from pdcore.prefill.lane import Lane
-from pdcore.prefill.pace import Pace
-from pdcore.prefill.turns import Outbox, Soon
-from pdcore.wire import RequestMetadata, Route, limit_of
+from pdcore.prefill.lanes.lane import Lane
+from pdcore.prefill.lanes.pace import Pace
+from pdcore.prefill.lanes.turns import Outbox, Soon
+from pdcore.protocol.chunk import TransferKVChunk
+from pdcore.wire import RequestMetadata, Route
 
-__all__ = ["Destination", "PeerLink"]
+__all__ = ["PeerLink"]
 
 
 class PeerLink:
-    """A decode rank that asked to be paired. ``connect`` runs on the first lane; then it is ready.
-
-    Of its group, the ``served`` ranks ``asking`` ask this prefill rank for each room. To a ``dummy`` it
-    sends nothing: another rank sends the same. It sends the aux row if it ``carries_aux``.
-    """
+    """A decode rank that asked to be paired, with its lanes. ``connect`` runs on the first of them."""
 
     def __init__(
         self,
@@ -48,19 +41,13 @@ class PeerLink:
     ) -> None:
         self.route = route
         self.description = description
-        self.rank = description.topology.unique_rank
-        groups, units = (ours.topology, description.topology), description.layout.units
         sharded = any(component.sharded for component in description.state)
-        mapping = map_ranks(*groups, *units, sharded_state=sharded)
-        self.asking = tuple(served_ranks(*groups, *units, sharded_state=sharded))
-        self.served = len(self.asking)
-        self.dummy = ours.topology.unique_rank not in mapping.prefill_ranks
-        self.carries_aux = ours.topology.unique_rank == mapping.aux_rank
-        self._aux_rank = mapping.aux_rank
+        groups = ours.topology, description.topology
+        self._aux_rank = map_ranks(*groups, *description.layout.units, sharded_state=sharded).aux_rank
+        self._carries_aux = ours.topology.unique_rank == self._aux_rank
         self.identity = PeerIdentity(description.role, description.incarnation, description.address)
         self.budget = EntryBudget(engine.capabilities.max_outstanding_entries)
         self.aux_transport = chosen_aux_transport(ours, description)
-        self.message_limit = limit_of(ours.max_message_bytes, description)
         self.lost = False
         self._engine = engine
         self._peer: Peer | None = None
@@ -85,11 +72,6 @@ class PeerLink:
     def process(self) -> ProcessIdentity | None:
         """Its process, if that is known."""
         return self.description.process
-
-    @property
-    def ready(self) -> bool:
-        """Whether requests can be planned and submitted."""
-        return self._peer is not None and not self.lost
 
     def outbox(self, room: RoomId) -> Outbox:
         """The outbox of a room: always the same, so that its chunks keep their order."""
@@ -127,7 +109,7 @@ class PeerLink:
         if (
             pools.aux
             and self.aux_transport is AuxTransport.ENGINE
-            and self.carries_aux
+            and self._carries_aux
             and there.aux_memory is not None
         ):
             forms, slots = (pools.aux.form, there.aux_memory), (pools.aux.slots, there.aux_slots)
@@ -190,15 +172,6 @@ class PeerLink:
         batch.prove_inside(self._engine.region_lengths, self.peer.region_lengths)
         return batch
 
-    def loss(self, room: RoomId, why: str) -> KVTransferError:
-        """Return the failure of a room that was promised to this peer, which is lost."""
-        return KVTransferError(
-            FailureCode.PEER_LOST,
-            f"room {room} lost its peer {self.identity}",
-            why,
-            "send the request to another decode worker",
-        )
-
     def close(self) -> None:
         """Let the lanes end after what they hold; the last job disconnects the engine. Idempotent."""
         for outbox in self._outboxes:
@@ -216,26 +189,3 @@ class PeerLink:
     def _disconnect(self) -> None:
         if self._peer is not None:
             self._engine.disconnect(self._peer)
-
-
-@attrs.frozen(eq=False)
-class Destination:
-    """A decode rank that wants this room, and where."""
-
-    link: PeerLink
-    wanted: RequestMetadata
-    deadline: Deadline
-    arrived_at: float = attrs.field(factory=time.monotonic)
-
-    def is_for(self, route: Route, room: RoomId, generation: Generation) -> bool:
-        """Whether it is this request of a decode rank."""
-        wanted = self.wanted
-        return self.link.route == route and (wanted.room, wanted.generation) == (room, generation)
-
-    def report(self, generation: Generation, events: Events) -> None:
-        """Tell who listens that prefill's room of this generation has this destination."""
-        if events.on:
-            wanted, peer = self.wanted, self.link.identity
-            events.emit(
-                MetadataReceived(events.node, wanted.room, generation, peer, len(wanted.pages), wanted.trace)
-            )

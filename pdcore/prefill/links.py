@@ -1,42 +1,38 @@
-"""All decode ranks that are paired, and how they become so."""
+"""The paired decode ranks as engines and lanes see them: connected, written to, let go."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter, OrderedDict
 from collections.abc import Callable
-from collections.abc import Set as AbstractSet
 from functools import partial
 
 from pdcore.config.records import Config
 from pdcore.contract.backend import StatePlan, StateRequest
 from pdcore.contract.engine import TransferEngine
-from pdcore.errors import EngineError, FailureCode, IncompatiblePeerError, PDCoreError
-from pdcore.events import Events, PairingFailed, PeerLost, PeerState, Stage, stage
-from pdcore.managers.pairing_remarks import announce_pairing, engine_remark
+from pdcore.errors import EngineError, FailureCode, IncompatiblePeerError, KVTransferError, PDCoreError
+from pdcore.events import Events, Stage, stage
+from pdcore.managers.pairing_remarks import engine_remark
 from pdcore.memory.pools import Pools
-from pdcore.model import Deadline, Incarnation, PeerIdentity, RoomId
+from pdcore.model import Deadline, RoomId
 from pdcore.pairing.description import PeerDescription
-from pdcore.pairing.misfits import pairing_misfits
 from pdcore.pairing.sharding import told_by_sizes
+from pdcore.prefill.lanes.turns import Soon
 from pdcore.prefill.link import PeerLink
-from pdcore.prefill.turns import Soon
-from pdcore.wire import Failure, Message, PairReply, Route
+from pdcore.protocol.actions import Connect, Lost
+from pdcore.protocol.stimuli import PeerConnected, PeerFailed, Stimulus
+from pdcore.wire import Route
 from pdcore.wire.complaints import COMPLAINT_SECONDS, Complaints
 
 __all__ = ["Links"]
 
 _log = logging.getLogger("pdcore.prefill")
 
-MOST_PEERS = 4_096
-"""Each has a lane of its own: a thread."""
-
 
 class Links:
-    """The paired decode ranks by route, and those that were lost until their lanes have ended.
+    """The links of decode ranks by route, and those of lost ones until their lanes have ended.
 
-    The lock guards ``_links``, which the control thread adds to, ``_leaving``, ``_refused`` and ``_closed``.
+    The lock guards all fields; who carries actions out adds and drops.
     """
 
     def __init__(
@@ -46,112 +42,70 @@ class Links:
         config: Config,
         description: PeerDescription,
         state_plan: Callable[[StateRequest], StatePlan | None],
-        post: Callable[[Route, Message], None],
         soon: Soon,
         events: Events,
-        forsaken: AbstractSet[Incarnation],
+        feed: Callable[[Stimulus], None],
     ) -> None:
-        self._engine = engine
-        self._pools = pools
-        self._config = config
-        self._description = description
-        self._state_plan = state_plan
-        self._post, self._soon = post, soon
-        self._events = events
-        self._forsaken = forsaken
+        self._engine, self._pools, self._config = engine, pools, config
+        self._description, self._state_plan = description, state_plan
+        self._events, self._feed, self._soon = events, feed, soon
         self._lock = threading.Lock()
         self._links: dict[Route, PeerLink] = {}
         self._leaving: list[PeerLink] = []
-        self._refused: OrderedDict[Route, int] = OrderedDict()
         self._closed = False
         self._complaints = Complaints(_log, COMPLAINT_SECONDS)
 
-    def get(self, route: Route) -> PeerLink | None:
+    def __len__(self) -> int:
+        """How many have lanes."""
+        return len(self._links) + len(self._leaving)
+
+    @property
+    def leaving(self) -> int:
+        """How many are lost, and their lanes have not ended."""
+        with self._lock:
+            leaving = list(self._leaving)
+        return sum(not link.ended for link in leaving)
+
+    def at(self, route: Route) -> PeerLink | None:
         """Return the link of a route."""
         return self._links.get(route)
 
-    def refused(self, route: Route) -> int | None:
-        """Return the unique rank of a decode rank that was refused to pair when it last asked, or None."""
-        return self._refused.get(route)
-
-    def serves(self, peer: PeerIdentity) -> bool:
-        """Whether a decode process is paired."""
-        return any(link.identity == peer for link in self.all())
-
-    def all(self) -> list[PeerLink]:
-        """Return all links."""
-        with self._lock:
-            return list(self._links.values())
-
-    def by_state(self) -> Counter[PeerState]:
-        """Return how many decode ranks are paired, are pairing, or lost with lanes that have not ended."""
-        with self._lock:
-            links, leaving = list(self._links.values()), list(self._leaving)
-        states = Counter(PeerState.PAIRED if link.ready else PeerState.PAIRING for link in links)
-        states[PeerState.LOST] = sum(not link.ended for link in leaving)
-        return states
-
-    def pair(self, route: Route, there: PeerDescription, old: PeerLink | None) -> bool:
-        """Begin to pair with a decode rank, whose earlier link was ``old``; False if it does not fit."""
-        misfits = pairing_misfits(self._description, there)
-        if misfits:
-            error = IncompatiblePeerError(there.address, misfits)
-            self._complaints.about(f"misfit {route!r}", str(error))
-            peer = PeerIdentity(there.role, there.incarnation, there.address)
-            self._report_failed(peer, FailureCode.INCOMPATIBLE, str(error))
-            self._refuse(route, there, PairReply(self._description, misfits))
-            return False
-        if there.incarnation in self._forsaken:
-            self._complaints.about(f"forsaken {route!r}", f"{there.address} may not pair: it counts as dead")
-            self._refuse(route, there, PairReply(self._description, (), _forsaken()))
-            return False
-        with self._lock:
-            known = len(self._links) + len(self._leaving)
-        if known >= MOST_PEERS:
-            self._complaints.about("too many peers", f"{there.address} may not pair: {MOST_PEERS} peers are")
-            self._refuse(route, there, PairReply(self._description, (), _too_many()))
-            return False
+    def connect(self, do: Connect) -> None:
+        """Connect the engine to a rank on its own lane, so that a hung one delays nobody else."""
         lanes = self._config.transfer.lanes_per_peer
-        link = PeerLink(route, self._description, there, self._engine, lanes, self._soon)
+        link = PeerLink(do.route, self._description, do.description, self._engine, lanes, self._soon)
         if link.aux_transport is not self._description.aux_transports[0]:
             _log.warning(
                 "aux rows go to %s over %s: it takes them no other way",
                 link.identity,
                 link.aux_transport.value,
             )
-        groups = self._description.topology, there.topology
-        if concluded := told_by_sizes(*groups, self._description.layout, there.layout):
+        groups = self._description.topology, do.description.topology
+        if concluded := told_by_sizes(*groups, self._description.layout, do.description.layout):
             _log.warning("paired with %s: %s", link.identity, concluded)
         with self._lock:
             closed = self._closed
+            before = [old for old in self._leaving if old.route == do.route and not old.ended]
             if not closed:
-                self._links[route] = link
-                self._refused.pop(route, None)
+                self._links[do.route] = link
         if closed:  # while it was made; nobody else would end its lanes
             link.close()
-            link.join(Deadline.after(1.0))
-            return False
-        link.outbox(RoomId(0)).lane.put(partial(self._connect, link, old))
-        return True
+            return
+        link.outbox(RoomId(0)).lane.put(partial(self._connect, link, before))
 
-    def lose(self, link: PeerLink, why: str, rooms: int, level: int) -> None:
-        """Drop a link, which ``rooms`` requests depend on, and say so at a log level."""
-        self.drop(link)
-        _log.log(level, "lost %s: %s", link.identity, why)
-        if self._events.on:
-            self._events.emit(PeerLost(self._events.node, link.identity, why, rooms))
-
-    def drop(self, link: PeerLink) -> None:
-        """Forget a link; its lanes end."""
+    def part(self, lost: Lost) -> None:
+        """Let go of the link to a rank that is lost; its lanes end."""
         with self._lock:
-            if self._links.get(link.route) is link:
-                del self._links[link.route]
-            self._leaving = [*(old for old in self._leaving if not old.ended), link]
-        link.lost = True
-        link.close()
+            link = self._links.pop(lost.route, None)
+            self._leaving = [old for old in self._leaving if not old.ended]
+            if link is not None:
+                self._leaving.append(link)
+        if link is not None:
+            link.lost = True
+            link.close()
 
     def close(self, deadline: Deadline) -> None:
-        """Let all lanes end and wait for them, those of lost peers as well; no peer pairs from now on."""
+        """Let all lanes end and wait for them, those of lost peers as well; no link is made from now on."""
         with self._lock:
             self._closed = True
             links = [*self._links.values(), *self._leaving]
@@ -161,14 +115,13 @@ class Links:
             if not link.join(deadline):
                 _log.error("the lanes of %s did not end within the shutdown deadline", link.identity)
 
-    def _connect(self, link: PeerLink, old: PeerLink | None) -> None:
-        """Runs on the new peer's own lane, so that a hung peer delays nobody else."""
+    def _connect(self, link: PeerLink, before: list[PeerLink]) -> None:
         limit = self._config.timeouts.pairing
         deadline = Deadline.after(limit)
         try:
             # Decode admits our writes again when it reads the reply: no lane may start one of the earlier
             # pairing then. What is in flight is in quarantine, and its pages are decode's to keep.
-            if old is not None and not old.join(deadline):
+            if not all(old.join(deadline) for old in before):
                 raise EngineError(
                     "the writes of an earlier pairing have not ended",
                     f"{limit:g} s passed",
@@ -181,48 +134,19 @@ class Links:
         except Exception as error:
             self._complaints.about(f"pairing {link.route!r}", f"cannot pair with {link.identity}: {error}")
             failure = _failure(link, error, engine_remark(self._description, link.description))
-            self._refuse(link.route, link.description, PairReply(self._description, (), failure))
-            self.drop(link)
-            self._report_failed(link.identity, failure.code, str(error))
+            if not link.lost:  # or the same process has paired anew, which this says nothing of
+                self._feed(PeerFailed(link.route, link.identity, failure))
         else:
-            announce_pairing(self._events, link.identity, self._description, link.description)
-            self._post(link.route, PairReply(self._description))
-
-    def _refuse(self, route: Route, there: PeerDescription, reply: PairReply) -> None:
-        """Answer that a decode rank cannot pair, and remember it: it will say which rooms end by that."""
-        with self._lock:
-            self._refused[route] = there.topology.unique_rank
-            if len(self._refused) > MOST_PEERS:
-                self._refused.popitem(last=False)
-        self._post(route, reply)
-
-    def _report_failed(self, peer: PeerIdentity, code: FailureCode, why: str) -> None:
-        if self._events.on:
-            self._events.emit(PairingFailed(self._events.node, peer, code, why))
+            if not link.lost:
+                self._feed(PeerConnected(link.route, link.identity))
 
 
-def _too_many() -> Failure:
-    return Failure(
-        FailureCode.ENGINE,
-        "prefill takes no more decode workers",
-        f"{MOST_PEERS} are paired or pairing",
-        "look who they are, or start more prefill workers",
-    )
-
-
-def _forsaken() -> Failure:
-    return Failure(
-        FailureCode.ENGINE,
-        "prefill takes this decode process for dead",
-        "it was lost for longer than quarantine.grace while bytes were on their way to it",
-        "start this decode worker again, or raise quarantine.grace on prefill",
-    )
-
-
-def _failure(link: PeerLink, error: Exception, remark: str) -> Failure:
+def _failure(link: PeerLink, error: Exception, remark: str) -> KVTransferError:
     code = FailureCode.INCOMPATIBLE if isinstance(error, IncompatiblePeerError) else FailureCode.ENGINE
     more = f"; {remark}" if remark and code is FailureCode.ENGINE else ""
     if isinstance(error, PDCoreError):
-        return Failure(code, f"{error.happened} ({link.identity})", error.there_is + more, error.to_do)
+        return KVTransferError(
+            code, f"{error.happened} ({link.identity})", error.there_is + more, error.to_do
+        )
     happened = f"connecting to {link.identity} raised"
-    return Failure(code, happened, repr(error) + more, "report it to the backend's author")
+    return KVTransferError(code, happened, repr(error) + more, "report it to the backend's author")

@@ -4,41 +4,44 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 
-from pdcore.arguments import due, instance, room_id
+from pdcore.arguments import due, instance, moment, room_id
 from pdcore.bootstrap import RoomsRecord
 from pdcore.config.records import Config
-from pdcore.errors import KVTransferError, PDCoreError
-from pdcore.events import Gauges, Subscriber
+from pdcore.errors import FailureCode, PDCoreError
+from pdcore.events import Gauges, MetadataReceived, PairingFailed, PeerState, Subscriber
 from pdcore.host.address import parse_address
-from pdcore.host.process import ProcessIdentity
 from pdcore.managers.manager import Manager
-from pdcore.managers.overdue import end_overdue
 from pdcore.memory.metadata_buffers import AuxDataCodec
 from pdcore.memory.pools import Pools
-from pdcore.model import Deadline, PeerIdentity, Role, RoomId
+from pdcore.model import Deadline, Generation, PeerIdentity, Role, RoomId
+from pdcore.pairing.description import PeerDescription
 from pdcore.pairing.topology import Topology
-from pdcore.prefill.answers import Answers
-from pdcore.prefill.delivery import Delivery
-from pdcore.prefill.early_requests import EarlyRequests
+from pdcore.prefill.facts import introduction
 from pdcore.prefill.figures import with_prefill
-from pdcore.prefill.link import Destination, PeerLink
 from pdcore.prefill.links import Links
 from pdcore.prefill.ready_waiter import Waiter
-from pdcore.prefill.reception import OfARoom, Reception
 from pdcore.prefill.registration import Announce, Registration
 from pdcore.prefill.sender import KVSender
-from pdcore.prefill.senders import Senders
-from pdcore.prefill.transfer import Shipment
+from pdcore.prefill.shipping import Shipping
 from pdcore.prefill.verification import SentVerification
-from pdcore.rooms.handle import RoomHandle
+from pdcore.protocol import actions as a
+from pdcore.protocol.machine import Settings
+from pdcore.protocol.peer import Facts, Fit
+from pdcore.protocol.send.send_room import SendRoom
+from pdcore.protocol.stimuli import OpenSend, RowRead
+from pdcore.rooms.handle import stillborn
 from pdcore.rooms.quarantine import Quarantine
 from pdcore.selection.select import Backend
-from pdcore.wire import Abort, Bye, Heartbeat, Message, PairRequest, RequestMetadata, Route, Verdict
+from pdcore.wire import PairReply
+from pdcore.wire.complaints import COMPLAINT_SECONDS, Complaints
 
 __all__ = ["PrefillManager"]
+
+_log = logging.getLogger("pdcore.prefill")
 
 
 class PrefillManager(Manager):
@@ -69,35 +72,19 @@ class PrefillManager(Manager):
         bootstrap = str(parse_address(bootstrap, "the address of the bootstrap service"))
         instance("announce", announce, Announce, "hand in Announce.WAIT or Announce.BACKGROUND")
         super().__init__(Role.PREFILL, backend, pools, topology, config, subscribers)
-        self.quarantine = Quarantine(
-            self.config.quarantine.grace, lambda peer: self._links.serves(peer), self.survivors.ended
-        )
+        self.quarantine = Quarantine(self.config.quarantine.grace, self._serves, self.survivors.ended)
         self.bootstrap = bootstrap
-        self._senders, self._parking, self.waiter = Senders(), EarlyRequests(), Waiter()
-        self.answers = Answers(topology.unique_rank, AuxDataCodec(pools.aux) if pools.aux else None)
-        self._reception = Reception(
-            self._senders, self._parking, topology, self.answers, self._post, self.channel.counts
-        )
+        self.waiter = Waiter()
+        self._complaints = Complaints(_log, COMPLAINT_SECONDS)
+        self._codec = AuxDataCodec(pools.aux) if pools.aux else None
         try:
             bound = self.channel.bind(self.place.listens, self.config.control.port)
         except BaseException:
             self._discard()
             raise
         self.address = self.place.address(int(bound.rpartition(":")[2]))
-        self._examiner = SentVerification(self.config.transfer.verify, pools, topology.unique_rank, self.tell)
-        self.examine = self._examiner.begin
         ours = self.describe(self.address)
-        self._links = Links(
-            self.engine,
-            pools,
-            self.config,
-            ours,
-            backend.state_plan,
-            self.channel.post,
-            self.channel.soon,
-            self.events,
-            self.quarantine.forsaken,
-        )
+        self._start(ours)
         self._registration = Registration(bootstrap, ours, self.config, self.events)
         self.channel.start()
         self.events.show(self.snapshot)
@@ -106,6 +93,35 @@ class PrefillManager(Manager):
         except BaseException:
             self.close()
             raise
+
+    def _start(self, ours: PeerDescription) -> None:
+        """Make the machine, and what carries out that which it wants."""
+        verify, pairing = self.config.transfer.verify, self.config.timeouts.pairing
+        settings = Settings(pairing, self.config.liveness.interval, verify != "off")
+        self._drive(
+            ours,
+            Fit(self._introduce),
+            settings,
+            {
+                a.TurnedAway: self._turned_away,
+                a.Connect: self._connect,
+                a.Promised: self._joined,
+                a.AwaitSource: lambda do: self._sender(do.generation).watch(do.chunk),
+                a.Ship: lambda do: self._shipping.ship(self._sender(do.generation), do),
+                a.Cancel: lambda do: None,  # what goes out asks whether its room has ended
+                a.Examine: lambda do: self._verification.begin(self._sender(do.generation)),
+                a.ReadRow: self._read_row,
+            },
+        )
+        state_plan = self.backend.state_plan
+        self._links = Links(
+            self.engine, self.pools, self.config, ours, state_plan, self.channel.soon, self.events, self.feed
+        )
+        self._shipping = Shipping(
+            self.engine, self.quarantine, self._links, self.events, self.feed, inline=self.inline
+        )
+        rank = self.topology.unique_rank
+        self._verification = SentVerification(verify, self.pools, rank, self._links.at, self.feed)
 
     def sender(self, room: RoomId, deadline: Deadline | None = None, *, may_raise: bool = True) -> KVSender:
         """Open a room for one request; the deadline defaults to ``timeouts.request`` from now.
@@ -119,14 +135,14 @@ class PrefillManager(Manager):
         """
         try:
             self._check_open()
-            record = self.rooms.open(room, due(deadline, self.config.timeouts.request))
+            at = moment(due(deadline, self.config.timeouts.request))
+            opened = OpenSend(room_id(room), self.driver.generation(), at)
+            sender = self.driver.open(opened, partial(KVSender, self, may_raise=may_raise))
         except PDCoreError as error:
             if may_raise:
                 raise
-            return KVSender(self, self._stillborn(room, error), may_raise=False)
-        sender = KVSender(self, record, may_raise=may_raise)
-        self._reception.opened(sender)
-        self._end_if_closed(sender)
+            return KVSender(self, stillborn(SendRoom, room, self._unopened(error)), may_raise=False)
+        self.endings.sooner()
         return sender
 
     def register_dp_rank(self, *rooms: RoomId) -> None:
@@ -142,152 +158,82 @@ class PrefillManager(Manager):
         record = RoomsRecord(tuple(map(room_id, rooms)), self.topology.dp_rank)
         self._registration.took(record, self.config.timeouts.bootstrap)
 
-    # --- what senders ask ------------------------------------------------------------------
-
-    def dispatch(self, link: PeerLink, delivery: Delivery, *, from_send: bool) -> Shipment | None:
-        """Have a delivery done; returns the shipment that ``poll`` must advance, if any."""
-        if self.inline and from_send:
-            shipment = Shipment(self.engine, self.quarantine, link, [delivery])
-            shipment.begin()
-            return shipment
-        # Chunks that had to wait for decode go on the lane in both models: there is no send to submit in.
-        link.outbox(delivery.chunk.room).post(delivery, partial(Shipment, self.engine, self.quarantine, link))
-        return None
-
-    def tell(self, destination: Destination, message: Message) -> None:
-        """Post a message to a destination, unless it is lost."""
-        self._post(destination.link, message)
-
-    def company(self, sender: KVSender) -> tuple[list[PeerIdentity], int]:
-        """Return the decode ranks that have a room open and did not ask, and how many are paired."""
-        return self._reception.guests(sender.room), len(self._links.all())
-
-    def ended(self, sender: KVSender) -> None:
-        """A room has ended: tell the decode ranks that have it open and did not ask for it."""
-        self._reception.ended(sender)
-
     def unproven(self, target: PeerIdentity) -> str:
         """Why writes to a decode process have not ended, of rooms that have."""
         return self.quarantine.because(target) or "a write to it is under way"
 
-    def forget(self, sender: KVSender) -> None:
-        """Free the id of a room that was cleared; one that is not drained stays known until it is."""
-        self._reception.cleared(sender)
+    # --- what the machine wants ------------------------------------------------------------
 
-    def suspect(self, link: PeerLink, failure: KVTransferError) -> None:
-        """An engine says that this peer is gone: fail all its rooms now, unless it has paired anew."""
-        why = f"{failure.happened}: {failure.there_is}"
-        self.channel.call(partial(self._lose, link.route, why, only=link))
+    def _sender(self, generation: Generation) -> KVSender:
+        handle = self.driver.handles[generation]
+        assert isinstance(handle, KVSender)
+        return handle
+
+    def _introduce(self, there: PeerDescription) -> Facts | PairReply:
+        return introduction(self._ours, there, self.quarantine.forsaken, len(self._links))
+
+    def _turned_away(self, do: a.TurnedAway) -> None:
+        peer, failure = do.identity, do.failure
+        refused = "" if failure.code is FailureCode.INCOMPATIBLE else f"{peer} may not pair: "
+        self._complaints.about(f"turned away {peer.address}", f"{refused}{failure}")
+        if self.events.on:
+            self.events.emit(PairingFailed(self.events.node, peer, failure.code, str(failure)))
+
+    def _connect(self, do: a.Connect) -> None:
+        self._links.connect(do)
+        self.heartbeats.track(do.route, time.monotonic(), connected=True)
+
+    def _joined(self, do: a.Promised) -> None:
+        if self.events.on:
+            wanted, pages = do.wanted, len(do.wanted.pages)
+            node = self.events.node
+            self.events.emit(
+                MetadataReceived(node, wanted.room, do.generation, do.identity, pages, wanted.trace)
+            )
+
+    def _read_row(self, do: a.ReadRow) -> None:
+        assert self._codec is not None  # there is a slot
+        self.feed(RowRead(do.generation, self._codec.encode(do.slot)))
+
+    def _part(self, lost: a.Lost) -> None:
+        self._links.part(lost)
+        if lost.paired:
+            level = logging.INFO if lost.in_order else logging.WARNING
+            _log.log(level, "lost %s: %s", lost.identity, lost.failure.there_is)
+
+    def _serves(self, peer: PeerIdentity) -> bool:
+        return any(known == peer for known in self._peers().values())
 
     # --- on the control thread -------------------------------------------------------------
-
-    def _on_message(self, route: Route, message: Message) -> None:
-        if isinstance(message, RequestMetadata):
-            self._on_metadata(route, message)
-        elif isinstance(message, Heartbeat):
-            link = self._links.get(route)
-            if link is None:
-                self._disown(route)
-            elif self.heartbeats.heard(route, time.monotonic()):
-                self.backend.heartbeat_success(link.identity)
-        elif isinstance(message, OfARoom):
-            self._on_word(route, message)
-        elif isinstance(message, Verdict):
-            self._examiner.heard(route, message)
-        elif isinstance(message, PairRequest):
-            self._on_pair(route, message)
-        elif isinstance(message, Bye):
-            self._lose(route, message.reason, logging.INFO)
-        else:
-            self.channel.counts["unexpected"] += 1
-
-    def _on_metadata(self, route: Route, wanted: RequestMetadata) -> None:
-        link = self._links.get(route)
-        if link is None or not link.ready:
-            self.channel.post(route, self.answers.not_paired(wanted, self.address))
-            if link is None:
-                self._disown(route)
-            return
-        self._reception.asked(link, wanted)
-
-    def _disown(self, route: Route) -> None:
-        """Tell a decode rank that it is not paired, so that its next request pairs anew."""
-        self.channel.post(route, Bye(self.incarnation, "it doesn't know this decode worker", drained=False))
-
-    def _on_word(self, route: Route, word: OfARoom) -> None:
-        link = self._links.get(route)
-        if link is not None:
-            self._reception.take(link, word)
-        elif isinstance(word, Abort) and (rank := self._links.refused(route)) is not None:
-            self._reception.given_up(route, rank, word)
-        else:
-            # Another process may have been here, and nothing is known of what it writes.
-            self._disown(route)
-
-    def _on_pair(self, route: Route, request: PairRequest) -> None:
-        old = self._links.get(route)
-        if old is not None and not old.ready:
-            return  # the answer to its first request is under way
-        if old is not None:
-            self._lose(route, "it paired anew")
-        if self._links.pair(route, request.description, old):
-            self.heartbeats.track(route, time.monotonic(), connected=True)
-
-    def _lose(
-        self, route: Route, why: str, level: int = logging.WARNING, only: PeerLink | None = None
-    ) -> None:
-        link = self._links.get(route)
-        if only is not None and link is not only:
-            return
-        self.heartbeats.forget(route)
-        if link is None:
-            return
-        link.lost = True  # first: a room that takes a parked request of it now sees that
-        self._links.lose(link, why, self._reception.lost(link, why), level)
 
     def _expire(self) -> None:
         self._chores.do("looking at quarantined transfers", self.quarantine.sweep)
         if not self._closed:
             self._chores.do("renewing the lease", partial(self._registration.tick, time.monotonic()))
-        end_overdue(self._chores, self.rooms.expired())
-        self._chores.do("sweeping rooms", self._reception.sweep)
-
-    def _post(self, link: PeerLink, message: Message) -> None:
-        if not link.lost:
-            self.channel.post(link.route, message)
 
     # --- at the end ------------------------------------------------------------------------
 
-    def _peers(self) -> dict[Route, PeerIdentity]:
-        return {link.route: link.identity for link in self._links.all()}
-
     def _figures(self, gauges: Gauges) -> Gauges:
-        return with_prefill(
-            gauges, self._links, self._parking, self.quarantine, self.address, self._registration
+        machine = self._machine
+        peers = Counter(
+            PeerState.PAIRED if peer.ready else PeerState.PAIRING
+            for peer in list(machine.peers.by_route.values())
         )
+        peers[PeerState.LOST] = self._links.leaving
+        parked = len(machine.answers.early)
+        return with_prefill(gauges, peers, parked, self.quarantine, self.address, self._registration)
 
     def _problems(self) -> Sequence[str]:
         return self._registration.problems()
 
-    def _process_of(self, route: Route) -> ProcessIdentity | None:
-        link = self._links.get(route)
-        return link.description.process if link is not None else None
-
-    def _all_drained(self, *, tell: bool) -> None:
-        for link in [] if tell else self._links.all():
-            link.lost = True
-        self.quarantine.release_all()
-
-    def _end_rooms(self, deadline: Deadline) -> None:
-        why = self._shutdown_error()
-        self._chores.each("ending a room", self._senders.open(), lambda sender: sender.give_up(why))
-        self._reception.close(why)
+    def _end_threads(self, deadline: Deadline) -> None:
         self._links.close(deadline)
-        self._examiner.close(deadline)
+        self._verification.close(deadline)
         self.waiter.close(deadline)
 
-    def _handles(self) -> Sequence[RoomHandle]:
-        return self._senders.all()
+    def _engine_closed(self, *, tell: bool) -> None:
+        super()._engine_closed(tell=tell)
+        self.quarantine.release_all()
 
     def _forsaken(self) -> int:
         return len(self.quarantine.forsaken)

@@ -4,32 +4,29 @@ from __future__ import annotations
 
 from pdcore.events.metrics import Moments, RequestMetrics
 from pdcore.model import Deadline, PeerIdentity
-from pdcore.prefill.delivery import Delivery, TransferKVChunk
-from pdcore.prefill.transfer import Shipment
-from pdcore.rooms.status import Room
+from pdcore.prefill.lanes.delivery import Delivery
+from pdcore.prefill.lanes.transfer import Shipment
+from pdcore.protocol.chunk import TransferKVChunk
+from pdcore.protocol.send.send_room import SendRoom
 
 __all__ = ["Sent"]
 
 
 class Sent:
-    """The deliveries of a room, in order, and the shipments that its scheduler drives (inline). Its sender
-    adds to them, any thread reads."""
+    """The deliveries of a room, in order, and the shipments that its scheduler drives (inline). Who carries
+    actions out adds to them, any thread reads."""
 
     def __init__(self) -> None:
         self._deliveries: list[Delivery] = []
         self._shipments: list[Shipment] = []
 
-    def __len__(self) -> int:
-        return len(self._deliveries)
-
     def add(self, delivery: Delivery) -> None:
         """Take a delivery that goes out now."""
         self._deliveries.append(delivery)
 
-    def drive(self, shipment: Shipment | None) -> None:
-        """Take a shipment that no lane drives, if it is one."""
-        if shipment is not None:
-            self._shipments.append(shipment)
+    def drive(self, shipment: Shipment) -> None:
+        """Take a shipment that no lane drives."""
+        self._shipments.append(shipment)
 
     def advance(self, *, wanted: bool) -> None:
         """Have those shipments go on, or stop; never waits."""
@@ -46,16 +43,16 @@ class Sent:
         """Return what was sent to a peer, in order."""
         return [d.chunk for d in self._deliveries if d.peer == peer]
 
-    def metric(self, record: Room, moments: Moments, pages: int) -> RequestMetrics:
-        """Return the figures of the room, of which so many pages were handed in."""
+    def metric(self, record: SendRoom) -> RequestMetrics:
+        """Return the figures of the room."""
         deliveries = self._deliveries
         return RequestMetrics.between(
             record.room,
             record.status,
             record.opened_at,
-            moments,
+            Moments(record.met_at, record.first_at),
             record.ended_at,
-            pages=pages,
+            pages=record.sent,
             nbytes=sum(d.nbytes for d in deliveries),
             chunks=len(deliveries),
             entries=sum(d.entries for d in deliveries),

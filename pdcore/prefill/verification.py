@@ -8,22 +8,22 @@ belong to the transfer all the while, so nobody else has changed them.
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
-import attrs
 import numpy as np
 
 from pdcore.errors import FailureCode, KVTransferError
 from pdcore.memory.digest import SAMPLED, Verify, digests_of, memory_of, spans_of
 from pdcore.memory.pools import Pools, RegionTable
-from pdcore.model import Deadline, Generation, RoomId
+from pdcore.model import Deadline
 from pdcore.plan import join
-from pdcore.prefill.lane import Lane
-from pdcore.prefill.link import Destination
+from pdcore.prefill.lanes.lane import Lane
+from pdcore.prefill.link import PeerLink
 from pdcore.prefill.sender import KVSender
-from pdcore.wire import FRAME_BYTES, Digests, Message, Route, Verdict
+from pdcore.protocol.send.early import Destination
+from pdcore.protocol.stimuli import Examined, Stimulus
+from pdcore.wire import FRAME_BYTES, Digests, Route
 
 __all__ = ["SentVerification"]
 
@@ -34,57 +34,26 @@ DIGEST_BYTES = 32
 _log = logging.getLogger("pdcore.transfer")
 
 
-@attrs.define(eq=False)
-class _Case:
-    """A room that waits for verdicts: by route, decode's generation, chunk and part."""
-
-    sender: KVSender
-    outstanding: set[tuple[Route, Generation, int, int]]
-
-
 class SentVerification:
-    """Owns the thread ``pdcore-lane-examiner``, unless nothing is to be verified.
-
-    The lock guards ``_cases``.
-    """
+    """Owns the thread ``pdcore-lane-sent``, unless nothing is to be verified."""
 
     def __init__(
-        self, verify: Verify, pools: Pools, rank: int, post: Callable[[Destination, Message], None]
+        self,
+        verify: Verify,
+        pools: Pools,
+        rank: int,
+        link_at: Callable[[Route], PeerLink | None],
+        feed: Callable[[Stimulus], None],
     ) -> None:
         self._most = SAMPLED if verify == "sample" else None
-        self._pools, self._rank, self._post = pools, rank, post
-        self._lane = None if verify == "off" else Lane("examiner")
+        self._pools, self._rank, self._link_at, self._feed = pools, rank, link_at, feed
+        self._lane = None if verify == "off" else Lane("sent")
         self._memory = [] if verify == "off" else memory_of(pools.regions)
-        self._lock = threading.Lock()
-        self._cases: dict[RoomId, _Case] = {}
 
-    def begin(self, sender: KVSender, destinations: Sequence[Destination]) -> bool:
-        """Have a room examined that is sent in full; False if nothing is to be verified."""
-        if self._lane is None:
-            return False
-        with self._lock:
-            self._cases = {r: c for r, c in self._cases.items() if not c.sender.record.status.terminal}
-            known = self._cases.get(sender.room)
-            if known is None or known.sender is not sender:
-                case = self._cases[sender.room] = _Case(sender, set())
-                self._lane.put(partial(self._examine, case, destinations))
-        return True
-
-    def heard(self, route: Route, verdict: Verdict) -> None:
-        """Take a verdict; the last good one ends the room, as does the first bad one."""
-        with self._lock:
-            case = self._cases.get(verdict.room)
-            key = route, verdict.generation, verdict.chunk, verdict.part
-            if case is None or key not in case.outstanding:
-                return
-            case.outstanding.discard(key)
-            done = not case.outstanding or verdict.failure is not None
-            if done:
-                del self._cases[verdict.room]
-        if verdict.failure is not None:
-            case.sender.give_up(verdict.failure.error())
-        elif done:
-            case.sender.conclude()
+    def begin(self, sender: KVSender) -> None:
+        """Have a room examined that is sent in full; never waits."""
+        assert self._lane is not None  # the machine asks for it only where something is to be verified
+        self._lane.put(partial(self._examine, sender))
 
     def close(self, deadline: Deadline) -> None:
         """End the thread."""
@@ -92,41 +61,41 @@ class SentVerification:
             self._lane.close()
             self._lane.join(deadline)
 
-    def _examine(self, case: _Case, destinations: Sequence[Destination]) -> None:
+    def _examine(self, sender: KVSender) -> None:
+        record, failure = sender.record, None
+        found: list[tuple[Route, Digests]] = []
         try:
-            out = [(d, m) for d in destinations if not d.link.dummy for m in self._evidence(case.sender, d)]
+            for destination in record.destinations:
+                if not destination.peer.facts.dummy:
+                    found += [(destination.peer.route, one) for one in self._evidence(sender, destination)]
         # A third party may have planned the state, and its plan is run again; the room must end.
         except Exception as error:
-            _log.exception("room %s cannot be examined", case.sender.room)
+            _log.exception("room %s cannot be examined", sender.room)
             failure = KVTransferError(
                 FailureCode.INTEGRITY,
-                f"room {case.sender.room} cannot be verified",
+                f"room {sender.room} cannot be verified",
                 repr(error),
                 "report it; transfer.verify = 'off' sends without a check",
             )
-            case.sender.give_up(failure)
-            return
-        with self._lock:
-            case.outstanding = {(d.link.route, m.generation, m.chunk, m.part) for d, m in out}
-        for destination, message in out:
-            self._post(destination, message)
-        if not out:
-            case.sender.conclude()
+        self._feed(Examined(record.generation, tuple(found), failure))
 
     def _evidence(self, sender: KVSender, destination: Destination) -> list[Digests]:
         """Return the digests of each chunk that copied anything to a destination."""
-        there, wanted = destination.link.description, destination.wanted
+        wanted, link = destination.wanted, self._link_at(destination.peer.route)
+        if link is None or link.identity != destination.peer.identity:
+            return []  # it is lost, and the room has ended
+        there = link.description
         table = RegionTable.of(there.layout, there.state, there.aux_memory, there.aux_slots)
         strides = np.array([expected.stride for expected in table.expected])
         out = []
-        for number, chunk in enumerate(sender.chunks_to(destination)):
-            if sender.record.status.terminal:
+        for number, chunk in enumerate(sender.sent.chunks_to(link.identity)):
+            if sender.record.over:
                 break
-            batch = join(destination.link.plan(chunk, wanted))
+            batch = join(link.plan(chunk, wanted))
             spans = spans_of(batch, strides, self._most, sender.room)
             found = digests_of(self._memory, spans.local_regions, spans.local_offsets, spans.lengths)
             columns = spans.remote_regions, spans.remote_offsets, spans.lengths, found
-            most = min(MOST_AT_ONCE, (destination.link.message_limit - FRAME_BYTES) // DIGEST_BYTES)
+            most = min(MOST_AT_ONCE, (destination.peer.facts.limit - FRAME_BYTES) // DIGEST_BYTES)
             for part in range(0, len(found), most):
                 rows = (column[part : part + most] for column in columns)
                 out.append(Digests(wanted.room, wanted.generation, self._rank, number, part, *rows))

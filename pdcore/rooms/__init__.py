@@ -2,7 +2,6 @@
 
 from pdcore.rooms.containment import contained, room_fails
 from pdcore.rooms.handle import RoomHandle
-from pdcore.rooms.status import Room, RoomTable
 from pdcore.rooms.unsafe import Unsafe
 
-__all__ = ["Room", "RoomHandle", "RoomTable", "Unsafe", "contained", "room_fails"]
+__all__ = ["RoomHandle", "Unsafe", "contained", "room_fails"]

@@ -2,28 +2,52 @@
 
 from __future__ import annotations
 
-import logging
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial, wraps
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from pdcore.arguments import require_deadline
-from pdcore.checks.scalars import shown
-from pdcore.errors import ArgumentError, FailureCode, ForkedError, KVTransferError, PDCoreError
-from pdcore.events import Events, RoomEnded, RoomOpened
+from pdcore.checks.scalars import shown, whole
+from pdcore.errors import ArgumentError, ForkedError, KVTransferError, PDCoreError
+from pdcore.events import Events
 from pdcore.events.metrics import RequestMetrics
-from pdcore.model import Deadline, KVPoll, RoomId
-from pdcore.rooms.status import Awaited, Room, RoomTable
+from pdcore.host.fork import Birthplace
+from pdcore.model import Deadline, Generation, KVPoll, RoomId
+from pdcore.protocol import words
+from pdcore.protocol.room import Room
+from pdcore.protocol.stimuli import Clear, GiveUp, Stimulus, Tick
+from pdcore.rooms.endings import Endings
 
-__all__ = ["NOT_ENDED", "RoomHandle", "raises_or_fails"]
+__all__ = ["NOT_ENDED", "Feeds", "RoomHandle", "raises_or_fails", "stillborn"]
 
 NOT_ENDED = "the room has not ended"
 
-_log = logging.getLogger("pdcore.manager")
-
 P = ParamSpec("P")
 H = TypeVar("H", bound="RoomHandle")
+R = TypeVar("R", bound=Room)
+
+
+class Feeds(Protocol):
+    """What a handle needs of its manager."""
+
+    endings: Endings
+    events: Events
+
+    def feed(self, stimulus: Stimulus) -> None:
+        """Tell the machine what happened, and have done what it wants."""
+
+
+def stillborn(kind: Callable[..., R], room: object, failure: KVTransferError) -> R:
+    """Return a room of some kind that could not be opened: FAILED, and known to no machine.
+
+    Its generation is 0, which no manager gives; what can be no room's id is -1.
+    """
+    number, now = whole(room), time.monotonic()
+    record = kind(RoomId(-1 if number is None else number), Generation(0), now, now)
+    record.status, record.failure, record.ended_at, record.silent = KVPoll.FAILED, failure, now, True
+    return record
 
 
 def raises_or_fails(call: Callable[Concatenate[H, P], None]) -> Callable[Concatenate[H, P], None]:
@@ -45,6 +69,8 @@ def raises_or_fails(call: Callable[Concatenate[H, P], None]) -> Callable[Concate
 class RoomHandle(ABC):
     """One request on one side; made by a manager and called by one scheduler thread.
 
+    Its ``record`` belongs to the machine, which alone writes it; reading a field needs no lock.
+
     Where ``may_raise`` is False, the calls with which a request is handed in, and ``fail``, raise no
     :class:`~pdcore.errors.PDCoreError`: the room is FAILED, and ``failure`` says why. ``stillborn``: it was
     so from birth, since it could not be opened. The manager knows nothing of such a handle: no ``finished``
@@ -53,15 +79,13 @@ class RoomHandle(ABC):
 
     side: str
 
-    def __init__(self, rooms: RoomTable, record: Room, events: Events, *, may_raise: bool = True) -> None:
+    def __init__(self, host: Feeds, record: Room, *, may_raise: bool = True) -> None:
         self.record = record
-        self.events = events
+        self.events = host.events
         self.may_raise = may_raise
-        self.stillborn = record.status.terminal
-        self._rooms = rooms
-        record.miss = self.miss
-        if events.on and not self.stillborn:
-            events.emit(RoomOpened(events.node, record.room, record.generation))
+        self.stillborn = not record.generation
+        self._feed, self._endings = host.feed, host.endings
+        self._birthplace = Birthplace()
 
     @property
     def room(self) -> RoomId:
@@ -86,10 +110,11 @@ class RoomHandle(ABC):
             ArgumentError: what is handed in is no deadline.
         """
         self._require_here()
-        status = self._rooms.wait(self.record, require_deadline("the deadline of wait()", deadline))
-        if not status.terminal and self.record.overdue:
-            self.miss()
-        return self.record.status
+        record = self.record
+        self._endings.wait(record, require_deadline("the deadline of wait()", deadline))
+        if not record.over and record.deadline <= time.monotonic():
+            self._feed(Tick())
+        return record.status
 
     def failure(self) -> KVTransferError | None:
         """Return why the room failed, or None."""
@@ -98,14 +123,7 @@ class RoomHandle(ABC):
     def abort(self) -> None:
         """Give the request up; it ends as FAILED unless it has ended. The other side is told."""
         self._require_here()
-        self.give_up(
-            KVTransferError(
-                FailureCode.ABORTED,
-                f"{self.side} aborted room {self.room}",
-                "abort() was called",
-                "send the request again if it is still wanted",
-            )
-        )
+        self.give_up(words.aborted(self.side, self.room))
 
     @raises_or_fails
     def fail(self, error: PDCoreError) -> None:
@@ -128,14 +146,14 @@ class RoomHandle(ABC):
     def clear(self) -> None:
         """Forget the room, so that its id can be used again; aborts it if it has not ended."""
         self._require_here()
-        if not self.record.status.terminal:
-            self.abort()
-        self._rooms.clear(self.record)
-        self._forget()
+        if not self.stillborn:
+            self._feed(Clear(self.record.generation))
+            self._endings.forget(self.record)
 
-    @abstractmethod
-    def give_up(self, failure: KVTransferError) -> bool:
-        """End the room as FAILED and tell the other side; False if it had ended before."""
+    def give_up(self, failure: KVTransferError) -> None:
+        """End the room as FAILED and tell the other side, unless it had ended."""
+        if not self.record.over:
+            self._feed(GiveUp(self.record.generation, failure))
 
     def attempt(self, action: Callable[[], object]) -> bool:
         """Do something for the room; whatever it raises ends the room on both sides. False if it did.
@@ -145,49 +163,31 @@ class RoomHandle(ABC):
         try:
             action()
         except ForkedError as error:  # what the other threads held here stays so: nobody can be told
-            self.record.fail_alone(KVTransferError.of(error))
+            record = self.record
+            record.failure, record.status = KVTransferError.of(error), KVPoll.FAILED
+            record.ended_at = record.opened_at
         except PDCoreError as error:
             self.give_up(KVTransferError.of(error))
         except Exception as error:
-            self.give_up(
-                KVTransferError(
-                    FailureCode.ENGINE,
-                    f"something raised on the {self.side} side while it worked on room {self.room}",
-                    repr(error),
-                    f"look at the {self.side} side's log, and report it",
-                )
-            )
+            self.give_up(self.broken(error))
             raise
         else:
             return True
         return False
 
-    def miss(self) -> None:
-        """End the room as FAILED because its deadline passed, and say what was awaited; from any thread."""
-        record = self.record
-        try:
-            failure = record.missed(self.awaited())
-        # It is made of what other threads change; a room that cannot say what it awaited fails as well.
-        except Exception:
-            _log.exception("room %s cannot say what it awaited", record.room)
-            failure = record.missed()
-        try:
-            self.give_up(failure)
-        except Exception:  # who waits for this room, or for others, is not to hear of it
-            _log.exception("room %s could not be given up in order", record.room)
-        self._rooms.move(record, KVPoll.FAILED, failure)
-        self._look_for_silence()
+    def broken(self, error: BaseException) -> KVTransferError:
+        """Return why the room fails for which something raised this."""
+        if isinstance(error, PDCoreError):
+            return KVTransferError.of(error)
+        return words.broken(self.side, self.room, error)
 
-    @abstractmethod
-    def awaited(self) -> Awaited:
-        """Return what the room waits for now, and of whom; from any thread."""
-
-    @abstractmethod
     def release_safe(self) -> bool:
         """Return whether pages, slots and state items may be reused.
 
         True once the room has ended and no byte of it can move any more.
         """
+        self._require_here()
+        return self.record.silent
 
     @abstractmethod
     def unsafe_because(self) -> str:
@@ -197,47 +197,9 @@ class RoomHandle(ABC):
     def metric(self) -> RequestMetrics:
         """Return the figures of this request so far."""
 
-    def _end(
-        self,
-        status: KVPoll,
-        failure: KVTransferError | None = None,
-        tell: Callable[[], None] | None = None,
-    ) -> bool:
-        """End the room, have the other side told, then who listens, then wake who waits.
-
-        False if it had ended before.
-        """
-
-        def tell_both() -> None:
-            if tell is not None:
-                tell()
-            record = self.record
-            self.events.emit(
-                RoomEnded(self.events.node, record.room, record.generation, failure, self.metric())
-            )
-
-        record, telling = self.record, tell_both if self.events.on else tell
-        if not self._rooms.move(record, status, failure, tell=telling, silent=self._silent):
-            return False
-        if not self._silent:  # meanwhile
-            self._rooms.moves_yet(record)
-        self._look_for_silence()
-        return True
-
-    def _look_for_silence(self) -> None:
-        """Have ``finished`` tell again of a room that has ended, if nothing of it can move any more."""
-        if self.record.status.terminal and self._silent:
-            self._rooms.fell_silent(self.record)
-
-    @property
-    @abstractmethod
-    def _silent(self) -> bool:
-        """Whether no byte of the room can move now; if so once it has ended, then for good."""
+    def fell_silent(self) -> None:  # noqa: B027 - there may be nothing to give back
+        """Called once no byte of the room can move any more, by who carries actions out."""
 
     def _require_here(self) -> None:
         if not self.stillborn:
-            self._rooms.birthplace.require("a room's handle")
-
-    @abstractmethod
-    def _forget(self) -> None:
-        """Have the manager drop it."""
+            self._birthplace.require("a room's handle")

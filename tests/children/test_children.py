@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -116,10 +117,17 @@ def test_what_a_child_said_before_its_end_is_heard_although_another_holds_its_pi
 def test_all_that_a_child_with_a_session_has_started_ends_with_it() -> None:
     with child(session=True) as obliging:
         other = obliging.ask(Spawn())
-    state = ""
+    deadline = soon()  # the kernel ends a process a moment after it was killed
+    while state_of(other) not in ("", "Z", "X"):
+        assert not deadline.expired
+        time.sleep(0.005)
+
+
+def state_of(pid: int) -> str:
+    """Return what the kernel says of a process; "" if there is none."""
     with contextlib.suppress(FileNotFoundError):
-        state = Path(f"/proc/{other}/stat").read_text().rpartition(")")[2].split()[0]
-    assert state in ("", "Z", "X")
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return ""
 
 
 def test_who_listens_to_several_hears_the_one_that_speaks_and_can_be_woken() -> None:

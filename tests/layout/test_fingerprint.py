@@ -12,7 +12,7 @@ import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pair import MHA, MLA, paired, pools, soon
+from pair import MHA, MLA, paired, peers, pools, soon
 from recorder import Recorder
 from wire_samples import DESCRIPTION
 
@@ -164,8 +164,8 @@ def test_one_model_pairs_and_nobody_remarks_on_it(layout: KVLayout, caplog: pyte
     with paired(source=source, target=target) as pair, caplog.at_level(logging.INFO, "pdcore.pairing"):
         pair.move(1, [1], [1])
         told = [(r.levelname, r.getMessage()) for r in caplog.records if r.name == "pdcore.pairing"]
-        peers = (pair.prefill._links.all()[0].identity, pair.decode._sources.all()[0].identity)
-    assert sorted(told) == sorted(("INFO", f"paired with {peer} (engine pdcore 0.1.0)") for peer in peers)
+        both = (peers(pair.prefill)[0].identity, peers(pair.decode)[0].identity)
+    assert sorted(told) == sorted(("INFO", f"paired with {peer} (engine pdcore 0.1.0)") for peer in both)
 
 
 @pytest.mark.parametrize("sides", [(LLAMA, None), (None, LLAMA)])

@@ -9,7 +9,7 @@ from functools import partial
 
 import attrs
 import pytest
-from pair import Pair, config, paired, soon, until
+from pair import Pair, config, paired, peers, soon, until
 
 from pdcore.config.records import Config, QuarantineConfig
 from pdcore.contract.outcome import Quiescence, Transfer, TransferState
@@ -49,11 +49,11 @@ def cut_off(pair: Pair, monkeypatch: pytest.MonkeyPatch, *, by: str) -> tuple[KV
     sender.send([1, 2])
     until(written.is_set)
     if by == "decode":
-        (source,) = pair.decode._sources.all()
+        (source,) = peers(pair.decode)
         pair.decode.channel.call(partial(pair.decode._lose, source.route, "a cable was pulled"))
         assert receiver.wait(soon()) is KVPoll.FAILED
     else:
-        (link,) = pair.prefill._links.all()
+        (link,) = peers(pair.prefill)
         pair.prefill.channel.call(partial(pair.prefill._lose, link.route, "a cable was pulled"))
         assert sender.wait(soon()) is KVPoll.FAILED
     return sender, receiver

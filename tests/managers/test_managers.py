@@ -12,7 +12,7 @@ import attrs
 import numpy as np
 import pytest
 from distributions import install
-from pair import MHA, MLA, SCHEMA, Pair, config, fill, finish, paired, pools, same_pages, soon
+from pair import MHA, MLA, SCHEMA, Pair, config, fill, finish, paired, peers, pools, same_pages, soon
 
 from pdcore import (
     AuxField,
@@ -491,10 +491,10 @@ def test_lanes_share_a_peer_without_mixing_rooms_up() -> None:
 def test_a_lost_peer_pairs_again_with_its_next_request() -> None:
     with paired() as pair:
         pair.move(1, [1], [1])
-        link = pair.prefill._links.all()[0]
+        link = peers(pair.prefill)[0]
         # What a pause of the decode process longer than the heartbeats looks like to prefill.
         pair.prefill.channel.call(lambda: pair.prefill._lose(link.route, "a test"))
-        while pair.decode._sources.all():
+        while peers(pair.decode):
             pair.decode.finished(Deadline.after(0.01))
         fill(pair.prefill.pools, 2)
         pair.move(2, [3, 4], [5, 6])
@@ -503,9 +503,9 @@ def test_a_lost_peer_pairs_again_with_its_next_request() -> None:
 def test_a_request_to_a_prefill_that_forgot_its_peer_fails_at_once_and_the_next_one_pairs() -> None:
     with paired(config(interval=30.0)) as pair:  # too rare to tell
         pair.move(1, [1], [1])
-        route = pair.prefill._links.all()[0].route
+        route = peers(pair.prefill)[0].route
         pair.prefill.channel.call(lambda: pair.prefill._lose(route, "a test"))
-        while pair.prefill._links.all():  # what decode asks comes after that
+        while peers(pair.prefill):  # what decode asks comes after that
             pair.prefill.finished(Deadline.after(0.01))
         _, receiver = pair.open(2)
         receiver.send_metadata([5])
@@ -515,7 +515,7 @@ def test_a_request_to_a_prefill_that_forgot_its_peer_fails_at_once_and_the_next_
         assert failure.code is FailureCode.PEER_LOST
         # Decode's first heartbeat may be on its way at that moment, and is answered in its own words.
         assert "is not paired with who asked for room 2" in str(failure) or "doesn't know" in str(failure)
-        while pair.decode._sources.all():
+        while peers(pair.decode):
             pair.decode.finished(Deadline.after(0.01))
         pair.settle()
         pair.move(3, [3], [5])
@@ -526,10 +526,10 @@ def test_a_heartbeat_of_another_process_at_a_peers_address_loses_the_old_one_at_
         pair.move(1, [1], [1])
         _, receiver = pair.open(2)
         receiver.send_metadata([5])
-        (source,) = pair.decode._sources.all()
+        (source,) = peers(pair.decode)
         assert source is not None
         beat = Heartbeat(Incarnation("b" * 32))
-        pair.decode.channel.call(lambda: pair.decode._on_message(source.route, beat))
+        pair.decode.channel.call(lambda: pair.decode._hear(source.route, beat))
         assert receiver.wait(soon()) is KVPoll.FAILED
         failure = receiver.failure()
         assert failure is not None

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pair import MHA, config, finish, paired
+from pair import MHA, config, finish, paired, soon
 
 from pdcore import AuxField, AuxSchema, FailureCode, KVPoll, KVTransferError, MetadataBuffers, Pools, RoomId
 from pdcore.errors import LayoutError, PlanError, RegistrationError, RoomError
@@ -301,7 +301,7 @@ def test_rows_and_fields_of_one_schema_pair(here: Form, there: Form, aux: Litera
         sender.send([0])
         source.aux.give(2, RoomId(99))
         receiver.send_metadata([0], 1)
-        receiver.wait(receiver.record.deadline)
+        receiver.wait(soon())
         failure = receiver.failure()
         assert receiver.poll() is KVPoll.FAILED
         assert failure is not None
@@ -314,7 +314,7 @@ def test_fields_of_another_name_do_not_pair() -> None:
     target = Pools.allocate(MHA, aux=MetadataBuffers.of_fields({"b": np.zeros((2, 4), np.int32)}))
     with paired(source=source, target=target) as pair:
         sender, receiver = pair.open(1)
-        receiver.wait(receiver.record.deadline)
+        receiver.wait(soon())
         failure = receiver.failure()
         assert failure is not None
         assert failure.code is FailureCode.INCOMPATIBLE

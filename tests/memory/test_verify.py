@@ -64,14 +64,14 @@ def tamper(monkeypatch: pytest.MonkeyPatch) -> Callable[[Tamper], None]:
     """Let a test change decode's memory, or the digests, between arrival and check."""
 
     def start(change: Tamper) -> None:
-        real = DecodeManager._on_message
+        real = DecodeManager._hear
 
-        def on_message(self: DecodeManager, route: Route, message: Message) -> None:
+        def hear(self: DecodeManager, route: Route, message: Message) -> None:
             changed = change(self, message) if isinstance(message, Digests) else message
             if changed is not None:
                 real(self, route, changed)
 
-        monkeypatch.setattr(DecodeManager, "_on_message", on_message)
+        monkeypatch.setattr(DecodeManager, "_hear", hear)
 
     return start
 

@@ -110,7 +110,7 @@ def test_prefill_starts_before_its_service_and_serves_once_that_is_there(
             receiver.init(DPChoice.QUERY)
             prefill.sender(RoomId(7)).init(1)
             receiver.send_metadata([1])
-            until(lambda: prefill.rooms.by_state() != {}, prefill.snapshot)
+            until(lambda: bool(prefill.busy()), prefill.snapshot)
         assert told.ends == [None]
 
 

@@ -365,7 +365,7 @@ def test_a_manager_that_closes_waits_for_nothing_that_is_not_ready(kind: Kind) -
             failure = sender.failure()
             assert failure is not None
             assert failure.code is FailureCode.SHUTDOWN
-            assert sender.drained
+            assert sender.record.silent
         # A callable of the caller's that was called before ends when it returns; its thread serves nobody
         # any more.
         left = {thread.name for thread in threading.enumerate() if thread not in before}

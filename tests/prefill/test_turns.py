@@ -16,7 +16,7 @@ from recorder import Recorder
 
 from pdcore import Deadline, KVLayout, KVPoll, KVReceiver, KVSender, Role
 from pdcore.events import ChunkSubmitted, Event, RoomEnded
-from pdcore.prefill.pace import Pace
+from pdcore.prefill.lanes.pace import Pace
 
 LONG = list(range(40))
 BROAD = KVLayout.heads(layers=range(16), kv_heads=2, head_dim=32, page_size=4, num_pages=2100)

@@ -28,7 +28,6 @@ from pdcore.bootstrap import BootstrapClient, RankRecord
 from pdcore.contract.outcome import Quiescence, Transfer, TransferState
 from pdcore.managers.manager import Manager
 from pdcore.model import new_incarnation
-from pdcore.prefill import waits_for as prefill_awaits
 
 CONFIG = config(request=300.0)
 ROOMS = itertools.count(100)
@@ -237,7 +236,7 @@ def test_prefill_says_to_whom_chunks_are_under_way(
         receiver.send_metadata([1])
         deadline = short()
         sender = both.prefill.sender(RoomId(2), deadline)
-        until(lambda: sender.life.complete)
+        until(lambda: sender.record.complete)
         monkeypatch.setattr(both.prefill.engine, "do_write", lambda *given: Hung())
         sender.init(1)
         sender.send([1])
@@ -312,16 +311,3 @@ def test_a_room_that_is_opened_later_may_be_due_first(pair: Pair) -> None:
         assert first.poll() is KVPoll.BOOTSTRAPPING
     for handle in (first, second):
         handle.clear()
-
-
-def test_a_room_that_cannot_say_what_it_awaits_fails_as_well(
-    pair: Pair, room: RoomId, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def raises(*given: object) -> object:
-        raise ZeroDivisionError("of whom?")
-
-    monkeypatch.setattr(prefill_awaits, "of_decode", raises)
-    deadline = Deadline.after(0.1)
-    sender = pair.prefill.sender(room, deadline)
-    assert missed(sender, deadline) == "the other side"
-    assert "cannot say what it awaited" in caplog.text

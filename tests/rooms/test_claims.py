@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import pytest
-from pair import MHA, Pair, config, finish, paired, pools, soon
+from pair import MHA, Pair, config, finish, paired, peers, pools, soon, until
 
 from pdcore import (
     Deadline,
@@ -28,6 +29,7 @@ from pdcore import (
     select,
 )
 from pdcore.contract.outcome import Quiescence
+from pdcore.protocol.stimuli import WriterSilent
 from pdcore.rooms.claims import Claims
 
 STATE = [
@@ -77,7 +79,7 @@ def until_safe(*receivers: KVReceiver) -> None:
     deadline = soon()
     while not all(receiver.release_safe() for receiver in receivers):
         assert not deadline.expired
-        receivers[0]._rooms.finished(Deadline.after(0.005), lambda overdue: None)
+        time.sleep(0.005)
 
 
 @pytest.fixture
@@ -213,20 +215,21 @@ def test_pages_of_a_room_that_failed_are_free_when_they_are_safe_and_not_before(
 ) -> None:
     first, second = given.room(), given.room()
     first.send_metadata([4, 5], 0, [[0], [0]])
-    source = first._dialogue.members[0]
-    with first._lock:
-        first._writers = first._writers | {source.identity}
+    decode, record = given.pair.decode, first.record
+    until(lambda: record.writers)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(given.pair.decode, "abandon", lambda source, abort: None)  # prefill hears nothing
+        patch.setattr(decode, "_mute", True)  # prefill hears nothing
         if end == "deadline":
-            given.pair.decode.rooms.tighten(first.record, Deadline.after(0.01))
+            record.deadline = time.monotonic()
+            decode.driver.look(lambda machine: machine._turn.expect(record))
             assert first.wait(soon()) is KVPoll.FAILED
         else:
             getattr(first, end)()
     assert not first.release_safe()
     error = refusal(lambda: second.send_metadata([5], 1, [[1], [1]]), RoomError)
     assert f"room {first.room} is FAILED, and may still be written to" in error.there_is
-    first.drained()
+    (source,) = peers(decode)
+    decode.feed(WriterSilent(source.identity))
     second.send_metadata([5], 1, [[1], [1]])
 
 
@@ -244,7 +247,7 @@ def test_pages_of_a_prefill_that_is_gone_stay_taken_until_they_are_safe(
         pair.move(1, [1], [1])
         _, first = pair.open(2)
         first.send_metadata([5])
-        (source,) = pair.decode._sources.all()
+        (source,) = peers(pair.decode)
         proven = threading.Event()
         revoke = pair.decode.engine.revoke
 

@@ -61,7 +61,7 @@ def declined(*handles: KVSender | KVReceiver, reason: str = "it holds all") -> N
 def offered(pair: Pair, room: RoomId) -> KVSender:
     """A room of prefill with its chunks held until decode comes."""
     sender = pair.prefill.sender(room)
-    sender.init(2)
+    sender.init(3)
     sender.send([3])
     sender.send([4])
     return sender
@@ -69,7 +69,7 @@ def offered(pair: Pair, room: RoomId) -> KVSender:
 
 def kept(manager: PrefillManager, room: RoomId) -> bool:
     """Whether prefill knows that decode declined what is not open there."""
-    return room in manager._reception._lives._given_up
+    return manager.driver.look(lambda machine: room in machine.meeting.lives._given_up)
 
 
 def in_one_call(pair: Pair, room: RoomId) -> None:
@@ -94,7 +94,7 @@ def after_init(pair: Pair, room: RoomId) -> None:
 def after_metadata(pair: Pair, room: RoomId) -> None:
     receiver = pair.decode.receiver(pair.bootstrap.address, room)
     receiver.init()
-    receiver.send_metadata([5, 6])
+    receiver.send_metadata([5, 6, 7])
     receiver.decline("it holds all")
     declined(receiver)
 
@@ -145,7 +145,7 @@ def test_declining_what_has_ended_changes_nothing(pair: Pair, room: RoomId) -> N
     assert sender.wait(soon()) is KVPoll.SUCCESS
     sender.clear()
     receiver.clear()
-    assert pair.decode.rooms.busy() == 0
+    assert pair.decode.busy() == 0
 
 
 @pytest.mark.parametrize("known", [True, False])

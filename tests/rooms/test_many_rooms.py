@@ -12,6 +12,7 @@ from pair import Pair, config, finish, paired, soon
 from pdcore import Deadline, KVPoll, RoomId, TransferModel
 from pdcore.model import Generation
 from pdcore.prefill import PrefillManager
+from pdcore.protocol.stimuli import Heard
 from pdcore.wire import RequestMetadata
 
 ROOMS, IN_FLIGHT = 5_000, 50
@@ -51,7 +52,7 @@ def test_five_thousand_rooms_share_their_connections(model: TransferModel) -> No
         sockets, threads = held()
         assert sockets <= before[0]
         assert threads <= before[1]
-        assert (pair.prefill.rooms.busy(), pair.decode.rooms.busy()) == (0, 0)
+        assert (pair.prefill.busy(), pair.decode.busy()) == (0, 0)
         assert not pair.prefill.channel.counts
         assert not pair.decode.channel.counts
 
@@ -61,7 +62,7 @@ def ask_again(manager: PrefillManager, room: int, generation: int, page: int) ->
     (route,) = manager._peers()
     wanted = RequestMetadata(RoomId(room), Generation(generation), np.array([page]), None, (), 0, 60.0)
     done = threading.Event()
-    manager.channel.call(lambda: manager._on_message(route, wanted))
+    manager.channel.call(lambda: manager.feed(Heard(route, wanted)))
     manager.channel.call(done.set)
     assert done.wait(30)
 

@@ -104,7 +104,7 @@ def test_a_second_room_of_an_id_is_failed_from_birth_and_leaves_the_first_alone(
 ) -> None:
     sender, receiver = pair.open(room)
     manager = getattr(pair, side)
-    busy = manager.rooms.busy()
+    busy = manager.busy()
     twin = quiet(pair, room)[side == "decode"]
     failure = twin.failure()
     assert failure is not None
@@ -112,7 +112,7 @@ def test_a_second_room_of_an_id_is_failed_from_birth_and_leaves_the_first_alone(
     assert failure.happened == f"room {room} is open already"
     assert twin.room == room
     everything_is_called(twin)
-    assert manager.rooms.busy() == busy
+    assert manager.busy() == busy
     assert manager.finished(Deadline.after(0.001)) == []
     assert manager.unsafe().rooms == ()
     with pytest.raises(RoomError, match="is open already"):
@@ -150,7 +150,7 @@ def test_a_bad_address_or_deadline_gives_a_handle_that_says_so(pair: Pair, room:
         assert failure.code is FailureCode.REFUSED
         assert said in str(failure)
         everything_is_called(handle)
-    assert pair.prefill.rooms.busy() == pair.decode.rooms.busy() == 0
+    assert pair.prefill.busy() == pair.decode.busy() == 0
 
 
 def test_a_closed_manager_gives_a_handle_that_says_so(closed: Pair, room: RoomId) -> None:

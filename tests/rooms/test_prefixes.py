@@ -10,7 +10,7 @@ import attrs
 import numpy as np
 import pytest
 from groups import Group, Groups, Model, ended, groups, ranks
-from pair import Pair, config, finish, paired, pools, soon
+from pair import Pair, config, early, finish, paired, pools, soon
 
 from pdcore import (
     FailureCode,
@@ -239,7 +239,7 @@ def test_decode_ranks_that_hold_different_prefixes_fail_the_room_everywhere(
         receiver.send_metadata(range(3 - held), decode_prefix_len=held * TOKENS)
     if not opened:
         deadline = soon()
-        while len(one_to_two.prefill[0]._parking._parked.get(room, ())) < 2:
+        while early(one_to_two.prefill[0], room) < 2:
             assert not deadline.expired
             receivers[0].wait(deadline.within(0.005))
         senders = [one_to_two.prefill[0].sender(room)]

@@ -15,7 +15,7 @@ from pdcore.contract.outcome import Finished, Quiescence, Transfer, TransferStat
 from pdcore.errors import FailureCode, KVTransferError
 from pdcore.host.process import ProcessIdentity, start_time
 from pdcore.model import Deadline, Incarnation, PeerIdentity, Role
-from pdcore.prefill.engine_transfer import GuardedTransfer
+from pdcore.prefill.lanes.engine_transfer import GuardedTransfer
 from pdcore.rooms.quarantine import Quarantine
 
 FAILURE = KVTransferError(FailureCode.ENGINE, "it broke", "1 of 2", "mend it")

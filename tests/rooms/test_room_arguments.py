@@ -130,7 +130,7 @@ def test_a_room_is_the_same_whatever_integers_name_it(both: Pair, room: int, kin
 
 @pytest.mark.parametrize("value", [*NO_INTEGERS, -1, 2**63, 2**70], ids=repr)
 def test_what_is_no_room_id_opens_nothing(both: Pair, value: Any) -> None:
-    before = both.prefill.rooms.busy(), both.decode.rooms.busy()
+    before = both.prefill.busy(), both.decode.busy()
     for call in (
         lambda: both.prefill.sender(value),
         lambda: both.decode.receiver(both.bootstrap.address, value),
@@ -139,7 +139,7 @@ def test_what_is_no_room_id_opens_nothing(both: Pair, value: Any) -> None:
         error = refusal(call, RoomError)
         assert "is no room id" in error.happened
         assert error.there_is == "rooms are 0 to 2**63 - 1"
-    assert (both.prefill.rooms.busy(), both.decode.rooms.busy()) == before
+    assert (both.prefill.busy(), both.decode.busy()) == before
 
 
 @pytest.mark.parametrize("value", [*NO_INTEGERS, -1, 2**63, 2**70], ids=repr)
@@ -181,7 +181,7 @@ def test_what_is_no_deadline_is_refused_everywhere_and_says_how_to_make_one(
     both: Pair, room: int, value: Any
 ) -> None:
     sender, receiver = both.open(room)
-    before = both.prefill.rooms.busy(), both.decode.rooms.busy()
+    before = both.prefill.busy(), both.decode.busy()
     for call in (
         lambda: both.prefill.sender(RoomId(9), value),
         lambda: both.decode.receiver(both.bootstrap.address, RoomId(9), value),
@@ -194,7 +194,7 @@ def test_what_is_no_deadline_is_refused_everywhere_and_says_how_to_make_one(
         assert error.happened.startswith("the deadline of ")
         assert type(value).__name__ in error.there_is
         assert "hand in Deadline.after(seconds)" in error.to_do
-    assert (both.prefill.rooms.busy(), both.decode.rooms.busy()) == before
+    assert (both.prefill.busy(), both.decode.busy()) == before
     sender.clear()
     receiver.clear()
 
@@ -357,8 +357,6 @@ def test_what_raises_on_the_control_thread_keeps_no_room_from_its_deadline(
             patch.setattr(pair.decode.engine, "expect", raises)
             patch.setattr(pair.prefill.quarantine, "sweep", raises)
             patch.setattr(pair.prefill._registration._client, "renew", raises)
-            patch.setattr(pair.decode._receivers, "sweep", raises)
-            patch.setattr(pair.prefill._reception, "sweep", raises)
             for handle in (*odd, *good):
                 assert handle.wait(soon()) is KVPoll.FAILED
                 failure = handle.failure()

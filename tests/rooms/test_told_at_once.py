@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import attrs
 import pytest
 from groups import Groups, Model, groups, ranks
-from pair import MHA, Pair, config, finish, paired, pools, same_pages, soon, until
+from pair import MHA, Pair, config, early, finish, paired, peers, pools, same_pages, soon, until
 
 from pdcore import (
     Config,
@@ -28,7 +28,9 @@ from pdcore import (
     Topology,
     select,
 )
-from pdcore.prefill.lives import DOUBT
+from pdcore.protocol import stimuli as s
+from pdcore.protocol.machine import Machine
+from pdcore.protocol.send.lives import DOUBT
 from pdcore.wire import Route
 
 CONFIG = config(request=300.0)
@@ -80,7 +82,7 @@ def let_go(pair: Pair, room: RoomId) -> None:
     """A life that decode alone had: asked for, given up, and its page free again."""
     receiver = asked(pair, room)
     receiver.clear()
-    until(lambda: room in pair.prefill._reception._lives._given_up)
+    until(lambda: given_up(pair, room))
     until(receiver.release_safe)
 
 
@@ -91,13 +93,23 @@ def offered(pair: Pair, room: RoomId) -> KVSender:
     return sender
 
 
+def later(pair: Pair) -> bool:
+    """Whether prefill waits a moment for what a word may mean."""
+    return bool(pair.prefill.driver.look(lambda machine: machine.meeting._later))
+
+
 def expects(pair: Pair, room: RoomId) -> bool:
     """Whether prefill knows that decode has a room open."""
-    return bool(pair.prefill._reception._expected.of(room))
+    return bool(pair.prefill.driver.look(lambda machine: machine.answers.guests.of(room)))
+
+
+def given_up(pair: Pair, room: RoomId) -> bool:
+    """Whether prefill remembers that decode gave up a room which prefill has yet to open."""
+    return pair.prefill.driver.look(lambda machine: room in machine.meeting.lives._given_up)
 
 
 def parked(pair: Pair, room: RoomId) -> bool:
-    return room in pair.prefill._parking._parked
+    return early(pair.prefill, room) > 0
 
 
 # --- decode gives up ------------------------------------------------------------------------
@@ -134,7 +146,7 @@ def test_prefill_learns_that_decode_gave_up(
         until(lambda: parked(pair, room))
     end(receiver)
     if sender is None:
-        until(lambda: room in pair.prefill._reception._lives._given_up)
+        until(lambda: given_up(pair, room))
         sender = offered(pair, room)
     failure = failed(sender)
     assert failure.code is FailureCode.ABORTED
@@ -193,10 +205,10 @@ def test_prefill_learns_that_decode_was_lost(
     with another_decode() as decode:
         sender = pair.prefill.sender(room) if prefill_first else None
         (opened if stage == "opened" else asked)(pair, room, decode)
-        until(lambda: expects(pair, room) or parked(pair, room) or (sender and sender.life.complete))
+        until(lambda: expects(pair, room) or parked(pair, room) or (sender and sender.record.complete))
         route = Route(decode.incarnation.encode())
         pair.prefill.channel.call(lambda: pair.prefill._lose(route, "3 heartbeats are missing"))
-        until(lambda: pair.prefill._links.get(route) is None)
+        until(lambda: route not in {peer.route for peer in peers(pair.prefill)})
         failure = failed(sender or offered(pair, room))
         assert failure.code is FailureCode.PEER_LOST
         assert "3 heartbeats are missing" in failure.there_is
@@ -305,12 +317,9 @@ def test_a_worker_may_have_a_room_that_another_got_once_prefill_clears_it(pair: 
 def test_a_request_that_is_repeated_while_it_is_parked_stays(pair: Pair, room: RoomId) -> None:
     receiver = asked(pair, room)
     until(lambda: parked(pair, room))
-    ((destination,), done) = pair.prefill._parking._parked[room], list[bool]()
-    again = attrs.evolve(destination.wanted)
-    route = destination.link.route
-    pair.prefill.channel.call(lambda: pair.prefill._on_message(route, again))
-    pair.prefill.channel.call(lambda: done.append(True))
-    until(lambda: done)
+    (destination,) = pair.prefill.driver.look(lambda machine: machine.answers.early.of(room))
+    pair.prefill.feed(s.Heard(destination.peer.route, attrs.evolve(destination.wanted)))
+    assert early(pair.prefill, room) == 1
     finish(offered(pair, room), receiver)
 
 
@@ -320,9 +329,9 @@ def test_the_next_request_of_a_rank_whose_abort_was_lost_ends_the_life_before(
     sender = pair.prefill.sender(room)
     first = asked(pair, room)
     until(lambda: sender.poll() is KVPoll.WAITING_FOR_INPUT)
-    first._fail(KVTransferError(FailureCode.ABORTED, "a test", "-", "-"))  # and prefill isn't told
-    pair.decode._receivers.clear(first)
-    pair.decode.rooms.clear(first.record)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pair.decode.channel, "post", lambda *_: None)  # and prefill isn't told
+        first.clear()
     second = asked(pair, room, page=6)
     assert failed(sender).there_is.startswith("it uses the room id for another request by now")
     sender.clear()
@@ -367,7 +376,7 @@ def test_a_life_that_decode_gave_up_before_prefill_opened_it_does_not_hurt_those
     for _ in range(3):
         receiver = opened(pair, room)
         receiver.clear()
-        until(lambda: room in pair.prefill._reception._lives._given_up)
+        until(lambda: given_up(pair, room))
         sender = offered(pair, room)
         failed(sender)
         sender.clear()
@@ -412,7 +421,7 @@ def test_a_life_that_one_side_had_does_not_keep_what_the_next_one_ends_of(
 def test_a_request_that_was_refused_is_not_kept_for_the_next_life(pair: Pair, room: RoomId) -> None:
     offered(pair, room).clear()
     receiver = opened(pair, room)
-    until(lambda: bool(pair.prefill._reception._doubts._later))  # prefill heard that it is open, and waits
+    until(lambda: later(pair))  # prefill heard that it is open, and waits
     receiver.send_metadata([5])
     until(lambda: parked(pair, room))
     failed(receiver)
@@ -430,12 +439,16 @@ def test_decode_that_gave_up_may_ask_again_before_prefill_opens_the_room(pair: P
 
 
 def test_what_is_remembered_is_bounded_in_time(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pdcore.prefill.lives.SECONDS", 0.2)
+    monkeypatch.setattr("pdcore.protocol.send.lives.SECONDS", 0.2)
     one, other = RoomId(next(ROOMS)), RoomId(next(ROOMS))
     opened(pair, one).clear()
     offered(pair, other).clear()
-    lives = pair.prefill._reception._lives
-    until(lambda: not lives._given_up and not lives._cleared)
+
+    def remembers(machine: Machine) -> bool:
+        lives = machine.meeting.lives
+        return bool(lives._given_up or lives._cleared)
+
+    until(lambda: not pair.prefill.driver.look(remembers))
     receiver = asked(pair, other)
     until(lambda: parked(pair, other))
     finish(offered(pair, other), receiver)
@@ -504,7 +517,7 @@ def test_ranks_that_ask_after_prefill_has_cleared_are_all_told(
 def test_a_group_that_fails_to_pair_tells_those_who_paired() -> None:
     with groups(Model(), ranks(tp=2), ranks(), cfg=CONFIG) as both:
         stuck = both.prefill[1]
-        stuck._links.pair = lambda *given: False  # type: ignore[method-assign]  # it never answers
+        stuck._links.connect = lambda do: None  # type: ignore[method-assign]  # it never answers
         senders, receivers = both.open(7)
         receivers[0].abort()
         assert failed(senders[0]).happened == "decode aborted room 7"
@@ -525,7 +538,7 @@ def test_a_room_ends_on_both_sides_if_the_two_do_not_fit(
             receiver = asked(pair, again, stranger)
             failed(receiver)
             if sender is None:
-                until(lambda: again in pair.prefill._reception._lives._given_up)  # noqa: B023 - used at once
+                until(lambda: given_up(pair, again))  # noqa: B023 - used at once
                 sender = offered(pair, again)
             for handle in (sender, receiver):
                 failure = failed(handle)

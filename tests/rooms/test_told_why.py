@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 import attrs
 import numpy as np
 import pytest
-from pair import SCHEMA, Pair, config, fill, finish, paired, pools, soon, until
+from pair import SCHEMA, Pair, config, early, fill, finish, paired, peers, pools, soon, until
 
 from pdcore import (
     AuxField,
@@ -29,7 +29,7 @@ from pdcore import (
     Topology,
     select,
 )
-from pdcore.prefill.sender import KVSender as Sender
+from pdcore.protocol.send.meeting import Meeting
 from pdcore.testing.faults import Decision, Fault, Schedule
 from pdcore.testing.faults.managers import FaultyDecode, FaultyPrefill
 from pdcore.wire import Connection, ConnectionEvent, Failure
@@ -148,7 +148,7 @@ def test_a_room_that_cannot_take_a_request_fails_on_both_sides(
 ) -> None:
     with paired(config(request=300.0)) as pair:
         pair.move(1, [0], [0])
-        monkeypatch.setattr(Sender, "accept", raises)
+        monkeypatch.setattr(Meeting, "_accept", raises)
         receiver = pair.decode.receiver(pair.bootstrap.address, RoomId(2))
         receiver.init()
         if prefill_first:
@@ -156,7 +156,7 @@ def test_a_room_that_cannot_take_a_request_fails_on_both_sides(
             receiver.send_metadata([1])
         else:
             receiver.send_metadata([1])
-            until(lambda: pair.prefill._parking._parked)
+            until(lambda: early(pair.prefill))
             sender = pair.prefill.sender(RoomId(2))
         for handle in (sender, receiver):
             failure = failed(handle)
@@ -169,12 +169,14 @@ def test_a_room_that_cannot_take_a_request_fails_on_both_sides(
 
 
 def test_a_room_whose_end_cannot_be_told_fails_on_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
-    with paired(config(request=300.0)) as pair:
+    with paired(config(aux="tcp", request=300.0)) as pair:
         pair.move(1, [0], [0])
-        monkeypatch.setattr(pair.prefill.answers, "concluded", raises)
+        monkeypatch.setattr(pair.prefill._codec, "encode", raises)
         sender, receiver = pair.open(2)
-        sender.init(1)
-        receiver.send_metadata([1])
+        assert pair.prefill.pools.aux is not None
+        pair.prefill.pools.aux.set(0, RoomId(2), {"first_token": 2})
+        sender.init(1, 0)
+        receiver.send_metadata([1], 0)
         sender.send([1])
         for handle in (sender, receiver):
             assert failed(handle).code is FailureCode.ENGINE
@@ -189,13 +191,15 @@ def test_an_aux_row_that_was_given_away_before_it_was_sent_fails_the_room_on_bot
         rows = pair.prefill.pools.aux
         assert rows is not None
         pair.move(1, [0], [0])
-        real = pair.prefill.examine
+        codec = pair.prefill._codec
+        assert codec is not None
+        real = codec.encode
 
-        def gives_the_slot_away(*given: object) -> bool:
+        def gives_the_slot_away(slot: int) -> bytes:
             rows.set(3, RoomId(77), {"first_token": 1})
-            return real(*given)  # type: ignore[arg-type]  # passed through
+            return real(slot)
 
-        monkeypatch.setattr(pair.prefill, "examine", gives_the_slot_away)
+        monkeypatch.setattr(codec, "encode", gives_the_slot_away)
         sender, receiver = pair.open(2)
         rows.set(3, RoomId(2), {"first_token": 1})
         sender.init(1, 3)
@@ -207,7 +211,7 @@ def test_an_aux_row_that_was_given_away_before_it_was_sent_fails_the_room_on_bot
 def test_a_receiver_that_cannot_take_an_answer_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     with paired(config(aux="tcp", request=300.0)) as pair:
         pair.move(1, [0], [0])
-        monkeypatch.setattr(pair.decode._reception._aux_codec, "decode", raises)
+        monkeypatch.setattr(pair.decode._codec, "decode", raises)
         sender, receiver = pair.open(2)
         assert pair.prefill.pools.aux is not None
         pair.prefill.pools.aux.set(0, RoomId(2), {"first_token": 1})
@@ -260,7 +264,7 @@ def losing(what: str) -> Iterator[tuple[LosesOne, Pair]]:
 
 
 def connected_again(pair: Pair) -> None:
-    (source,) = pair.decode._sources.all()
+    (source,) = peers(pair.decode)
     event = ConnectionEvent(Connection.HANDSHAKEN, 0, "")
     pair.decode.channel.call(lambda: pair.decode._on_connection(source.route, event))
 
@@ -274,7 +278,7 @@ def test_how_a_room_ended_is_asked_for_again_when_the_connection_is_back(
         sender, receiver = pair.open(2)
         sender.init(1)
         receiver.send_metadata([1])
-        until(lambda: sender.life.complete)
+        until(lambda: sender.record.complete)
         sender.send([1]) if outcome is KVPoll.SUCCESS else sender.abort()
         assert schedule.lost.wait(30)
         assert sender.wait(soon()) is outcome

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 
 import attrs
 import pytest
-from pair import config, fill, pools, same_pages, soon
+from pair import config, early, fill, pools, same_pages, soon
 
 from pdcore import BootstrapServer, Deadline, KVPoll, RoomId, select
 from pdcore.testing.faults import Decision, Fault, Schedule
@@ -62,7 +62,7 @@ def test_an_old_request_that_comes_again_is_not_served_into_pages_that_were_give
         receiver = pair.decode.receiver(pair.bootstrap, RoomId(5))
         receiver.init()
         receiver.send_metadata([3])
-        pair.until(lambda: RoomId(5) in pair.prefill._parking._parked)
+        pair.until(lambda: early(pair.prefill, 5) > 0)
         receiver.abort()
         pair.until(receiver.release_safe)
         receiver.clear()
@@ -80,11 +80,11 @@ def test_a_lost_acknowledgement_is_asked_for_again(lost: str) -> None:
         receiver = pair.decode.receiver(pair.bootstrap, RoomId(5))
         receiver.init()
         receiver.send_metadata([3])
-        pair.until(lambda: RoomId(5) in pair.prefill._parking._parked)
+        pair.until(lambda: early(pair.prefill, 5) > 0)
         receiver.abort()
         assert not receiver.release_safe()
         pair.until(receiver.release_safe)
-        assert len(pair.prefill._parking._parked) == 0
+        assert early(pair.prefill) == 0
 
 
 def test_a_lane_that_hangs_at_a_lost_peer_has_ended_when_the_manager_is_closed() -> None:

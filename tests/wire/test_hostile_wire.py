@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 from nasty import HostileSocket, broken_frames
-from pair import Pair, config, fill, finish, paired, pools, same_pages, soon
+from pair import Pair, config, early, fill, finish, paired, peers, pools, same_pages, soon
 from wire_samples import SAMPLES
 
 from pdcore import (
@@ -153,7 +153,7 @@ def test_nothing_that_a_paired_prefill_says_disturbs_decode_or_another_prefill(
     with paired() as pair, mad_prefill(pair) as (mad, again):
         there = Route(mad.address.encode())
         for number, frames in enumerate(broken_frames(SAMPLES[name])):
-            if pair.decode._sources.of(there) is None:
+            if there not in pair.decode._peers():
                 # What could be read had decode lose it: it pairs again, once nothing of before is on its way.
                 all_said(mad)
                 again(10_000 + number)
@@ -162,7 +162,7 @@ def test_nothing_that_a_paired_prefill_says_disturbs_decode_or_another_prefill(
         bye = Bye(mad.incarnation, "it has gone mad", drained=False)
         say(mad, only_route(mad), list(map(bytes, Codec.encode(bye))))
         deadline = soon()
-        while pair.decode._sources.of(there) is not None:
+        while there in pair.decode._peers():
             assert not deadline.expired
             pair.decode.finished(Deadline.after(0.01))
         pair.move(3, [9], [10])
@@ -319,7 +319,7 @@ def test_metadata_that_never_stops_waiting_is_refused() -> None:
         while pair.prefill.channel.counts["stale"] < 4 and not deadline.expired:
             pair.prefill.finished(Deadline.after(0.01))
         assert pair.prefill.channel.counts["stale"] == 4
-        assert len(pair.prefill._parking._parked) == 0
+        assert early(pair.prefill) == 0
 
 
 def test_a_flood_of_strangers_leaves_nothing_behind(caplog: pytest.LogCaptureFixture) -> None:
@@ -339,16 +339,16 @@ def test_a_flood_of_strangers_leaves_nothing_behind(caplog: pytest.LogCaptureFix
             stranger.close()
         pair.move(2, [3, 4], [5, 6])
         deadline = soon()
-        while len(pair.prefill._links.all()) > 1 or threads() > before:
-            assert not deadline.expired, (len(pair.prefill._links.all()), threads() - before)
+        while len(peers(pair.prefill)) > 1 or threads() > before:
+            assert not deadline.expired, (len(peers(pair.prefill)), threads() - before)
             pair.prefill.finished(Deadline.after(0.05))
-        assert len(pair.prefill._parking._parked) == 0
+        assert early(pair.prefill) == 0
         assert pair.prefill.channel.counts["errors"] == 0, caplog.text
         pair.move(3, [7], [8])
 
 
 def test_prefill_takes_only_so_many_peers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pdcore.prefill.links.MOST_PEERS", 1)
+    monkeypatch.setattr("pdcore.prefill.facts.MOST_PEERS", 1)
     with paired() as pair:
         pair.move(1, [1], [1])
         with DecodeManager(select("local"), pools(), Topology(), config()) as second:

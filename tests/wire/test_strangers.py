@@ -13,7 +13,7 @@ from pathlib import Path
 
 import attrs
 import pytest
-from pair import config, paired, soon
+from pair import config, early, paired, peers, soon
 from wire_samples import SAMPLES
 
 from pdcore import Deadline
@@ -183,8 +183,8 @@ def test_a_flood_of_strangers_leaves_a_keyed_pair_as_it_is(caplog: pytest.LogCap
             pair.prefill.finished(Deadline.after(0.01))
         pair.move(3, [7], [8])
         assert set(pair.prefill.channel.counts) == {"unauthenticated"}
-        assert len(pair.prefill._links.all()) == 1
-        assert len(pair.prefill._parking._parked) == 0
+        assert len(peers(pair.prefill)) == 1
+        assert early(pair.prefill) == 0
         assert {thread.name for thread in threading.enumerate()} <= before
     said = [text for text in caplog.messages if "unauthenticated peer" in text]
     assert 1 <= len(said) <= 2

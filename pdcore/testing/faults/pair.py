@@ -274,11 +274,11 @@ class FaultyPair:
 
     def _records(self) -> list[str]:
         left = {
-            "prefill rooms": self.prefill.rooms.busy(),
-            "senders": len(self.prefill._senders),
+            "prefill rooms": self.prefill.busy(),
+            "senders": len(self.prefill.driver.handles),
             "writes in quarantine": len(self.prefill.quarantine),
-            "parked requests": len(self.prefill._parking._parked),
-            "decode rooms": self.decode.rooms.busy(),
-            "receivers": len(self.decode._receivers),
+            "parked requests": len(self.prefill._machine.answers.early),
+            "decode rooms": self.decode.busy(),
+            "receivers": len(self.decode.driver.handles),
         }
         return [f"{count} {what}" for what, count in left.items() if count]

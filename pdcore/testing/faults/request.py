@@ -5,8 +5,8 @@ from __future__ import annotations
 import attrs
 
 from pdcore.model import KVPoll
+from pdcore.protocol.room import may_follow
 from pdcore.rooms.handle import RoomHandle
-from pdcore.rooms.status import may_follow
 from pdcore.testing.faults.memory import WatchedMemory
 
 __all__ = ["BrokenInvariantError", "WatchedRequest", "WatchedSide"]

@@ -1,0 +1,129 @@
+"""One chunk of a request on its way to one peer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from pdcore.contract.regions import WriteBatch
+from pdcore.errors import FailureCode, KVTransferError, PDCoreError, PlanError
+from pdcore.events import (
+    ChunkDrained,
+    ChunkLanded,
+    ChunkQuarantined,
+    ChunkSubmitted,
+    Events,
+    Node,
+    Stage,
+    stage,
+)
+from pdcore.model import Deadline, Generation, PeerIdentity, RoomId
+from pdcore.protocol.chunk import TransferKVChunk
+
+__all__ = ["Delivery", "given_up"]
+
+
+class Delivery:
+    """One chunk for one peer, how to plan it, and whom to tell.
+
+    ``on_end(error)`` is called once, and ``on_drained()`` once after it, when no byte of it can
+    move any more.
+    """
+
+    def __init__(
+        self,
+        chunk: TransferKVChunk,
+        peer: PeerIdentity,
+        plan: Callable[[], list[WriteBatch]],
+        deadline: Deadline,
+        still_wanted: Callable[[], bool],
+        on_end: Callable[[KVTransferError | None], None],
+        on_drained: Callable[[], None],
+        events: Events,
+    ) -> None:
+        self.chunk = chunk
+        self.deadline = deadline
+        self.nbytes = 0
+        self.entries = 0
+        self.plan_seconds = 0.0
+        self.still_wanted = still_wanted
+        self._on_drained = on_drained
+        self._events = events
+        self._planned_at = 0.0
+        self._suspect = False
+        self.peer = peer
+        self._plan = plan
+        self._on_end = on_end
+
+    def plan(self) -> list[WriteBatch]:
+        """Return the copies; empty if the delivery ended here, unwanted or impossible."""
+        if not self.still_wanted():
+            self.refuse()
+            return []
+        planning = stage(self._events, Stage.PLAN, room=self.chunk.room, peer=self.peer)
+        try:
+            with planning:
+                batches = self._plan()
+        # A third party may have planned the state: whatever it raises, the room must end.
+        except Exception as error:
+            self.end(error)
+            self.drained()
+            return []
+        self.nbytes, self.entries = sum(b.nbytes for b in batches), sum(map(len, batches))
+        self.plan_seconds = planning.seconds
+        self._planned_at = time.monotonic()
+        if self._events.on:
+            chunk = self.chunk
+            self._events.emit(ChunkSubmitted(*self._step, len(chunk.pages), self.entries, chunk.is_last))
+        return batches
+
+    def end(self, error: Exception | None) -> None:
+        """Report the end, with the error in this room's words."""
+        if error is None and self._events.on:
+            self._events.emit(ChunkLanded(*self._step, time.monotonic() - self._planned_at))
+        self._on_end(None if error is None else self._mapped(error))
+
+    def refuse(self) -> None:
+        """End it without having tried."""
+        self.end(given_up())
+        self.drained()
+
+    def quarantined(self) -> None:
+        """It has ended, but its bytes may still land."""
+        self._suspect = True
+        if self._events.on:
+            self._events.emit(ChunkQuarantined(*self._step))
+
+    def drained(self) -> None:
+        """No byte of it can move any more."""
+        if self._suspect and self._events.on:
+            self._events.emit(ChunkDrained(*self._step, time.monotonic() - self._planned_at))
+        self._on_drained()
+
+    @property
+    def _step(self) -> tuple[Node, RoomId, Generation, PeerIdentity, int]:
+        return self._events.node, self.chunk.room, self.chunk.generation, self.peer, self.nbytes
+
+    def _mapped(self, error: Exception) -> KVTransferError:
+        where = f"room {self.chunk.room} to {self.peer}"
+        if isinstance(error, KVTransferError):
+            return KVTransferError(error.code, f"{error.happened} ({where})", error.there_is, error.to_do)
+        if isinstance(error, PDCoreError):
+            code = FailureCode.PLAN if isinstance(error, PlanError) else FailureCode.ENGINE
+            return KVTransferError(code, f"{error.happened} ({where})", error.there_is, error.to_do)
+        return KVTransferError(
+            FailureCode.ENGINE,
+            f"the backend raised ({where})",
+            repr(error),
+            "look at the engine's log; report it to the backend's author",
+        )
+
+
+def given_up() -> KVTransferError:
+    """Return the error of a delivery whose room had ended."""
+    return KVTransferError(
+        FailureCode.ABORTED,
+        "the request had ended before it was sent",
+        "nothing is left to do",
+        "see its failure",
+    )

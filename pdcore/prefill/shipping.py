@@ -1,0 +1,75 @@
+"""Carries out what the machine wants sent: a chunk to a decode rank, over one of its lanes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+from pdcore.contract.engine import TransferEngine
+from pdcore.errors import FailureCode, KVTransferError
+from pdcore.events import Events
+from pdcore.model import Deadline
+from pdcore.prefill.lanes.delivery import Delivery, given_up
+from pdcore.prefill.lanes.transfer import Shipment
+from pdcore.prefill.links import Links
+from pdcore.prefill.sender import KVSender
+from pdcore.protocol.actions import Ship
+from pdcore.protocol.chunk import DeliveryId
+from pdcore.protocol.room import Room
+from pdcore.protocol.stimuli import DeliveryDrained, DeliveryEnded, Stimulus, Tick
+from pdcore.rooms.quarantine import Quarantine
+
+__all__ = ["Shipping"]
+
+
+class Shipping:
+    """``inline``: what a ``send`` dispatches itself is submitted there, and driven by ``poll``."""
+
+    def __init__(
+        self,
+        engine: TransferEngine,
+        quarantine: Quarantine,
+        links: Links,
+        events: Events,
+        feed: Callable[[Stimulus], None],
+        *,
+        inline: bool,
+    ) -> None:
+        self._engine, self._quarantine, self._links = engine, quarantine, links
+        self._events, self._feed, self._inline = events, feed, inline
+
+    def ship(self, sender: KVSender, do: Ship) -> None:
+        """Have a chunk sent; never waits."""
+        link, record, chunk = self._links.at(do.route), sender.record, do.chunk
+        if link is None:  # its lanes had no place
+            self._ended(do.delivery, record, given_up())
+            self._drained(do.delivery)
+            return
+        delivery = Delivery(
+            chunk,
+            link.identity,
+            partial(link.plan, chunk, do.wanted),
+            Deadline(record.deadline),
+            lambda: not record.over,
+            partial(self._ended, do.delivery, record),
+            partial(self._drained, do.delivery),
+            self._events,
+        )
+        sender.sent.add(delivery)
+        if self._inline and sender.submits_here:
+            shipment = Shipment(self._engine, self._quarantine, link, [delivery])
+            shipment.begin()
+            sender.sent.drive(shipment)
+            return
+        # Chunks that had to wait for decode go on the lane in both models: there is no send to submit in.
+        link.outbox(chunk.room).post(delivery, partial(Shipment, self._engine, self._quarantine, link))
+
+    def _ended(self, delivery: DeliveryId, record: Room, error: KVTransferError | None) -> None:
+        if error is not None:
+            if error.code is FailureCode.DEADLINE and record.deadline <= time.monotonic():
+                self._feed(Tick())  # which says what was awaited
+            self._feed(DeliveryEnded(delivery, error))
+
+    def _drained(self, delivery: DeliveryId) -> None:
+        self._feed(DeliveryDrained(delivery))

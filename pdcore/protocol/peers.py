@@ -1,0 +1,300 @@
+"""The ranks on the other side: asked, paired, lost; and the groups of them that rooms wait for.
+
+Both roles have them. Who receives dials and asks; who sends answers."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import attrs
+
+from pdcore.errors import KVTransferError
+from pdcore.model import PeerIdentity
+from pdcore.pairing.description import PeerDescription
+from pdcore.protocol import words
+from pdcore.protocol.actions import Admit, Connect, Dial, Find, Lost, Paired, Revoke, TurnedAway
+from pdcore.protocol.groups import GroupKey, Member
+from pdcore.protocol.peer import Fit, PairingState, PrefillGroup, RemoteRank, Rooms
+from pdcore.protocol.receive.receive_room import ReceiveRoom
+from pdcore.protocol.room import Turn
+from pdcore.protocol.stimuli import GroupFound
+from pdcore.wire import Abort, Bye, Failure, PairReply, PairRequest, Route, limit_of, overweight
+
+__all__ = ["Peers"]
+
+MOST_REFUSED = 1024
+
+
+class Peers:
+    """All peers by route, and groups by key. ``pairing`` are the seconds that a pairing may take."""
+
+    def __init__(
+        self,
+        turn: Turn,
+        ours: PeerDescription,
+        fit: Fit,
+        pairing: float,
+        rooms: Rooms,
+    ) -> None:
+        self._turn, self._ours, self._fit = turn, ours, fit
+        self._pairing, self._rooms = pairing, rooms
+        self.by_route: dict[Route, RemoteRank] = {}
+        self.groups: dict[GroupKey, PrefillGroup] = {}
+        self.trouble: dict[str, str] = {}
+        self._look_at = 0.0
+        """When the next group may be out of time; it is lost, or was not ready when somebody looked."""
+        self.refused: OrderedDict[Route, int] = OrderedDict()
+
+    def at(self, route: Route, identity: PeerIdentity | None = None) -> RemoteRank | None:
+        """Return who is at a route, if that is still who was meant."""
+        peer = self.by_route.get(route)
+        return None if peer is None or identity not in (None, peer.identity) else peer
+
+    def reaches(self, identity: PeerIdentity, route: Route) -> RemoteRank | None:
+        """Return a process that is paired, perhaps anew."""
+        peer = self.by_route.get(route)
+        return peer if peer is not None and peer.ready and peer.identity == identity else None
+
+    # --- who receives: look up, dial, ask ----------------------------------------------------
+
+    def group(self, key: GroupKey) -> PrefillGroup:
+        """Return a group, looking for it if it is not known."""
+        group = self.groups.get(key)
+        if group is None or group.lost:
+            group = self.groups[key] = PrefillGroup(key, self._turn.now + self._pairing)
+            self._look_at = min(self._look_at, group.deadline)
+            self._turn.do(Find(key))
+        return group
+
+    def await_group(self, group: PrefillGroup, room: ReceiveRoom) -> None:
+        """Tell a room when all are paired or one failed; at once if that is known."""
+        failures = [m.failure for m in group.members if m.failure is not None]
+        failure = failures[0] if failures else group.failure
+        if failure is not None:
+            self._rooms.unpaired(room, failure)
+        elif group.ready:
+            self._rooms.paired(room)
+        else:
+            group.waiting.append(room)
+
+    def found(self, what: GroupFound) -> None:
+        """Take the members of a group; those that are not known are dialled and asked."""
+        group, senders, others = self.groups.get(what.key), what.senders, what.others
+        if group is None or group.members or group.failure is not None:
+            return
+        if what.known_as is not None and what.known_as != what.key:
+            group.key = what.known_as
+            self._rename(what.key, group)
+        group.senders = tuple(self._known(member) for member in senders)
+        group.members = (*group.senders, *(self._known(member) for member in others))
+        parting, group.parting = group.parting, []
+        for room, failure, told in parting:
+            self.part(group, room, failure, told)
+        for member in group.members:
+            if member.failure is not None:
+                self.fail_group(group, member.failure)
+                return
+            if not member.ready:
+                member.groups.append(group)
+        self._tell_if_ready(group)
+
+    def not_found(self, key: GroupKey, failure: KVTransferError) -> None:
+        """A group cannot be found."""
+        group = self.groups.get(key)
+        if group is not None and not group.members:
+            self.fail_group(group, failure)
+
+    def fail_group(self, group: PrefillGroup, failure: KVTransferError) -> None:
+        """It cannot become ready: fail who waits."""
+        if group.failure is not None or group.ready:
+            return
+        group.failure, group.lost, self._look_at = failure, True, 0.0
+        waiting, group.waiting = group.waiting, []
+        group.parting.clear()
+        for room in waiting:
+            self._rooms.unpaired(room, failure)
+
+    def part(
+        self, group: PrefillGroup, room: ReceiveRoom, failure: KVTransferError, told: RemoteRank | None = None
+    ) -> None:
+        """Tell the members, none of which was asked, that a room was given up: each once it is paired."""
+        if not group.members:
+            if group.failure is None:
+                group.parting.append((room, failure, told))
+            return
+        for member in group.members:
+            if member is told:
+                continue
+            if member.ready or (member.lost and member.refused):
+                self._farewell(member, room, failure)
+            elif not member.lost:
+                member.farewells.append((room, failure))
+
+    def answered(self, peer: RemoteRank, reply: PairReply) -> None:
+        """Take a prefill rank's answer; the engine admits its writes before any request goes out."""
+        if reply.description.incarnation != peer.identity.incarnation:
+            self.lose(peer, words.replaced(peer.identity, reply.description.incarnation))
+        elif misfits := reply.misfits or self._fit.suits(reply.description):
+            self.lose(peer, words.misfits(peer.identity, misfits))
+        elif reply.failure is not None:
+            self.lose(peer, reply.failure.error())
+        elif peer.state is PairingState.ASKED:
+            peer.state, peer.description = PairingState.CONNECTING, reply.description
+            limit = limit_of(self._ours.max_message_bytes, reply.description)
+            peer.facts = attrs.evolve(peer.facts, limit=limit)
+            self._turn.do(Admit(peer.route, peer.identity, reply.description))
+
+    # --- who sends: take in or refuse --------------------------------------------------------
+
+    def asked_to_pair(self, route: Route, request: PairRequest) -> bool:
+        """Begin to pair with a rank that receives; what it had before is over. False: it may not ask here."""
+        there, introduce = request.description, self._fit.introduce
+        old = self.by_route.get(route)
+        if introduce is None or (old is not None and old.dialled):
+            return False
+        if old is not None and old.state is PairingState.CONNECTING:
+            return True  # the answer to its first request is under way
+        if old is not None:
+            self.lose(old, words.gone(old.identity, "it paired anew"))
+        facts = introduce(there)
+        identity = PeerIdentity(there.role, there.incarnation, there.address)
+        rank = there.topology.unique_rank
+        if isinstance(facts, PairReply):
+            self._refuse(route, rank, facts)
+            why = facts.failure.error() if facts.failure else words.misfits(identity, facts.misfits)
+            self._turn.do(TurnedAway(identity, why))
+        else:
+            self.refused.pop(route, None)
+            self.by_route[route] = RemoteRank(
+                route, identity, rank, False, PairingState.CONNECTING, facts, there
+            )
+            self._turn.do(Connect(route, identity, there))
+        return True
+
+    def disown(self, route: Route) -> None:
+        """Tell a rank that it is not paired, so that its next request pairs anew."""
+        reason = "it doesn't know this decode worker"
+        self._turn.post(route, Bye(self._ours.incarnation, reason, drained=False))
+
+    # --- both --------------------------------------------------------------------------------
+
+    def connected(self, peer: RemoteRank) -> None:
+        """The engine knows it: it is paired."""
+        if peer.state is not PairingState.CONNECTING:
+            return
+        peer.state = PairingState.PAIRED
+        if peer.description is not None:
+            self._turn.do(Paired(peer.identity, peer.description))
+        if not peer.dialled:
+            self._turn.post(peer.route, PairReply(self._ours))
+        farewells, peer.farewells = peer.farewells, []
+        for room, failure in farewells:
+            self._farewell(peer, room, failure)
+        groups, peer.groups = peer.groups, []
+        for group in groups:
+            self._tell_if_ready(group)
+
+    def failed(self, peer: RemoteRank, failure: KVTransferError) -> None:
+        """The engine cannot be connected to it."""
+        if peer.lost:
+            return
+        if not peer.dialled:
+            self._refuse(peer.route, peer.rank, PairReply(self._ours, (), Failure.of(failure)))
+        self.lose(peer, failure)
+
+    def lose(self, peer: RemoteRank, failure: KVTransferError, *, in_order: bool = False) -> None:
+        """Note that a peer is lost, and fail what needs it; ``in_order``: it said that it leaves."""
+        if peer.lost:
+            return
+        paired = peer.ready
+        peer.failure, peer.state = failure, PairingState.LOST
+        if self.by_route.get(peer.route) is peer:
+            del self.by_route[peer.route]
+        for group in self.groups.values():
+            if peer in group.members:
+                group.lost, self._look_at = True, 0.0
+        groups, peer.groups = peer.groups, []
+        farewells, peer.farewells = peer.farewells, []
+        if peer.refused:
+            for room, why in farewells:
+                self._farewell(peer, room, why)
+        for group in groups:
+            self.fail_group(group, failure)
+        rooms, dialled = self._rooms.peer_lost(peer, failure), peer.dialled
+        stays = peer.refused
+        self._turn.do(Lost(peer.route, peer.identity, failure, paired, dialled, stays, rooms, in_order))
+        if dialled and peer.description is not None:
+            self._turn.do(Revoke(peer.identity, peer.description, self._turn.newest))
+
+    def tick(self) -> None:
+        """Give up the pairings that take too long, and forget the groups that are lost."""
+        now = self._turn.now
+        if now < self._look_at:
+            return
+        self._look_at = float("inf")
+        for key, group in list(self.groups.items()):
+            if not group.lost and group.deadline <= now and not group.ready:
+                failure = words.not_paired_in_time(group.key, self._pairing)
+                for member in group.members:
+                    if not member.ready:
+                        self.lose(member, failure)
+                self.fail_group(group, failure)
+            if group.lost:
+                del self.groups[key]
+            elif group.key != key:
+                self._rename(key, group)
+            elif not group.ready:
+                self._look_at = min(self._look_at, group.deadline)
+
+    # --- inside ------------------------------------------------------------------------------
+
+    def _rename(self, key: GroupKey, group: PrefillGroup) -> None:
+        """Know a group that was looked for by a room by its DP rank, once none of that name is looked for."""
+        known = self.groups.get(group.key)
+        if known is None or known.lost:
+            self.groups[group.key] = group
+        if known is None or known.lost or known.ready:
+            del self.groups[key]
+        else:
+            self._look_at = 0.0
+
+    def _known(self, member: Member) -> RemoteRank:
+        old = self.by_route.get(member.route)
+        if old is not None:
+            if old.identity == member.identity:
+                return old
+            self.lose(old, words.replaced(old.identity, member.identity.incarnation))
+        peer = self.by_route[member.route] = RemoteRank(member.route, member.identity, member.rank, True)
+        self._turn.do(Dial(peer.route, peer.identity))
+        request, limit = PairRequest(self._ours), self._ours.max_message_bytes
+        size = overweight(request, limit)
+        if size is None:
+            self._turn.post(peer.route, request)
+        else:
+            self.lose(peer, words.indescribable(peer.identity, size, limit))
+        return peer
+
+    def _tell_if_ready(self, group: PrefillGroup) -> None:
+        if not group.ready or group.failure is not None:
+            return
+        misfits = self._fit.covers([s.description for s in group.senders if s.description is not None])
+        if misfits:
+            group.failure = words.misfits(group.key, misfits)
+        waiting, group.waiting = group.waiting, []
+        for room in waiting:
+            if group.failure is None:
+                self._rooms.paired(room)
+            else:
+                self._rooms.unpaired(room, group.failure)
+
+    def _farewell(self, peer: RemoteRank, room: ReceiveRoom, failure: KVTransferError) -> None:
+        now = self._turn.now
+        age, ended = now - room.opened_at, now - (room.ended_at or now)
+        abort = Abort(room.room, room.generation, Failure.of(failure), asked=False, age=age, ended=ended)
+        self._turn.post(peer.route, abort)
+
+    def _refuse(self, route: Route, rank: int, reply: PairReply) -> None:
+        self.refused[route] = rank
+        if len(self.refused) > MOST_REFUSED:
+            self.refused.popitem(last=False)
+        self._turn.post(route, reply)

@@ -1,0 +1,1 @@
+"""Rooms that receive: ``receiving`` does all of one (``receive_room``), ``requests`` tells who sends."""

@@ -1,0 +1,214 @@
+"""One life of one rank: its machine, its memory, and what its machine wants done."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from pdcore.errors import FailureCode, KVTransferError, RoomError
+from pdcore.layout.kv import KVLayout
+from pdcore.model import Generation, Incarnation, KVPoll, PeerIdentity, Role, RoomId
+from pdcore.pairing.description import PeerDescription
+from pdcore.pairing.topology import Topology
+from pdcore.protocol import actions as a
+from pdcore.protocol import stimuli as s
+from pdcore.protocol.machine import Machine, Settings
+from pdcore.protocol.peer import Facts, Fit
+from pdcore.testing.sim.memory import Memory, ViolationError
+from pdcore.testing.sim.requests import Side
+from pdcore.wire import Bye, Message, Route
+
+if TYPE_CHECKING:
+    from pdcore.testing.sim.world import World
+
+__all__ = ["SimulatedRank"]
+
+LAYOUT = KVLayout.heads(layers=range(1), kv_heads=1, head_dim=8, page_size=1, num_pages=1)
+TICK = s.Tick()
+NO_ROOM = 10**6
+"""No request has this id."""
+SHUT_DOWN = KVTransferError(FailureCode.ABORTED, "the side shut down", "close() was called", "-")
+WRONG_ROW = KVTransferError(FailureCode.AUX, "the slot holds another row", "-", "-")
+
+
+class SimulatedRank:
+    """``life`` is unique over all nodes and their lives. What the machine wants is done in order."""
+
+    def __init__(self, world: World, role: Role, group: int, rank: int, life: int, pages: int) -> None:
+        self.world, self.role, self.group, self.rank, self.life = world, role, group, rank, life
+        self.alive, self.closing = True, False
+        address = f"{role.value}-{group}-{rank}"
+        self.route = Route((address if role is Role.PREFILL else f"{address}-{life}").encode())
+        incarnation = Incarnation(f"{life:032x}")
+        self.identity = PeerIdentity(role, incarnation, address)
+        size = world.shape.mapping.prefill if role is Role.PREFILL else world.shape.mapping.decode
+        self.description = PeerDescription(
+            role, incarnation, address, "0", "sim", "", Topology(tp_size=size, tp_rank=rank), LAYOUT, (),
+            None, 0, (), b"", b"", max_message_bytes=2**20,
+        )  # fmt: skip
+        settings = Settings(pairing=5.0, interval=1.0, verify=world.verify)
+        self.machine = Machine(self.description, Fit(self._introduce), settings)
+        self.memory = Memory(f"{address}/{life}", pages)
+        self.sides: dict[Generation, Side] = {}
+        self.rows: dict[int, int] = {}
+        self.dialled: set[Route] = set()
+        self.heard_of: dict[Route, int] = {}
+        self._generations = 0
+        self._todo: deque[a.Action] = deque()
+        self._doing = False
+        self._carry: dict[type, Callable[[Any], object]] = {
+            a.Post: lambda do: world.post(self, do.route, do.message),
+            a.Ship: lambda do: world.engine.ship(self, world.at(do.route), do),
+            a.Cancel: lambda do: world.engine.cancel(self, do.generation),
+            a.AwaitSource: self._watch,
+            a.Examine: lambda do: self.feed(s.Examined(do.generation)),
+            a.Compare: lambda do: self.feed(s.Compared(do.generation, do.route, do.digests)),
+            a.ReadRow: lambda do: self.feed(s.RowRead(do.generation, str(self.rows[do.slot]).encode())),
+            a.WriteRow: self._write_row,
+            a.CheckRow: self._check_row,
+            a.Find: lambda do: world.find(self, do.key),
+            a.Dial: lambda do: self.dialled.add(do.route),
+            a.TurnedAway: lambda do: None,
+            a.Paired: lambda do: None,
+            a.Lost: lambda do: self.dialled.discard(do.route),
+            a.Begun: lambda do: None,
+            a.Promised: lambda do: None,
+            a.Asked: lambda do: None,
+            a.Connect: lambda do: world.connect(self, do.route, do.identity),
+            a.Admit: lambda do: world.connect(self, do.route, do.identity),
+            a.Revoke: lambda do: world.revoke(self, do),
+            a.Suspect: lambda do: self.feed(s.PeerGone(do.route, do.failure.there_is, do.identity)),
+            a.Ended: self._ended,
+            a.Silent: self._silent,
+            a.Forget: lambda do: None,
+        }
+
+    def feed(self, stimulus: s.Stimulus) -> None:
+        """Have the machine handle something, and do what it wants, after what it wanted before."""
+        if not self.alive:
+            return
+        actions = self.machine.handle(stimulus, self.world.clock.now)
+        if not actions:
+            return
+        self._todo.extend(actions)
+        if self._doing:
+            return
+        self._doing = True
+        try:
+            while self._todo:
+                action = self._todo.popleft()
+                self._carry[type(action)](action)
+        finally:
+            self._doing = False
+
+    def generation(self) -> Generation:
+        """Return a number for the next room."""
+        self._generations += 1
+        return Generation(self._generations)
+
+    def close(self) -> None:
+        """End in order: every room ends, the engine is closed, and peers are told."""
+        self.closing = True
+        self.feed(s.Close(SHUT_DOWN))
+        with suppress(RoomError):
+            self.feed(s.OpenSend(RoomId(NO_ROOM), self.generation(), self.world.clock.now + 1.0))
+            raise ViolationError(f"{self.identity}: a room was opened at a side that is closed (invariant 6)")
+        self.world.engine.dies(self)
+        bye = Bye(self.identity.incarnation, "it shut down in order", drained=True)
+        for route in list(self.machine.peers.by_route):
+            self.world.post(self, route, bye)
+
+    # --- what reaches it ---------------------------------------------------------------------
+
+    def hears(self, source: SimulatedRank, message: Message) -> None:
+        """Take a message of another node, unless a later life of it was heard of."""
+        if source.life >= self.heard_of.get(source.route, 0):
+            self.heard_of[source.route] = source.life
+            self.feed(s.Heard(source.route, message))
+
+    def loses(self, other: SimulatedRank, why: str) -> None:
+        """Hear of another node no more."""
+        self.feed(s.PeerGone(other.route, why, other.identity))
+
+    @property
+    def busy(self) -> bool:
+        """Whether the next tick may do more than forget."""
+        sending, receiving, answers = self.machine.sending, self.machine.receiving, self.machine.answers
+        return bool(sending.rooms or receiving.rooms or answers.early or answers.guests)
+
+    def tick(self) -> None:
+        """Let time pass, and look whether a room waits for somebody who is lost."""
+        self.feed(TICK)
+        machine = self.machine
+        by_route = machine.peers.by_route
+        for sending in machine.sending.present.values():
+            for d in sending.destinations if not sending.over else ():
+                if by_route.get(d.peer.route) is not d.peer:
+                    self._fail(f"room {sending.room} waits for a peer that is lost")
+        for waiting in machine.receiving.present.values():
+            if waiting.asking and not waiting.over:
+                for identity, route in waiting.routes.items():
+                    if machine.peers.at(route, identity) is None:
+                        self._fail(f"room {waiting.room} waits for a peer that is lost")
+
+    def _fail(self, what: str) -> None:
+        raise ViolationError(f"{self.identity}: {what} (invariant 6)")
+
+    def meets_again(self, other: SimulatedRank) -> None:
+        """Be connected again."""
+        if self.role is Role.DECODE:
+            self.feed(s.Reconnected(other.route))
+
+    def copies(self, target: SimulatedRank, ship: a.Ship, at: int) -> None:
+        """Have the engine copy one page of a chunk, as it is in memory now."""
+        source, logical = int(ship.chunk.pages[at]), ship.chunk.start + at
+        value = self.memory.content[source].get(0, (0, 0))
+        side = target.sides[ship.wanted.generation]
+        if logical >= len(ship.wanted.pages):
+            raise ViolationError(f"{self.identity}: page {logical} of request {side.serial} is sent unasked")
+        if target.alive:
+            target.memory.write(int(ship.wanted.pages[logical]), side.serial, self.rank, value)
+
+    # --- what its machine wants --------------------------------------------------------------
+
+    def _introduce(self, there: PeerDescription) -> Facts:
+        mapping = self.world.shape.mapping
+        return mapping.facts(self.rank, there.topology.unique_rank, rows=self.world.rows)
+
+    def _watch(self, do: a.AwaitSource) -> None:
+        self.world.clock.after(
+            0.005 * self.world.chance.random(), partial(self.feed, s.SourceReady(do.generation))
+        )
+
+    def _write_row(self, do: a.WriteRow) -> None:
+        self.rows[do.slot] = int(do.row)
+        self.feed(s.RowWritten(do.generation))
+
+    def _check_row(self, do: a.CheckRow) -> None:
+        right = self.rows.get(do.slot) == self.sides[do.generation].serial
+        self.feed(s.RowChecked(do.generation, None if right else WRONG_ROW))
+
+    def _ended(self, do: a.Ended) -> None:
+        side, room = self.sides[do.generation], self.machine.room(do.generation)
+        if side.ended or room is None or not room.over:
+            raise ViolationError(f"{self.identity}: a room ended that had ended, or had not")
+        side.ended = True
+        if room.status is KVPoll.SUCCESS:
+            self.world.succeeded(side)
+        self.world.router.ended(side)
+        if do.silent:
+            self._fell_silent(do.generation)
+
+    def _silent(self, do: a.Silent) -> None:
+        self._fell_silent(do.generation)
+
+    def _fell_silent(self, generation: Generation) -> None:
+        side = self.sides[generation]
+        if side.silent or not side.ended:
+            raise ViolationError(f"{self.identity}: request {side.serial} is silent twice, or before its end")
+        side.silent = True
+        self.memory.release(side.pages, side.serial)
+        self.world.router.silent(side)
