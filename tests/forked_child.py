@@ -76,6 +76,8 @@ def in_child(pair: Pair, sender: Any, receiver: Any, lane: Lane) -> None:
         "register_dp_rank": lambda: prefill.register_dp_rank(RoomId(50)),
         "prefill.finished": lambda: prefill.finished(Deadline.after(10)),
         "decode.finished": lambda: decode.finished(Deadline.after(10)),
+        "prefill.history": lambda: prefill.history(RoomId(1)),
+        "decode.record": lambda: decode.record("never"),
         "subscribe": lambda: decode.subscribe(print),
         "unsafe": prefill.unsafe,
         "snapshot": decode.snapshot,

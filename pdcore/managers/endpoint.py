@@ -11,6 +11,7 @@ from pdcore import __version__
 from pdcore.config.records import Config
 from pdcore.contract.engine import TransferEngine
 from pdcore.events import Events, PairingFailed, PeerLost, RoomEnded, RoomOpened
+from pdcore.host.fork import Birthplace
 from pdcore.host.process import ProcessIdentity
 from pdcore.managers.driver import Carriers, Driver
 from pdcore.managers.duties import Duties
@@ -36,6 +37,7 @@ __all__ = ["Endpoint"]
 class Endpoint(Duties):
     """One side of one rank, as far as the machine goes. ``mute``: nothing is said any more."""
 
+    _birthplace: Birthplace
     role: Role
     incarnation: Incarnation
     config: Config
@@ -55,6 +57,9 @@ class Endpoint(Duties):
     _ours: PeerDescription
     _settings: Settings
     _mute = False
+
+    def _require_here(self) -> None:
+        self._birthplace.require(f"the {self.role.value} manager")
 
     def describe(self, address: str) -> PeerDescription:
         """Return what the other side must know to pair with this one."""
@@ -83,6 +88,7 @@ class Endpoint(Duties):
 
     def history(self, room: RoomId) -> list[LoggedStimulus]:
         """Return what happened to a room, as far back as is kept: calls, messages, ends of its work."""
+        self._require_here()
         return history(self.driver.entries(), room)
 
     def record(self, path: str | Path) -> None:
@@ -93,6 +99,7 @@ class Endpoint(Duties):
         Raises:
             OSError: it cannot be written there.
         """
+        self._require_here()
         recording = self.driver.recording(self._ours, self._settings)
         with Path(path).open("wb") as file:
             file.writelines(write(recording))

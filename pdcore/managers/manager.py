@@ -242,9 +242,6 @@ class Manager(Endpoint):
     def _quiet(self) -> float:
         return max(0.0, time.monotonic() - self._ticked_at)
 
-    def _require_here(self) -> None:
-        self._birthplace.require(f"the {self.role.value} manager")
-
     def _check_open(self) -> None:
         self._require_here()
         if self._closed:
