@@ -209,6 +209,6 @@ class SimulatedRank:
         side = self.sides[generation]
         if side.silent or not side.ended:
             raise ViolationError(f"{self.identity}: request {side.serial} is silent twice, or before its end")
-        side.silent = True
+        side.silent, side.silent_at = True, self.world.clock.now
         self.memory.release(side.pages, side.serial)
         self.world.router.silent(side)

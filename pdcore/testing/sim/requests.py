@@ -30,6 +30,7 @@ class Side:
     ended: bool = False
     failed: bool = False
     silent: bool = False
+    silent_at: float = 0.0
     cleared: bool = False
     room: Room | None = None
 

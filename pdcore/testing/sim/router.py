@@ -256,8 +256,9 @@ class Router:
 
     def _check_silent(self, silent: Side) -> None:
         sides = self._beside(silent)
-        if not all(side.silent for side in sides if side.node.role is Role.PREFILL):
-            return
+        prefill = [side for side in sides if side.node.role is Role.PREFILL]
+        if any(not side.silent or side.silent_at > silent.silent_at for side in prefill):
+            return  # whoever falls silent last is looked at then
         for side in sides:
             if side.node.alive and side.ended and not side.silent:
                 raise ViolationError(
