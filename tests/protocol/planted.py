@@ -162,7 +162,7 @@ def who_is_not_paired_yet_is_not_told_that_decode_gave_up(patch: pytest.MonkeyPa
 
 
 def a_room_that_was_cleared_is_not_remembered(patch: pytest.MonkeyPatch) -> None:
-    def cleared(self: Any, life: Any) -> None:
+    def cleared(self: Any, life: Any, now: Any) -> None:
         life.cleared = True
 
     patch.setattr(lives.Lives, "cleared", cleared)

@@ -42,6 +42,12 @@ def life(
     return one
 
 
+def cleared(one: Life, ago: float) -> Life:
+    """That life, cleared so many seconds ago."""
+    one.cleared, one.cleared_at = True, NOW - ago
+    return one
+
+
 def word(generation: int = 1, opened: float = 1.0, ended: float | None = None, rank: int = 0) -> Word:
     """What rank ``rank`` at the route ``us`` says of a room that it opened so many seconds ago."""
     return Word(ROOM, US, rank, Generation(generation), NOW - opened, None if ended is None else NOW - ended)
@@ -82,6 +88,10 @@ CASES: dict[str, tuple[Word, Life | None, list[Life], Meaning]] = {
         word(opened=3), None, [life(5, 2, success=True, heard={OTHER: 1}, holder=OTHER)], Meaning.OVER
     ),
     "cleared and opened again, older": (word(opened=4), life(1), [life(5, 2)], Meaning.OVER),
+    "opened before it was cleared": (word(opened=1), None, [cleared(life(5, 2), 0.5)], Meaning.OVER),
+    "opened before it was cleared, and opened again": (
+        word(opened=0.6), life(0.2), [cleared(life(5, 2), 0.5)], Meaning.OVER
+    ),
     "cleared and opened again, younger": (word(opened=1), life(1), [life(5, 2)], Meaning.PRESENT),
     "given up before the open life was opened": (
         word(opened=4, ended=3), life(1), [life(5, 2)], Meaning.OVER
@@ -116,7 +126,7 @@ def test_who_gave_up_several_lives_is_heard_of_each_and_who_asks_of_the_last() -
     lives = Lives()
     three = [life(9 - n, 8 - n, number=n) for n in range(1, 4)]
     for one in three:
-        lives.cleared(one)
+        lives.cleared(one, one.ended_at or NOW)
     for number, one in enumerate(three[:2], 1):
         gave_up = word(number, opened=0.1, ended=0.0)
         assert meaning(gave_up, None, lives.earlier(ROOM), NOW) == (Meaning.OVER, one)
@@ -133,11 +143,11 @@ def test_who_gave_up_several_lives_is_heard_of_each_and_who_asks_of_the_last() -
 def test_what_is_remembered_is_bounded_in_number_and_time() -> None:
     lives = Lives()
     for number in range(MOST + 10):
-        lives.cleared(attrs.evolve(life(5, 0), room=RoomId(number)))
+        lives.cleared(attrs.evolve(life(5, 0), room=RoomId(number)), NOW)
         lives.given_up(attrs.evolve(word(), room=RoomId(number)), FAILURE, NOW)
     assert (len(lives._cleared), len(lives._given_up)) == (MOST, MOST)
     for number in range(20):
-        lives.cleared(life(5, 2, number=number))
+        lives.cleared(life(5, 2, number=number), NOW - 2)
     assert len(lives.earlier(ROOM)) == MOST_OF_ONE
     later = NOW + SECONDS + 1
     assert not lives.opened(attrs.evolve(life(0), room=RoomId(100)), later)
@@ -164,7 +174,7 @@ def test_a_life_that_was_given_up_before_it_opened_does_not_wait_for_the_rank_ag
     assert lives.opened(first, NOW)
     assert first.believe() is FAILURE
     first.status, first.ended_at = KVPoll.FAILED, NOW - 2
-    lives.cleared(first)
+    lives.cleared(first, first.ended_at or NOW)
     assert meaning(word(2, opened=0), None, lives.earlier(ROOM), NOW) == (Meaning.NEXT, None)
     gives_up = word(2, opened=0, ended=0)
     assert meaning(gives_up, None, lives.earlier(ROOM), NOW) == (Meaning.NEXT, None)
@@ -177,7 +187,7 @@ def test_who_comes_again_after_a_life_that_it_gave_up_is_at_the_next_one() -> No
     assert one.believe() is FAILURE
     one.status, one.ended_at = KVPoll.FAILED, NOW - 2
     assert meaning(word(2, opened=1), one, [], NOW) == (Meaning.NEXT, one)
-    lives.cleared(one)
+    lives.cleared(one, one.ended_at or NOW)
     assert meaning(word(2, opened=1), None, lives.earlier(ROOM), NOW) == (Meaning.NEXT, None)
 
 
@@ -194,7 +204,7 @@ def test_a_word_may_be_of_the_next_life_only_if_nobody_came_to_one_that_had_ende
     said: Word, one: Life, doubtful: bool
 ) -> None:
     assert not one.in_doubt(said)  # not cleared: no next one can be
-    Lives().cleared(one)
+    Lives().cleared(one, one.ended_at or NOW)
     assert one.in_doubt(said) is doubtful
 
 
@@ -202,7 +212,7 @@ def test_what_is_remembered_of_a_room_has_no_lists_of_pages() -> None:
     lives = Lives()
     room = SendRoom(ROOM, Generation(1), NOW - 5, NOW + 300)
     room.heard, room.status, room.ended_at = {US: Generation(1)}, KVPoll.FAILED, NOW - 2
-    lives.cleared(room)
+    lives.cleared(room, room.ended_at or NOW)
     (one,) = lives.earlier(ROOM)
     assert not isinstance(one, SendRoom)
     assert (one.cleared, one.heard, one.over, one.ended_at) == (True, room.heard, True, NOW - 2)

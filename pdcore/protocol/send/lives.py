@@ -59,7 +59,14 @@ class Life(Room):
     speakers: dict[int, Route] = attrs.field(factory=dict)
     promised: dict[int, tuple[Route, Generation, PeerIdentity]] = attrs.field(factory=dict)
     complete: bool = False
+    cleared_at: float | None = None
     doubts: dict[int, tuple[Word, KVTransferError]] = attrs.field(factory=dict)
+
+    @property
+    def mine_before(self) -> float | None:
+        """Who opened before this moment opened this life: its id is given out again only once it was cleared.
+        One that succeeded may be asked for by another worker before that."""
+        return self.cleared_at if self.status is KVPoll.FAILED and self.cleared else self.ended_at
 
     def hear(self, word: Word) -> None:
         """Note that a rank's word of this life has come."""
@@ -77,7 +84,7 @@ class Life(Room):
 
     def in_doubt(self, word: Word) -> bool:
         """Whether a word that it awaits may as well be of the next life: nobody of decode was heard of it."""
-        return self.cleared and not self.heard and word.opened_at > (self.ended_at or 0.0)
+        return self.cleared and not self.heard and word.opened_at > (self.mine_before or 0.0)
 
     def believe(self) -> KVTransferError | None:
         """Take what was given up before it opened as its own; return why. None: all came, or it ended."""
@@ -97,13 +104,13 @@ class Life(Room):
 
     def awaits(self, word: Word, now: float) -> bool:
         """Whether it has ended without a word of this rank, and this may be it."""
-        ended = self.ended_at
-        if ended is None or now - ended > SECONDS:
+        ended, mine_before = self.ended_at, self.mine_before
+        if ended is None or mine_before is None or now - ended > SECONDS:
             return False
         if (said := self.heard.get(word.route)) is not None:  # it was told, and that may be lost
             again = word.generation == said and not self.is_promised_to(word.route, said)
             return again and self.status is KVPoll.FAILED
-        if word.opened_at < ended:
+        if word.opened_at < mine_before:
             return True
         another = self.speakers.get(word.rank, word.route) != word.route
         if another or self.status is KVPoll.SUCCESS or self.taken_from(word):
@@ -160,7 +167,7 @@ def meaning(
 
 def _before(word: Word, present: Life | None, earlier: Life) -> bool:
     """Whether a word is older than the present life."""
-    if present is None or (earlier.ended_at or 0.0) > word.opened_at:
+    if present is None or (earlier.mine_before or 0.0) > word.opened_at:
         return True
     return word.ended_at is not None and word.ended_at <= present.opened_at + SKEW
 
@@ -175,9 +182,9 @@ class Lives:
         self._cleared: OrderedDict[RoomId, tuple[Life, ...]] = OrderedDict()
         self._given_up: OrderedDict[RoomId, dict[int, tuple[float, Word, KVTransferError]]] = OrderedDict()
 
-    def cleared(self, life: Life) -> None:
-        """Remember a life that prefill has cleared."""
-        life.cleared = True
+    def cleared(self, life: Life, now: float) -> None:
+        """Remember a life that prefill clears."""
+        life.cleared, life.cleared_at = True, now
         self._cleared[life.room] = (*self._cleared.pop(life.room, ()), life.remembered())[-MOST_OF_ONE:]
         if len(self._cleared) > MOST:
             self._cleared.popitem(last=False)

@@ -69,7 +69,7 @@ class Meeting:
     def cleared(self, room: SendRoom) -> None:
         """A room is cleared: remember it for who comes late."""
         if not room.cleared:
-            self.lives.cleared(room)
+            self.lives.cleared(room, self._turn.now)
 
     def close(self, failure: KVTransferError) -> None:
         """Refuse all who wait for a room that is not open."""
