@@ -40,7 +40,7 @@ T = TypeVar("T")
 Carriers = Mapping[type[Any], Callable[[Any], object]]
 """What carries out each kind of action; none may block."""
 
-TWICE = Post | Ended | Silent | Lost | Forget
+REPEATABLE = Post | Ended | Silent | Lost | Forget
 """What does no harm if it is carried out again; of the rest, a part may have been done."""
 
 _log = logging.getLogger("pdcore.manager")
@@ -139,7 +139,7 @@ class Driver:
                     except Exception as error:  # engines, subscribers, pools of third parties are behind it
                         self._failed(action, error)
                     except BaseException as error:
-                        if isinstance(action, TWICE):
+                        if isinstance(action, REPEATABLE):
                             todo.appendleft(action)
                         self._failed(action, error)
                         raise

@@ -45,7 +45,7 @@ __all__ = ["Machine", "Settings"]
 
 
 OF_A_ROOM = RoomStatus | AuxRow | Digests | Released | Standing
-OF_ONE_UNDER_WAY = PairReply | Abort | Opened | Inquiry | OF_A_ROOM
+WHILE_CONNECTING = PairReply | Abort | Opened | Inquiry | OF_A_ROOM
 """What may come of a rank while the engine is being connected to it; of rooms that it had, if it had paired
 before."""
 
@@ -168,9 +168,9 @@ class Machine(Rooms):
         assert isinstance(room, ReceiveRoom)
         return self.receiving.awaited(room)
 
-    def room(self, generation: int) -> Room | None:
+    def room(self, generation: Generation) -> Room | None:
         """Return a room that is not forgotten."""
-        return self.sending.rooms.get(generation) or self.receiving.rooms.get(generation)  # type: ignore[call-overload,no-any-return]
+        return self.sending.rooms.get(generation) or self.receiving.rooms.get(generation)
 
     # --- what rooms do when a peer comes and goes --------------------------------------------
 
@@ -236,7 +236,7 @@ class Machine(Rooms):
             if peer.dialled and message.incarnation != peer.identity.incarnation:
                 self.counts["stale"] += 1
                 self.peers.lose(peer, words.replaced(peer.identity, message.incarnation))
-        elif peer is None or not (peer.ready or isinstance(message, OF_ONE_UNDER_WAY)):
+        elif peer is None or not (peer.ready or isinstance(message, WHILE_CONNECTING)):
             self._from_a_stranger(route, peer, message)
         elif listener is not None:
             listener(peer, message)

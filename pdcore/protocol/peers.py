@@ -1,6 +1,7 @@
 """The ranks on the other side: asked, paired, lost; and the groups of them that rooms wait for.
 
-Both roles have them. Who receives dials and asks; who sends answers."""
+Both roles have them. Who receives dials and asks; who sends answers.
+"""
 
 from __future__ import annotations
 
@@ -28,14 +29,7 @@ MOST_REFUSED = 1024
 class Peers:
     """All peers by route, and groups by key. ``pairing`` are the seconds that a pairing may take."""
 
-    def __init__(
-        self,
-        turn: Turn,
-        ours: PeerDescription,
-        fit: Fit,
-        pairing: float,
-        rooms: Rooms,
-    ) -> None:
+    def __init__(self, turn: Turn, ours: PeerDescription, fit: Fit, pairing: float, rooms: Rooms) -> None:
         self._turn, self._ours, self._fit = turn, ours, fit
         self._pairing, self._rooms = pairing, rooms
         self.by_route: dict[Route, RemoteRank] = {}
@@ -106,13 +100,8 @@ class Peers:
 
     def fail_group(self, group: PrefillGroup, failure: KVTransferError) -> None:
         """It cannot become ready: fail who waits."""
-        if group.failure is not None or group.ready:
-            return
-        group.failure, group.lost, self._look_at = failure, True, 0.0
-        waiting, group.waiting = group.waiting, []
-        group.parting.clear()
-        for room in waiting:
-            self._rooms.unpaired(room, failure)
+        if group.failure is None and not group.ready:
+            self._end_group(group, failure)
 
     def part(
         self, group: PrefillGroup, room: ReceiveRoom, failure: KVTransferError, told: RemoteRank | None = None
@@ -279,13 +268,18 @@ class Peers:
             return
         misfits = self._fit.covers([s.description for s in group.senders if s.description is not None])
         if misfits:
-            group.failure = words.misfits(group.key, misfits)
+            self._end_group(group, words.misfits(group.key, misfits))
+            return
         waiting, group.waiting = group.waiting, []
         for room in waiting:
-            if group.failure is None:
-                self._rooms.paired(room)
-            else:
-                self._rooms.unpaired(room, group.failure)
+            self._rooms.paired(room)
+
+    def _end_group(self, group: PrefillGroup, failure: KVTransferError) -> None:
+        group.failure, group.lost, self._look_at = failure, True, 0.0
+        waiting, group.waiting = group.waiting, []
+        group.parting.clear()
+        for room in waiting:
+            self._rooms.unpaired(room, failure)
 
     def _farewell(self, peer: RemoteRank, room: ReceiveRoom, failure: KVTransferError) -> None:
         now = self._turn.now

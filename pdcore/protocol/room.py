@@ -6,12 +6,12 @@ import heapq
 
 import attrs
 
-from pdcore.errors import FailureCode, KVTransferError
+from pdcore.errors import FailureCode, KVTransferError, RoomError
 from pdcore.model import Generation, KVPoll, RoomId
 from pdcore.protocol.actions import Action, Ended, Forget, Post, Silent
 from pdcore.wire import Message, Route
 
-__all__ = ["Awaited", "Room", "Turn", "may_follow"]
+__all__ = ["Awaited", "Room", "Turn", "may_follow", "require_cleared"]
 
 
 def may_follow(current: KVPoll, new: KVPoll) -> bool:
@@ -64,6 +64,20 @@ class Room:
             f"room {self.room} missed its deadline",
             f"it was {self.status.name} and open for {now - self.opened_at:.1f} s; awaited: {awaited.what}",
             awaited.to_do,
+        )
+
+
+def require_cleared(old: Room | None) -> None:
+    """Check that an id is free, of which ``old`` is the life that is known, if any.
+
+    Raises:
+        RoomError: it is open already.
+    """
+    if old is not None:
+        raise RoomError(
+            f"room {old.room} is open already",
+            f"generation {old.generation}, {old.status.name}",
+            "clear() the earlier request first, or use another room",
         )
 
 

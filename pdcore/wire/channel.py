@@ -119,10 +119,6 @@ class Channel:
         """Send a message; returns at once, from any thread. Messages on one route keep their order."""
         self._send(route, self._codec.encode(message))
 
-    def post_if(self, wanted: Callable[[], bool], route: Route, message: Message) -> None:
-        """Post a message that goes out only if it is ``wanted`` then, asked under the sockets' lock."""
-        self._send(route, self._codec.encode(message), wanted)
-
     def call(self, action: Callable[[], None]) -> None:
         """Have the owner thread do something after what was ordered before; returns at once."""
         self._birthplace.require("a control channel")
@@ -156,18 +152,18 @@ class Channel:
             self._asleep = False
             self._wakeup.rouse()
 
-    def _send(self, route: Route, frames: Frames, wanted: Callable[[], bool] | None = None) -> None:
+    def _send(self, route: Route, frames: Frames) -> None:
         """Send now, or after what was ordered before: a peer may have to be dialled first."""
         self._birthplace.require("a control channel")
         # Where the owner is awake it takes along what waits: each send lets go of the interpreter.
         if self._orders or not (self._asleep or threading.get_ident() == self._thread.ident):
-            self.call(partial(self._send_now, route, frames, wanted))
+            self.call(partial(self._send_now, route, frames))
         else:
-            self._send_now(route, frames, wanted)
+            self._send_now(route, frames)
 
-    def _send_now(self, route: Route, frames: Frames, wanted: Callable[[], bool] | None) -> None:
+    def _send_now(self, route: Route, frames: Frames) -> None:
         with self._sockets.lock:
-            if self._sockets.closed or (wanted is not None and not wanted()):
+            if self._sockets.closed:
                 return
             error = self._transmit(route, [self._stamps.next(), *frames])
         if error is not None:

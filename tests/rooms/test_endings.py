@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from pair import config, paired
+from pair import config, paired, until
 
 from pdcore.arguments import moment
 from pdcore.errors import FailureCode, KVTransferError
@@ -71,8 +71,7 @@ Start = Callable[[Callable[[], object]], tuple[threading.Thread, list[object]]]
 
 
 def until_waiting(endings: Endings, waiters: int = 1) -> None:
-    while endings._waiting < waiters:
-        time.sleep(0.001)
+    until(lambda: endings._waiting >= waiters)
 
 
 # --- finished -------------------------------------------------------------------------------
@@ -120,8 +119,7 @@ def test_every_waiter_is_woken_and_each_room_goes_to_one_of_them(endings: Ending
     until_waiting(endings, 2)
     first, second = rooms(1, 2)
     end(endings, first)
-    while not any(results for _, results in waiters):
-        time.sleep(0.001)
+    until(lambda: any(results for _, results in waiters))
     end(endings, second)
     for thread, _ in waiters:
         thread.join(30)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from pdcore.errors import KVTransferError, RoomError
+from pdcore.errors import KVTransferError
 from pdcore.model import Generation, KVPoll, PeerIdentity, RoomId
 from pdcore.protocol import awaited, words
 from pdcore.protocol.actions import Asked, Begun, CheckRow, Compare, WriteRow
@@ -12,7 +12,7 @@ from pdcore.protocol.peer import RemoteRank
 from pdcore.protocol.peers import Peers
 from pdcore.protocol.receive.receive_room import ReceiveRoom
 from pdcore.protocol.receive.requests import Requests
-from pdcore.protocol.room import Awaited, Turn
+from pdcore.protocol.room import Awaited, Turn, require_cleared
 from pdcore.protocol.stimuli import Choose, Compared, OpenReceive, Place, RowChecked, RowWritten
 from pdcore.wire import AuxRow, Digests, Failure, Inquiry, Released, RoomStatus, Standing, Verdict
 
@@ -47,13 +47,7 @@ class Receiving:
         Raises:
             RoomError: it is open already.
         """
-        old = self.present.get(what.room)
-        if old is not None:
-            raise RoomError(
-                f"room {what.room} is open already",
-                f"generation {old.generation}, {old.status.name}",
-                "clear() the earlier request first, or use another room",
-            )
+        require_cleared(self.present.get(what.room))
         now = self._turn.now
         room = ReceiveRoom(what.room, what.generation, now, what.deadline, default=what.default)
         self.present[room.room] = self.rooms[room.generation] = room

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pdcore.errors import FailureCode, KVTransferError, RoomError
+from pdcore.errors import FailureCode, KVTransferError
 from pdcore.model import Generation, KVPoll, RoomId
 from pdcore.protocol.actions import AwaitSource, Begun, Cancel, Examine, ReadRow, Ship, Suspect
 from pdcore.protocol.chunk import DeliveryId, TransferKVChunk, delivery_id
 from pdcore.protocol.peer import RemoteRank
-from pdcore.protocol.room import Turn
+from pdcore.protocol.room import Turn, require_cleared
 from pdcore.protocol.send.answers import Answers
 from pdcore.protocol.send.send_room import SendRoom
 from pdcore.protocol.stimuli import (
@@ -50,13 +50,7 @@ class Sending:
         Raises:
             RoomError: it is open already.
         """
-        old = self.present.get(what.room)
-        if old is not None:
-            raise RoomError(
-                f"room {what.room} is open already",
-                f"generation {old.generation}, {old.status.name}",
-                "clear() the earlier request first, or use another room",
-            )
+        require_cleared(self.present.get(what.room))
         room = SendRoom(what.room, what.generation, self._turn.now, what.deadline)
         self.present[room.room] = self.rooms[room.generation] = room
         self._turn.expect(room)
