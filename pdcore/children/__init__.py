@@ -4,6 +4,7 @@
 ``parent``   the child's end
 ``messages`` what every child may say, whatever it is for
 ``printed``  what a child prints, passed on and kept
+``process``  what nobody leaves behind
 """
 
 from __future__ import annotations

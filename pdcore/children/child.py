@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, NoReturn, TypeVar
 
 import msgspec
 
 from pdcore.children.messages import Answer, Fatal, Gone, Question, QuestionFailed, answer_type
 from pdcore.children.printed import READ_BYTES, Printed, write_all
+from pdcore.children.process import OwnedProcess, without_interrupt
 from pdcore.errors import PDCoreError
 from pdcore.model import Deadline
 
@@ -62,8 +63,8 @@ class Child(Generic[CommandT_contra, EventT_co]):
         self._events: deque[EventT_co | Gone] = deque()
         self._gone: Gone | None = None
         self._closed = self._paused = False
-        with _without_interrupt():
-            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+        with without_interrupt():
+            self._process = OwnedProcess(
                 [sys.executable, "-m", module],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -88,6 +89,10 @@ class Child(Generic[CommandT_contra, EventT_co]):
 
     def __exit__(self, *exc: object) -> None:
         self.kill()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_printed"):  # else it was not made to its end, and the process ends by itself
+            self.kill()
 
     @property
     def pid(self) -> int:
@@ -262,16 +267,6 @@ class Child(Generic[CommandT_contra, EventT_co]):
                 did = f"it said {event!r}"
         printed = self.printed()
         return f"{did}; it printed last:\n{printed}" if printed else did
-
-
-@contextlib.contextmanager
-def _without_interrupt() -> Iterator[None]:
-    """Block SIGINT, for a child that inherits this: Ctrl-C is for its parent, which ends it in order."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 ChildT = TypeVar("ChildT", bound="Child[NoReturn, object]")

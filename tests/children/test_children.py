@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import time
@@ -121,6 +122,21 @@ def test_all_that_a_child_with_a_session_has_started_ends_with_it() -> None:
     while state_of(other) not in ("", "Z", "X"):
         assert not deadline.expired
         time.sleep(0.005)
+
+
+def test_one_whose_making_is_interrupted_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+
+    def interrupted(_: int, pid: int) -> None:
+        started.append(pid)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pdcore.children.child.Printed", interrupted)
+    with contextlib.suppress(KeyboardInterrupt):
+        child()
+    gc.collect()
+    (pid,) = started
+    assert state_of(pid) == ""
 
 
 def state_of(pid: int) -> str:

@@ -14,7 +14,7 @@ from pd_mooncake.engine import MooncakeEngine, MooncakePeer
 
 from pdcore import Deadline, EngineError, FailureCode, Region, Role, select
 from pdcore.contract.engine import TransferEngine
-from pdcore.contract.outcome import Quiescence, TransferState
+from pdcore.contract.outcome import Quiescence, Transfer, TransferState
 from pdcore.contract.regions import WriteBatch
 from pdcore.errors import RegistrationError
 from pdcore.model import new_incarnation
@@ -93,17 +93,18 @@ def test_many_threads_together_keep_the_engines_queue_from_overflowing() -> None
     with registered() as (engine, source, target, export):
         peer = engine.connect(engine.endpoint(), export, Deadline.after(10))
         order = np.random.default_rng(5).permutation(BLOCKS)
-        states: list[TransferState] = []
+        transfers: list[Transfer] = []
 
         def write() -> None:
-            states.extend(engine.write(peer, scattered(order)).poll() for _ in range(3))
+            transfers.extend(engine.write(peer, scattered(order)) for _ in range(3))
 
         threads = [threading.Thread(target=write) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(60)
-        assert states == [TransferState.DONE] * 12
+        assert [str(one.error) for one in transfers if one.poll() is not TransferState.DONE] == []
+        assert len(transfers) == 12
         assert np.array_equal(target[order], source)
         one = engine.write(peer, scattered(np.arange(1)))
         assert one.poll() is TransferState.DONE
