@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -27,8 +26,6 @@ __all__ = ["DIAL_DESCRIPTORS", "GroupLookup"]
 
 DIAL_DESCRIPTORS = 8
 """What one connection of the control channel takes, with what watches over it."""
-
-_log = logging.getLogger("pdcore.decode")
 
 
 class GroupLookup:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -57,7 +56,6 @@ LAST_WORDS = 2.0  # seconds to say so in, whatever the engine took
 TICK = 0.1
 """Seconds between two looks at deadlines, heartbeats and quarantined transfers."""
 
-_log = logging.getLogger("pdcore.manager")
 Self = TypeVar("Self", bound="Manager")
 
 
