@@ -52,6 +52,11 @@ class Room:
         """Whether it has ended."""
         return self.status is KVPoll.FAILED or self.status is KVPoll.SUCCESS
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether no byte of it is on its way, and none will be once it has ended."""
+        return True
+
     def rise(self, status: KVPoll) -> None:
         """Move up, unless it is past that: FAILED and SUCCESS are final."""
         if may_follow(self.status, status):
@@ -149,11 +154,14 @@ class Turn:
         self._actions.append(Post(route, message))
 
     def end(self, room: Room, failure: KVTransferError | None = None) -> bool:
-        """End a room, as FAILED if there is a failure; False if it had ended before."""
+        """End a room, as FAILED if there is a failure; False if it had ended before. Silent if at rest."""
         if room.over:
             return False
-        self._ends[room.generation] = Ended(room.generation)  # first: whatever interrupts this, it is told
-        room.failure, room.ended_at = failure, self.now
+        at_rest = room.at_rest
+        # First: whatever interrupts this, it is told.
+        self._ends[room.generation] = Ended(room.generation, at_rest)
+        # The status last: who reads it without a lock sees why, and whether the pages may be used again.
+        room.failure, room.ended_at, room.silent = failure, self.now, at_rest
         room.status = KVPoll.SUCCESS if failure is None else KVPoll.FAILED
         self._open -= 1
         return True

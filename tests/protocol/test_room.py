@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import attrs
 import pytest
 
 from pdcore.errors import FailureCode, KVTransferError
@@ -22,6 +23,17 @@ FAILURE = KVTransferError(FailureCode.ENGINE, "it broke", "1 of 2", "mend it")
 LATE = KVTransferError(FailureCode.ABORTED, "late", "x", "y")
 
 
+@attrs.define(eq=False)
+class MovingRoom(Room):
+    """A room of which bytes are on their way for as long as ``moving``."""
+
+    moving: bool = True
+
+    @property
+    def at_rest(self) -> bool:
+        return not self.moving
+
+
 @pytest.fixture
 def turn() -> Turn:
     one = Turn()
@@ -29,8 +41,8 @@ def turn() -> Turn:
     return one
 
 
-def room(turn: Turn, number: int = 1, seconds: float = 60.0) -> Room:
-    one = Room(RoomId(number), Generation(number), turn.now, turn.now + seconds)
+def room(turn: Turn, number: int = 1, seconds: float = 60.0, *, moving: bool = False) -> Room:
+    one = MovingRoom(RoomId(number), Generation(number), turn.now, turn.now + seconds, moving=moving)
     turn.expect(one)
     return one
 
@@ -78,9 +90,8 @@ def test_only_the_end_of_a_room_has_a_time(turn: Turn) -> None:
 
 
 def test_peers_are_told_of_an_end_before_those_who_wait_and_it_is_forgotten_last(turn: Turn) -> None:
-    one, other = room(turn, 1), room(turn, 2)
+    one, other = room(turn, 1), room(turn, 2, moving=True)
     turn.end(one, FAILURE)
-    turn.silence(one)
     turn.forget(one)
     turn.end(other)
     turn.post(Route(b"peer"), Inquiry(RoomId(1), Generation(1)))
@@ -92,7 +103,7 @@ def test_peers_are_told_of_an_end_before_those_who_wait_and_it_is_forgotten_last
 
 
 def test_a_room_that_falls_silent_after_its_end_is_told_of_once_more(turn: Turn) -> None:
-    one = room(turn)
+    one = room(turn, moving=True)
     turn.end(one, FAILURE)
     assert turn.actions() == [Ended(Generation(1))]
     for expected in ([Silent(Generation(1))], []):
@@ -100,6 +111,31 @@ def test_a_room_that_falls_silent_after_its_end_is_told_of_once_more(turn: Turn)
         turn.silence(one)
         assert turn.actions() == expected
     assert one.silent
+
+
+def test_a_room_that_falls_silent_in_the_turn_of_its_end_is_told_of_once(turn: Turn) -> None:
+    one = room(turn, moving=True)
+    turn.end(one, FAILURE)
+    turn.silence(one)
+    assert turn.actions() == [Ended(Generation(1), silent=True)]
+
+
+@pytest.mark.parametrize("moving", [False, True])
+def test_who_sees_that_a_room_has_ended_sees_why_and_whether_it_is_silent(
+    moving: bool, turn: Turn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = room(turn, moving=moving)
+    set_field = MovingRoom.__setattr__
+
+    def looked_at(self: MovingRoom, name: str, value: object) -> None:
+        set_field(self, name, value)
+        if self.over:  # any thread may look between two assignments
+            seen.append((self.failure, self.ended_at, self.silent))
+
+    seen: list[object] = []
+    monkeypatch.setattr(MovingRoom, "__setattr__", looked_at)
+    turn.end(one, FAILURE)
+    assert seen == [(FAILURE, 100.0, not moving)]
 
 
 # --- deadlines ------------------------------------------------------------------------------

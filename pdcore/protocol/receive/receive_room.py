@@ -44,8 +44,7 @@ class ReceiveRoom(Room):
     checking: bool = False
 
     @property
-    def written(self) -> bool:
-        """Whether nobody can write to it any more."""
+    def at_rest(self) -> bool:
         return not self.writers and not self.rows
 
     def ask(self, group: PrefillGroup, now: float) -> None:

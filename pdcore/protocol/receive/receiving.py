@@ -83,7 +83,7 @@ class Receiving:
         if self.present.get(room.room) is room:
             del self.present[room.room]
         room.cleared = True
-        if room.written:
+        if room.silent:
             self._forget(room)
 
     # --- peers ---------------------------------------------------------------------------------
@@ -248,7 +248,7 @@ class Receiving:
             self._look_for_silence(room)
 
     def _look_for_silence(self, room: ReceiveRoom) -> None:
-        if room.over and room.written:
+        if room.over and room.at_rest:
             self._turn.silence(room)
             if room.cleared:
                 self._forget(room)

@@ -132,7 +132,7 @@ class Meeting:
         for mine in self._sending.lives_of(room):
             if mine.is_promised_to(route, generation):
                 self._sending.give_up(mine, abort.failure.error())
-                if not mine.drained:
+                if not mine.silent:
                     return
         self._turn.post(route, Released(room, generation))
 
@@ -171,7 +171,7 @@ class Meeting:
             self._answers.succeed(route, room, generation)
             return
         failure = (life.failure if life is not None else None) or words.unheard_of(room)
-        self._answers.refuse(route, room, generation, failure, drained=all(one.drained for one in mine))
+        self._answers.refuse(route, room, generation, failure, drained=all(one.silent for one in mine))
 
     def peer_lost(self, peer: RemoteRank, why: str) -> int:
         """Fail what was promised to a peer that is lost; return how many rooms that were."""

@@ -42,9 +42,8 @@ class SendRoom(Life):
     """Digests without a verdict: route, chunk and part."""
 
     @property
-    def drained(self) -> bool:
-        """Whether it has ended, and nothing of it is on its way."""
-        return self.over and not self.outstanding
+    def at_rest(self) -> bool:
+        return not self.outstanding
 
     @property
     def done(self) -> bool:

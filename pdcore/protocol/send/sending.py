@@ -79,7 +79,7 @@ class Sending:
         """Free the id of a room; one that is not drained stays known until it is."""
         if self.present.get(room.room) is room:
             del self.present[room.room]
-        if room.drained:
+        if room.silent:
             self._forget(room)
         else:
             self._draining[room.generation] = room
@@ -171,8 +171,7 @@ class Sending:
                     d.peer.route, room.room, d.wanted.generation, failure, drained=not room.outstanding
                 )
         self._answers.tell_guests(room)
-        if not room.outstanding:
-            self._turn.silence(room)
+        if room.silent:
             self._forget_if_cleared(room)
 
     def all_silent(self) -> None:
@@ -253,7 +252,6 @@ class Sending:
                 self._turn.post(peer.route, AuxRow(room.room, generation, row))
             self._answers.succeed(peer.route, room.room, generation)
         self._answers.tell_guests(room)
-        self._turn.silence(room)
         self._forget_if_cleared(room)
 
     def lives_of(self, room: RoomId) -> list[SendRoom]:
