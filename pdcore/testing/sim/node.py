@@ -17,6 +17,7 @@ from pdcore.protocol import actions as a
 from pdcore.protocol import stimuli as s
 from pdcore.protocol.machine import Machine, Settings
 from pdcore.protocol.peer import Facts, Fit
+from pdcore.protocol.room import Room
 from pdcore.testing.sim.memory import Memory, ViolationError
 from pdcore.testing.sim.requests import Side
 from pdcore.wire import Bye, Message, Route
@@ -140,19 +141,26 @@ class SimulatedRank:
         return bool(sending.rooms or receiving.rooms or answers.early or answers.guests)
 
     def tick(self) -> None:
-        """Let time pass, and look whether a room waits for somebody who is lost."""
+        """Let time pass, and look whether a room waits in vain: past its deadline, or for who is lost."""
         self.feed(TICK)
-        machine = self.machine
-        by_route = machine.peers.by_route
+        machine, now = self.machine, self.world.clock.now
+        peers = machine.peers
         for sending in machine.sending.present.values():
-            for d in sending.destinations if not sending.over else ():
-                if by_route.get(d.peer.route) is not d.peer:
-                    self._fail(f"room {sending.room} waits for a peer that is lost")
+            if not sending.over:
+                self._check_deadline(sending, now)
+                for d in sending.destinations:
+                    if peers.by_route.get(d.peer.route) is not d.peer:
+                        self._fail(f"room {sending.room} waits for a peer that is lost")
         for waiting in machine.receiving.present.values():
-            if waiting.asking and not waiting.over:
+            if not waiting.over:
+                self._check_deadline(waiting, now)
                 for identity, route in waiting.routes.items():
-                    if machine.peers.at(route, identity) is None:
+                    if peers.at(route, identity) is None:
                         self._fail(f"room {waiting.room} waits for a peer that is lost")
+
+    def _check_deadline(self, room: Room, now: float) -> None:
+        if room.deadline < now:
+            self._fail(f"room {room.room} outlives its deadline")
 
     def _fail(self, what: str) -> None:
         raise ViolationError(f"{self.identity}: {what} (invariant 6)")

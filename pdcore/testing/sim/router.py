@@ -27,8 +27,6 @@ __all__ = ["Router"]
 DEADLINE = 6.0
 SHORT_DEADLINE = 1.0
 """Of a scheduler in haste."""
-GRACE = 0.3
-"""Seconds by which a room may miss its deadline: a tick."""
 AT_ONCE = 2.5
 """Seconds within which a side is told that another one ended, where no message is lost: an early word may be
 put off, and a worker that may have lost the room is given a second."""
@@ -183,10 +181,7 @@ class Router:
             node.feed(stimulus(generation))  # type: ignore[operator]
         except RoomError as error:
             raise ViolationError(f"{node.identity}: {error}") from error
-        room = side.room = node.machine.room(generation)
-        if room is not None:
-            left = room.deadline - side.opened_at + GRACE
-            self._world.clock.after(left, partial(self._check_deadline, side))
+        side.room = node.machine.room(generation)
         for other in self._beside(side) if self._strict else ():
             if other.failed:
                 self._world.clock.after(AT_ONCE, partial(self._check_told, other))
@@ -229,12 +224,6 @@ class Router:
     def _fresh(self) -> RoomId:
         self._newest_id += 1
         return RoomId(self._newest_id)
-
-    def _check_deadline(self, side: Side) -> None:
-        if side.node.alive and not side.ended:
-            raise ViolationError(
-                f"{side.node.identity}: request {side.serial} outlives its deadline (invariant 6)"
-            )
 
     def _beside(self, side: Side) -> list[Side]:
         """Return the sides of a request that hear of each other."""

@@ -10,13 +10,14 @@ from pdcore.model import PeerIdentity, Role
 from pdcore.protocol import stimuli as s
 from pdcore.protocol.actions import Revoke
 from pdcore.protocol.groups import GroupKey, Member
+from pdcore.protocol.send.send_room import SendRoom
 from pdcore.testing.sim.clock import Clock
 from pdcore.testing.sim.engine import Engine
 from pdcore.testing.sim.faults import Faults
 from pdcore.testing.sim.memory import ViolationError
 from pdcore.testing.sim.network import NOTICED, Network
 from pdcore.testing.sim.node import SimulatedRank
-from pdcore.testing.sim.requests import Side
+from pdcore.testing.sim.requests import Request, Side
 from pdcore.testing.sim.router import Router
 from pdcore.testing.sim.shape import Mapping, Shape
 from pdcore.wire import Message, Route
@@ -147,9 +148,13 @@ class World:
 
     def succeeded(self, side: Side) -> None:
         """A room succeeded: on the side that receives, every byte must be there."""
-        node = side.node
-        if side.request.misfit:
+        node, served = side.node, self._served(side)
+        if served is side.request and side.request.misfit:
             raise ViolationError(f"{node.identity}: request {side.serial} succeeded, which nobody agreed on")
+        if served is not side.request and not self.reuse:
+            raise ViolationError(
+                f"{node.identity}: request {side.serial} was sent to who asked for {served.serial}"
+            )
         if node.role is not Role.DECODE:
             return
         if side.request.aux is not None and node.rows.get(side.request.aux) != side.serial:
@@ -162,6 +167,16 @@ class World:
                         f"{node.identity}: request {side.serial} succeeded, but page {logical} holds {found} "
                         "(invariant 1)"
                     )
+
+    def _served(self, side: Side) -> Request:
+        """Return the request that a room was sent for: where ids come again at once, that may be an earlier
+        one, which decode gave up a moment ago."""
+        promised = side.room.promised.values() if isinstance(side.room, SendRoom) else ()
+        for route, generation, _ in promised:
+            node = self.by_route.get(route)
+            if node is not None and node.sides[generation].request is not side.request:
+                return node.sides[generation].request
+        return side.request
 
     # --- what goes wrong ---------------------------------------------------------------------
 
