@@ -223,7 +223,7 @@ class WriteBatch:
             and len(self.remote_regions) == pairs == len(self.starts) - 1
             and self.starts[0] == 0
             and self.starts[-1] == n
-            and bool((self.starts[1:] > self.starts[:-1]).all())
+            and not np.count_nonzero(self.starts[1:] <= self.starts[:-1])
         ):
             raise PlanError(
                 "a write batch contradicts itself",
@@ -234,13 +234,14 @@ class WriteBatch:
             )
         if n == 0:
             return
-        if not self.lengths.all():
+        if np.count_nonzero(self.lengths) < n:
             self._refuse(int(np.flatnonzero(self.lengths == 0)[0]), "has no bytes", "")
         for side, regions, offsets, limits in (
             ("local", self.local_regions, self.local_offsets, local_lengths),
             ("remote", self.remote_regions, self.remote_offsets, remote_lengths),
         ):
-            if int(regions.min()) < 0 or int(regions.max()) >= len(limits):
+            # As unsigned, a negative region is huge. To count takes a third of the time of any() and max().
+            if np.count_nonzero(regions.view(np.uint64) >= len(limits)):
                 raise PlanError(
                     f"a write batch names a {side} region that does not exist",
                     f"regions {regions.tolist()[:8]}, {len(limits)} registered",
@@ -248,9 +249,8 @@ class WriteBatch:
                 )
             ends = offsets + self.lengths
             limit = limits[regions]
-            if bool((np.maximum.reduceat(ends, self.starts[:-1]) > limit).any()) or bool(
-                (ends < offsets).any()
-            ):
+            furthest = np.maximum.reduceat(ends, self.starts[:-1])
+            if np.count_nonzero(furthest > limit) or np.count_nonzero(ends < offsets):
                 spread = np.repeat(limit, np.diff(self.starts))
                 bad = int(np.flatnonzero((ends > spread) | (ends < offsets))[0])
                 self._refuse(bad, f"leaves its {side} region", f", region length {int(spread[bad])}")

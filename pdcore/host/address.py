@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import reprlib
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import attrs
@@ -97,18 +98,10 @@ def parse_address(value: object, what: str = "an address") -> Address:
         AddressError: it cannot be one, and why.
     """
     text = _text(value, what, WRITE_ADDRESS)
-    host, port, reason = _split(text)
-    if not reason and host.count(":") == 1:
-        reason = "it has too many colons"
-    if not reason:
-        host, reason = _read_host(host)
-    if reason and ":" in text and not _read_host(text)[1]:
-        reason = "it has no port"
-    if not reason and is_wildcard(host):
-        reason = "a wildcard is to listen on, nobody can be reached by it"
-    if reason:
-        raise AddressError(f"{what} cannot be {_shown(text)}", reason, WRITE_ADDRESS)
-    return Address(host, port)
+    found = _read_address(text)
+    if isinstance(found, str):
+        raise AddressError(f"{what} cannot be {_shown(text)}", found, WRITE_ADDRESS)
+    return found
 
 
 def parse_advertised(value: object, what: str = "an advertised address") -> tuple[str, int | None]:
@@ -164,6 +157,21 @@ def _split(text: str) -> tuple[str, int, str]:
     if not 1 <= int(port) <= 65_535:
         return "", 0, f"its port {int(port)} does not lie in 1..65535"
     return host, int(port), ""
+
+
+@lru_cache(maxsize=1024)  # each request names the one of its prefill
+def _read_address(text: str) -> Address | str:
+    """Return the address, or why it is none."""
+    host, port, reason = _split(text)
+    if not reason and host.count(":") == 1:
+        reason = "it has too many colons"
+    if not reason:
+        host, reason = _read_host(host)
+    if reason and ":" in text and not _read_host(text)[1]:
+        reason = "it has no port"
+    if not reason and is_wildcard(host):
+        reason = "a wildcard is to listen on, nobody can be reached by it"
+    return reason or Address(host, port)
 
 
 def _read_host(text: str) -> tuple[str, str]:

@@ -29,8 +29,9 @@ class Vectors:
             source, target, lengths = _cut_long_entries(source, target, lengths)
         self._local = _entries(source, lengths)
         self._remote = _entries(target, lengths)
-        self._bounds = _chunk_bounds(lengths)
-        self._at = 0
+        self._ends = lengths.cumsum()
+        self._bounds = _chunk_bounds(self._ends)
+        self._at = self._moved = 0
 
     def copy(self, pid: int, permit: Callable[[], None]) -> None:
         """Copy all entries to process ``pid``, asking ``permit`` before each chunk.
@@ -40,6 +41,7 @@ class Vectors:
             KVTransferError: from ``permit``.
         """
         local, remote = self._local.ctypes.data, self._remote.ctypes.data
+        self._moved = 0
         for first, last in pairwise(self._bounds):
             self._at = first
             while self._at < last:
@@ -57,7 +59,7 @@ class Vectors:
         moved = 0
         for first, last in pairwise(self._bounds):
             moved += write_memory(pid, local + ENTRY * first, remote + ENTRY * first, last - first)
-        if moved != int(self._local[:, 1].sum()):
+        if moved != int(self._ends[-1]):
             raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
 
     def stopped_at(self) -> tuple[int, int, int]:
@@ -66,13 +68,14 @@ class Vectors:
         return source, int(self._remote[self._at, 0]), length
 
     def _advance(self, last: int, moved: int) -> None:
-        ends = self._local[self._at : last, 1].cumsum()
-        if moved == ends[-1]:
-            self._at = last
-            return
         if moved == 0:
             raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+        self._moved += moved
+        if self._moved == self._ends[last - 1]:
+            self._at = last
+            return
         # The kernel may stop anywhere, also within an entry: go on from there.
+        ends = self._local[self._at : last, 1].cumsum()
         whole = int(np.searchsorted(ends, np.uint64(moved), side="right"))
         part = np.uint64(moved) - (ends[whole - 1] if whole else np.uint64(0))
         self._at += whole
@@ -88,13 +91,13 @@ def _entries(addresses: OffsetArray, lengths: OffsetArray) -> npt.NDArray[np.uin
     return entries
 
 
-def _chunk_bounds(lengths: OffsetArray) -> list[int]:
-    ends = lengths.cumsum()
-    count, total = len(lengths), int(ends[-1])
-    bounds = np.arange(0, count, IOV_MAX)
-    if total > CHUNK_BYTES:
-        full = np.searchsorted(ends, np.arange(CHUNK_BYTES, total, CHUNK_BYTES, dtype=np.uint64)) + 1
-        bounds = np.union1d(bounds, full[full < count])
+def _chunk_bounds(ends: OffsetArray) -> list[int]:
+    """Return where chunks begin, and the end of the last, of entries that end at so many bytes."""
+    count, total = len(ends), int(ends[-1])
+    if total <= CHUNK_BYTES:
+        return [*range(0, count, IOV_MAX), count]
+    full = np.searchsorted(ends, np.arange(CHUNK_BYTES, total, CHUNK_BYTES, dtype=np.uint64)) + 1
+    bounds = np.union1d(np.arange(0, count, IOV_MAX), full[full < count])
     return [*bounds.tolist(), count]
 
 

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pdcore.errors import PDCoreError, RoomError
@@ -40,6 +40,8 @@ T = TypeVar("T")
 Carriers = Mapping[type[Any], Callable[[Any], object]]
 """What carries out each kind of action; none may block."""
 
+AT_THE_END = Ended | Silent | Forget
+"""What a turn of the machine ends with."""
 REPEATABLE = Post | Ended | Silent | Lost | Forget
 """What does no harm if it is carried out again; of the rest, a part may have been done."""
 
@@ -89,6 +91,21 @@ class Driver:
             self._handle(stimulus)
         self._carry_out()
 
+    def feed_all(self, stimuli: Sequence[Stimulus]) -> None:
+        """Tell the machine several things that happened together, none of them a scheduler's call.
+
+        What peers are told of all of them comes before who waits here is woken: this thread has not more to
+        say then, for which both would want the interpreter.
+        """
+        ends: list[Action] = []
+        with self._lock:
+            try:
+                for stimulus in stimuli:
+                    self._handle(stimulus, ends)
+            finally:
+                self._todo.extend(ends)
+        self._carry_out()
+
     def look(self, question: Callable[[Machine], T]) -> T:
         """Ask the machine something, while nobody feeds it."""
         with self._lock:
@@ -106,11 +123,18 @@ class Driver:
 
     # --- inside ------------------------------------------------------------------------------
 
-    def _handle(self, stimulus: Stimulus) -> None:
-        """Have the machine handle it, and line up what it wants; noted after that, since Ctrl-C may come."""
-        now, before = time.monotonic(), len(self._todo)
+    def _handle(self, stimulus: Stimulus, ends: list[Action] | None = None) -> None:
+        """Have the machine handle it, and line up what it wants, or what ends rooms in ``ends``; noted after
+        that, since Ctrl-C may come."""
+        now, acted = time.monotonic(), True
         try:
-            self._todo.extend(self._machine.handle(stimulus, now))
+            actions = self._machine.handle(stimulus, now)
+            acted = bool(actions)
+            if ends is None:
+                self._todo.extend(actions)
+            else:
+                for action in actions:
+                    (ends if isinstance(action, AT_THE_END) else self._todo).append(action)
         except RoomError:
             self._log.note(stimulus, now, acted=True)
             raise
@@ -120,7 +144,7 @@ class Driver:
         except BaseException as error:  # as of Ctrl-C: it is half done
             self._todo.extend(self._machine.recover(stimulus, error))
             raise
-        self._log.note(stimulus, now, acted=len(self._todo) > before)
+        self._log.note(stimulus, now, acted=acted)
 
     def _carry_out(self) -> None:
         """Carry out what is to be done, unless a thread is at it."""

@@ -55,6 +55,8 @@ SHUT_DOWN = "it shut down in order"
 LAST_WORDS = 2.0  # seconds to say so in, whatever the engine took
 TICK = 0.1
 """Seconds between two looks at deadlines, heartbeats and quarantined transfers."""
+AT_ONCE = 64
+"""Messages that are handled together at most: no answer waits for more."""
 
 Self = TypeVar("Self", bound="Manager")
 
@@ -101,6 +103,7 @@ class Manager(Endpoint):
         self._closing = threading.Lock()
         self._closed = self._mute = False
         self._ticked_at = time.monotonic()
+        self._heard: list[s.Heard] = []  # by the control thread, since it was last idle
         self.place = find_footing(role, backend.spec, config)
         ready = ready_engine(role, backend, pools, config, self.place, self.events)
         self.engine, self.inline = ready.engine, ready.inline
@@ -257,10 +260,20 @@ class Manager(Endpoint):
     def _hear(self, route: Route, message: Message) -> None:
         if isinstance(message, Heartbeat) and self._beats(route, message):
             return
-        if not self.survivors.heard(route, message):
-            self.feed(s.Heard(route, message))
+        if self.survivors.heard(route, message):
+            return
+        self._heard.append(s.Heard(route, message))
+        if len(self._heard) >= AT_ONCE or (len(self._heard) == 1 and not self.channel.soon(self._take_heard)):
+            self._take_heard()
+
+    def _take_heard(self) -> None:
+        """Handle what has arrived together: who waits here is woken once for all of it."""
+        heard, self._heard = self._heard, []
+        if heard:
+            self.driver.feed_all(heard)
 
     def _on_tick(self) -> None:
+        self._take_heard()
         self._ticked_at = now = time.monotonic()
         if not self._closed:  # nobody shall take it for a stranger's after our last word
             self._pulse.beat(now, Heartbeat(self.incarnation))
@@ -269,12 +282,14 @@ class Manager(Endpoint):
 
     def _on_connection(self, route: Route | None, event: ConnectionEvent) -> None:
         """Something happened to a connection to a peer that was dialled (None: of one that dialled us)."""
+        self._take_heard()  # it came before
         self.heartbeats.note(route, event)
         if route is not None and event.what is Connection.HANDSHAKEN:
             self.feed(s.Reconnected(route))
 
     def _on_refused(self, route: Route, error: AuthenticationError) -> None:
         """A peer that this side dialled will have nothing to do with it."""
+        self._take_heard()
         peer = self._machine.peers.by_route.get(route)
         if peer is not None:
             self.feed(s.PeerFailed(route, peer.identity, words.turned_away(peer.identity, error)))

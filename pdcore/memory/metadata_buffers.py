@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -182,10 +183,18 @@ class MetadataBuffers:
 
 
 def _fits(array: npt.NDArray[np.generic], field: np.dtype[np.generic]) -> bool:
+    if array.dtype == field:
+        return True
     if array.dtype.kind in "iu" and field.kind in "iu" and array.size:
-        limits = np.iinfo(field.name)
-        return limits.min <= int(array.min()) and int(array.max()) <= limits.max
+        least, most = _limits(field)
+        return least <= int(array.min()) and int(array.max()) <= most
     return np.can_cast(array.dtype, field, "same_kind")
+
+
+@cache  # numpy's own takes longer than all else that a row needs
+def _limits(field: np.dtype[np.generic]) -> tuple[int, int]:
+    limits = np.iinfo(field.name)
+    return int(limits.min), int(limits.max)
 
 
 def _check_room(slot: int, room: RoomId, found: int) -> None:

@@ -118,7 +118,7 @@ class PrefillManager(Manager):
             self.engine, self.pools, self.config, ours, state_plan, self.channel.soon, self.events, self.feed
         )
         self._shipping = Shipping(
-            self.engine, self.quarantine, self._links, self.events, self.feed, inline=self.inline
+            self.engine, self.quarantine, self._links, self.events, self.driver, inline=self.inline
         )
         rank = self.topology.unique_rank
         self._verification = SentVerification(verify, self.pools, rank, self._links.at, self.feed)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
 
 from pdcore.contract.engine import TransferEngine
 from pdcore.errors import FailureCode, KVTransferError
 from pdcore.events import Events
+from pdcore.managers.driver import Driver
 from pdcore.model import Deadline
 from pdcore.prefill.lanes.delivery import Delivery, given_up
 from pdcore.prefill.lanes.transfer import Shipment
@@ -17,7 +18,7 @@ from pdcore.prefill.sender import KVSender
 from pdcore.protocol.actions import Ship
 from pdcore.protocol.chunk import DeliveryId
 from pdcore.protocol.room import Room
-from pdcore.protocol.stimuli import DeliveryDrained, DeliveryEnded, Stimulus, Tick
+from pdcore.protocol.stimuli import DeliveryDrained, DeliveryEnded, Tick
 from pdcore.rooms.quarantine import Quarantine
 
 __all__ = ["Shipping"]
@@ -32,28 +33,29 @@ class Shipping:
         quarantine: Quarantine,
         links: Links,
         events: Events,
-        feed: Callable[[Stimulus], None],
+        driver: Driver,
         *,
         inline: bool,
     ) -> None:
         self._engine, self._quarantine, self._links = engine, quarantine, links
-        self._events, self._feed, self._inline = events, feed, inline
+        self._events, self._driver, self._inline = events, driver, inline
 
     def ship(self, sender: KVSender, do: Ship) -> None:
         """Have a chunk sent; never waits."""
         link, record, chunk = self._links.at(do.route), sender.record, do.chunk
         if link is None:  # its lanes had no place
             self._ended(do.delivery, record, given_up())
-            self._drained(do.delivery)
+            self._drained([do.delivery])
             return
         delivery = Delivery(
+            do.delivery,
             chunk,
             link.identity,
             partial(link.plan, chunk, do.wanted),
             Deadline(record.deadline),
             lambda: not record.over,
             partial(self._ended, do.delivery, record),
-            partial(self._drained, do.delivery),
+            self._drained,
             self._events,
         )
         sender.sent.add(delivery)
@@ -68,8 +70,8 @@ class Shipping:
     def _ended(self, delivery: DeliveryId, record: Room, error: KVTransferError | None) -> None:
         if error is not None:
             if error.code is FailureCode.DEADLINE and record.deadline <= time.monotonic():
-                self._feed(Tick())  # which says what was awaited
-            self._feed(DeliveryEnded(delivery, error))
+                self._driver.feed(Tick())  # which says what was awaited
+            self._driver.feed(DeliveryEnded(delivery, error))
 
-    def _drained(self, delivery: DeliveryId) -> None:
-        self._feed(DeliveryDrained(delivery))
+    def _drained(self, deliveries: Sequence[DeliveryId]) -> None:
+        self._driver.feed_all([DeliveryDrained(delivery) for delivery in deliveries])

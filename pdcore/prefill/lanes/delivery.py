@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from pdcore.contract.regions import WriteBatch
 from pdcore.errors import FailureCode, KVTransferError, PDCoreError, PlanError
@@ -18,36 +18,38 @@ from pdcore.events import (
     stage,
 )
 from pdcore.model import Deadline, Generation, PeerIdentity, RoomId
-from pdcore.protocol.chunk import TransferKVChunk
+from pdcore.protocol.chunk import DeliveryId, TransferKVChunk
 
-__all__ = ["Delivery", "given_up"]
+__all__ = ["Delivery", "all_drained", "given_up"]
 
 
 class Delivery:
     """One chunk for one peer, how to plan it, and whom to tell.
 
-    ``on_end(error)`` is called once, and ``on_drained()`` once after it, when no byte of it can
-    move any more.
+    ``on_end(error)`` is called once, and ``on_drained`` once after it, when no byte of it can move any more:
+    with its ``number``, and those of others that drained together.
     """
 
     def __init__(
         self,
+        number: DeliveryId,
         chunk: TransferKVChunk,
         peer: PeerIdentity,
         plan: Callable[[], list[WriteBatch]],
         deadline: Deadline,
         still_wanted: Callable[[], bool],
         on_end: Callable[[KVTransferError | None], None],
-        on_drained: Callable[[], None],
+        on_drained: Callable[[Sequence[DeliveryId]], None],
         events: Events,
     ) -> None:
+        self.number = number
         self.chunk = chunk
         self.deadline = deadline
         self.nbytes = 0
         self.entries = 0
         self.plan_seconds = 0.0
         self.still_wanted = still_wanted
-        self._on_drained = on_drained
+        self.on_drained = on_drained
         self._events = events
         self._planned_at = 0.0
         self._suspect = False
@@ -67,7 +69,7 @@ class Delivery:
         # A third party may have planned the state: whatever it raises, the room must end.
         except Exception as error:
             self.end(error)
-            self.drained()
+            all_drained([self])
             return []
         self.nbytes, self.entries = sum(b.nbytes for b in batches), sum(map(len, batches))
         self.plan_seconds = planning.seconds
@@ -86,7 +88,7 @@ class Delivery:
     def refuse(self) -> None:
         """End it without having tried."""
         self.end(given_up())
-        self.drained()
+        all_drained([self])
 
     def quarantined(self) -> None:
         """It has ended, but its bytes may still land."""
@@ -95,10 +97,9 @@ class Delivery:
             self._events.emit(ChunkQuarantined(*self._step))
 
     def drained(self) -> None:
-        """No byte of it can move any more."""
+        """No byte of it can move any more: tell who follows it, if it was in quarantine."""
         if self._suspect and self._events.on:
             self._events.emit(ChunkDrained(*self._step, time.monotonic() - self._planned_at))
-        self._on_drained()
 
     @property
     def _step(self) -> tuple[Node, RoomId, Generation, PeerIdentity, int]:
@@ -117,6 +118,14 @@ class Delivery:
             repr(error),
             "look at the engine's log; report it to the backend's author",
         )
+
+
+def all_drained(together: Sequence[Delivery]) -> None:
+    """No byte of deliveries that went out together can move any more: report all of them at once."""
+    for delivery in together:
+        delivery.drained()
+    if together:
+        together[0].on_drained([delivery.number for delivery in together])
 
 
 def given_up() -> KVTransferError:

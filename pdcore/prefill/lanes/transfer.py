@@ -19,7 +19,7 @@ from pdcore.contract.outcome import Quiescence, TransferState
 from pdcore.errors import FailureCode, KVTransferError, PDCoreError
 from pdcore.model import Deadline
 from pdcore.plan import Slicer, join, split_entries
-from pdcore.prefill.lanes.delivery import Delivery, given_up
+from pdcore.prefill.lanes.delivery import Delivery, all_drained, given_up
 from pdcore.prefill.lanes.engine_transfer import GuardedTransfer
 from pdcore.prefill.lanes.pace import ENTRY_BYTES, Pace
 from pdcore.prefill.lanes.turns import Progress
@@ -226,7 +226,7 @@ class Shipment:
             delivery.end(error)
         flights = tuple(self._flights)
         if not flights:
-            self._drained()
+            all_drained(self._deliveries)
             return
         if any(flight.transfer.quiescence is not Quiescence.DRAINED for flight in flights):
             for delivery in self._deliveries:
@@ -241,11 +241,7 @@ class Shipment:
             self._unsettled -= 1
             last = self._unsettled == 0
         if last:
-            self._drained()
-
-    def _drained(self) -> None:
-        for delivery in self._deliveries:
-            delivery.drained()
+            all_drained(self._deliveries)
 
     def _late(self) -> KVTransferError:
         return KVTransferError(

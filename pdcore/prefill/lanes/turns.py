@@ -129,6 +129,9 @@ class Outbox:
             self.lane.put(self._serve)  # one that is closed waits for this moment, to serve a last time
 
     def _leave_to_lane(self) -> None:
+        with self._idle:
+            if self._served and not self._closed:
+                return  # who is at work looks again before it leaves
         if not self.lane.put(self._serve):
             # An earlier job of the closing lane may have taken it along.
             with suppress(IndexError):
