@@ -15,9 +15,9 @@ __all__ = ["Birthplace", "kept"]
 
 
 class _Forks:
-    """How many forks lie between this process and the first that had this module."""
+    """How many forks lie between this process and the first that had this module, and which one it is."""
 
-    count = 0
+    count, pid = 0, os.getpid()
 
 
 _kept: weakref.WeakSet[object] = weakref.WeakSet()
@@ -33,7 +33,7 @@ def kept(kind: type[K]) -> list[K]:
 
 def _keep_all() -> None:
     """In a child: no finaliser of what is the parent's may run, such as one that joins threads."""
-    _Forks.count += 1
+    _Forks.count, _Forks.pid = _Forks.count + 1, os.getpid()
     for owner in list(_kept):
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(owner))
 
@@ -47,7 +47,7 @@ class Birthplace:
     __slots__ = ("_forks", "_pid")
 
     def __init__(self, owner: object = None) -> None:
-        self._forks, self._pid = _Forks.count, os.getpid()
+        self._forks, self._pid = _Forks.count, _Forks.pid
         if owner is not None:
             _kept.add(owner)
 

@@ -263,7 +263,9 @@ class Manager(Endpoint):
         if self.survivors.heard(route, message):
             return
         self._heard.append(s.Heard(route, message))
-        if len(self._heard) >= AT_ONCE or (len(self._heard) == 1 and not self.channel.soon(self._take_heard)):
+        if len(self._heard) == 1:
+            self.channel.soon(self._take_heard)
+        elif len(self._heard) >= AT_ONCE:
             self._take_heard()
 
     def _take_heard(self) -> None:

@@ -248,7 +248,7 @@ def _each_list(room: RoomId, lists: object) -> Sequence[Any]:
 
 def _check_inside(what: str, room: RoomId, indices: IndexArray, limit: int, where: str = "") -> None:
     # As unsigned, a negative index is huge: one comparison holds both bounds.
-    if len(indices) and int(np.maximum.reduce(indices.view(np.uint64))) >= limit:
+    if np.count_nonzero(indices.view(np.uint64) >= np.uint64(limit)):
         bad = indices[(indices < 0) | (indices >= limit)]
         raise PlanError(
             f"{what} of room {room} are outside the pool",

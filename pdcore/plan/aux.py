@@ -42,7 +42,8 @@ class AuxCopier:
             _column([r.local_offset for r in runs]),
             _column([r.remote_offset for r in runs]),
         )
-        self._lengths = _column([r.length for r in runs])
+        self._lengths = np.array([r.length for r in runs], np.uint64)
+        self._pair_index = np.arange(len(runs) + 1)
 
     def __call__(self, local: IndexArray, remote: IndexArray) -> WriteBatch:
         """Return the batch that copies slot ``local[i]`` to ``remote[i]``.
@@ -53,12 +54,13 @@ class AuxCopier:
         check_lists("aux slot", local, remote, *self._slots)
         if len(local) == 0:
             return WriteBatch.empty()
-        here, there = (
-            (slots.view(np.uint64)[None, :] * strides + offsets).reshape(-1)
-            for slots, strides, offsets in zip((local, remote), self._strides, self._offsets, strict=True)
+        return WriteBatch(
+            *self._regions,
+            self._pair_index * len(local),
+            (local.view(np.uint64) * self._strides[0] + self._offsets[0]).ravel(),
+            (remote.view(np.uint64) * self._strides[1] + self._offsets[1]).ravel(),
+            self._lengths.repeat(len(local)),
         )
-        pairs = np.arange(len(self._lengths) + 1) * len(local)
-        return WriteBatch(*self._regions, pairs, here, there, self._lengths.repeat(len(local)))
 
 
 def _column(values: Sequence[int]) -> OffsetArray:

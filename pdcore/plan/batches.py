@@ -62,7 +62,7 @@ class Slicer:
         """Take at most so many entries and bytes, but at least one entry; empty when none is left."""
         batch, low, n = self._batch, self._low, len(self._batch)
         high = n if max_entries is None else min(n, low + max_entries)
-        if max_bytes is not None and low < n:
+        if max_bytes is not None and max_bytes < self.nbytes:
             before = int(self._ends[low - 1]) if low else 0
             within = int(np.searchsorted(self._ends, np.uint64(before + max_bytes), side="right"))
             high = min(high, max(low + 1, within))

@@ -56,7 +56,7 @@ def check_lists(
         )
     for side, limit, indices in (("local", local_items, local), ("remote", remote_items, remote)):
         # As unsigned, a negative index is huge: one comparison holds both bounds.
-        if len(indices) and int(np.maximum.reduce(indices.view(np.uint64))) >= limit:
+        if np.count_nonzero(indices.view(np.uint64) >= np.uint64(limit)):
             bad = indices[(indices < 0) | (indices >= limit)]
             raise PlanError(
                 f"{what} indices leave the {side} pool",

@@ -100,7 +100,8 @@ class KVCopier:
             size, rank = self._cp
             mine = np.arange(first, start + len(pages)) // self._block % size == rank
             local, remote = local[mine], remote[mine]
-        return join([copy(local, remote) for copy in self._copiers])
+        batches = [copy(local, remote) for copy in self._copiers]
+        return batches[0] if len(batches) == 1 else join(batches)
 
 
 @lru_cache(maxsize=256)

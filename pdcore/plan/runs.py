@@ -9,7 +9,7 @@ from pdcore.plan.indices import IndexArray
 
 __all__ = ["Runs", "merge_runs"]
 
-_FIRST = np.zeros(1, np.int64)
+_FIRST, _ONE = np.zeros(1, np.int64), np.ones(1, np.int64)
 
 
 @attrs.frozen(eq=False)
@@ -25,7 +25,7 @@ def merge_runs(local: IndexArray, remote: IndexArray) -> Runs:
     """Merge the pairs ``local[i] -> remote[i]`` of two equally long lists into runs, in their order."""
     n = len(local)
     if n <= 1:
-        return Runs(local, remote, np.ones(n, np.int64))
+        return Runs(local, remote, _ONE[:n])
     broken = (local[1:] - local[:-1] != 1) | (remote[1:] - remote[:-1] != 1)
     first = np.concatenate((_FIRST, np.flatnonzero(broken) + 1))
     counts = np.empty_like(first)

@@ -83,7 +83,7 @@ class Channel:
         self._on_refused, self._on_connection = on_refused, on_connection
         self._on_unreachable = on_unreachable
         self._orders: deque[Callable[[], None]] = deque()  # the first one may be under way
-        self._put_off: deque[Callable[[], None]] = deque()  # the owner's; its posts wait for no order
+        self._put_off: deque[Callable[[], None]] = deque()  # their posts wait for no order
         self._wakeup = Wakeup()
         self._sockets = Sockets(incarnation.encode(), curve, self._wakeup, dead_after)
         self._admission = Admission(
@@ -125,12 +125,10 @@ class Channel:
         self._orders.append(action)
         self._wake()
 
-    def soon(self, action: Callable[[], None]) -> bool:
-        """Do something on this thread once what has arrived is handled; False where it is not the owner."""
-        if threading.get_ident() != self._thread.ident:
-            return False
+    def soon(self, action: Callable[[], None]) -> None:
+        """Have the owner thread do something once it has handled what has arrived; before its orders."""
         self._put_off.append(action)
-        return True
+        self._wake()
 
     def close(self, deadline: Deadline) -> None:
         """Send what was posted, close every socket, and end the thread; idempotent. Nothing in a child."""
@@ -208,7 +206,9 @@ class Channel:
                     next_tick = time.monotonic() + self._tick
                     self._guarded("tick", self._on_tick)
                     self._hang_up_late()
-                while self._put_off:
+                for _ in range(
+                    len(self._put_off)
+                ):  # what they put off comes after the next look at the sockets
                     self._guarded("action", self._put_off.popleft())
                 while self._orders:
                     self._guarded("order", self._orders[0])

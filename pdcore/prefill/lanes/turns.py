@@ -4,9 +4,9 @@ A large shipment goes out in pieces (``pace``). After each piece the lane looks 
 waits: one turn is for the shipment that has least left, the next for the oldest, so that neither starves
 the other. The deliveries of one room keep their order.
 
-Small deliveries that come on the control thread are submitted there, once it has handled what has arrived,
-if the engine takes them promptly: waking the lane costs more than the copies. What is not over then is the
-lane's.
+Small deliveries are submitted by the control thread, once it has handled what has arrived, if the engine
+takes them promptly: the fewer threads want the interpreter, the less each waits, and those that wait together
+share an engine call. What is not over then is the lane's.
 """
 
 from __future__ import annotations
@@ -71,15 +71,16 @@ Load = Callable[[list[Delivery], int, Pace], ShipmentInTurns]
 """Makes a shipment of deliveries, with an estimate of their bytes."""
 
 
-Soon = Callable[[Callable[[], None]], bool]
-"""Has the calling thread do something once it has handled what it is at; False: it has no such moment."""
+Soon = Callable[[Callable[[], None]], None]
+"""Has the control thread do something once it has handled what has arrived."""
 
 
 class Outbox:
     """The deliveries that wait for one lane.
 
     Without ``soon`` the engine's ``write`` may take long, so that only the lane calls it. The condition
-    guards ``_served`` (a thread is at work here; all but ``_posted`` belongs to it) and ``_closed``.
+    guards ``_served`` (a thread is at work here; all but ``_posted`` belongs to it), ``_due`` (the control
+    thread will be) and ``_closed``.
     """
 
     def __init__(self, lane: Lane, page_bytes: int, pace: Pace, soon: Soon | None) -> None:
@@ -92,14 +93,21 @@ class Outbox:
         self._pace = pace
         self._oldest_next = False
         self._idle = threading.Condition()
-        self._served = self._closed = False
+        self._served = self._due = self._closed = False
 
     def post(self, delivery: Delivery, load: Load) -> None:
         """Have a delivery shipped with others that wait; refuses it if the lane is closed."""
         self._posted.append((delivery, load))
-        small = self._size(delivery) < SHARED_BYTES
-        if not (small and self._soon is not None and self._soon(self._serve_here)):
+        if self._soon is None or self._size(delivery) >= SHARED_BYTES:
             self._leave_to_lane()
+            return
+        with self._idle:
+            due, self._due = self._due, not self._closed
+            closed = self._closed
+        if closed:
+            self._leave_to_lane()
+        elif not due:
+            self._soon(self._serve_here)
 
     def close(self, last: Callable[[], None] | None = None) -> None:
         """Let the lane end after what was posted, and then do something; idempotent.
@@ -119,13 +127,17 @@ class Outbox:
             self._served = True
             return True
 
-    def _release(self) -> None:
-        """Leave to the lane what is left, and what came meanwhile."""
+    def _release(self, *, here_again: bool = False) -> None:
+        """Leave what is left, and what came meanwhile, to the control thread if it comes, or to the lane."""
         left = bool(self._waiting or self._under_way)
         with self._idle:
-            self._served = False
+            due, closed = self._due, self._closed
+            self._served, self._due = False, due or (here_again and not closed)
             self._idle.notify_all()
-        if left or self._posted:
+        if here_again and not closed:
+            if not due and self._soon is not None:
+                self._soon(self._serve_here)
+        elif left or (self._posted and not due):
             self.lane.put(self._serve)  # one that is closed waits for this moment, to serve a last time
 
     def _leave_to_lane(self) -> None:
@@ -140,23 +152,31 @@ class Outbox:
 
     def _serve_here(self) -> None:
         """Submit what is small, on a thread that others wait for."""
-        if not self._posted:
-            return
+        with self._idle:
+            self._due = False
         if not self._seize():
             if self._closed:
                 self._leave_to_lane()
             return
+        untouched = False
         try:
             self._load()
             room = SHARED_BYTES
-            for turn, _ in list(self._under_way):
-                if room > 0 and turn.left < 2 * SHARED_BYTES and self._plan(turn):
+            later = []
+            for pair in list(self._under_way):
+                turn = pair[0]
+                if turn.left >= 2 * SHARED_BYTES:
+                    continue
+                if room <= 0:
+                    later.append(pair)
+                elif self._plan(turn):
                     room -= turn.left
                     if turn.left < 2 * SHARED_BYTES:  # state comes on top of the pages
                         self._step(turn, alone=len(self._under_way) == 1)
             self._under_way = [pair for pair in self._under_way if not pair[0].ended]
+            untouched = self._under_way == later != []
         finally:
-            self._release()
+            self._release(here_again=untouched)
 
     def _serve_last(self, last: Callable[[], None] | None) -> None:
         with self._idle:

@@ -36,10 +36,14 @@ OF_PEERS = frozenset(
         s.PeerFailed,
         s.PeerGone,
         s.Reconnected,
+        PairRequest,
+        PairReply,
+        Bye,
     }
 )
-"""What tells who is there: kept apart from what rooms do, which is more."""
-MESSAGES_OF_PEERS = frozenset({PairRequest, PairReply, Bye})
+"""What tells who is there, messages among it: kept apart from what rooms do, which is more."""
+QUIET = frozenset({s.Tick, Heartbeat})
+"""What changes nothing as a rule."""
 
 Answer = Facts | PairReply | tuple[Misfit, ...]
 """What the machine was told as it asked what a peer means to this side."""
@@ -82,7 +86,8 @@ class StimulusLog:
 
     def __init__(self, most: int = MOST, most_bytes: int = MOST_BYTES) -> None:
         self._most_bytes, self._bytes, self._number = most_bytes, 0, 0
-        self._rooms: deque[tuple[LoggedStimulus, int]] = deque(maxlen=most)
+        self._rooms: deque[tuple[int, float, s.Stimulus, int]] = deque(maxlen=most)
+        """Number, moment, stimulus, and the bytes of what can be long in it: each request notes six."""
         self._peers: deque[LoggedStimulus] = deque(maxlen=most)
         self._quiet: deque[LoggedStimulus] = deque(maxlen=most)
         self._answers: list[Answer] = []
@@ -100,34 +105,35 @@ class StimulusLog:
     def note(self, stimulus: s.Stimulus, moment: float, *, acted: bool) -> None:
         """Note what the machine has handled; ``acted``: it wanted something done, or refused it."""
         self._number += 1
-        kind = type(stimulus)
-        message = type(stimulus.message) if isinstance(stimulus, s.Heard) else None
-        entry = LoggedStimulus(self._number, moment, stimulus)
-        if kind in OF_PEERS or message in MESSAGES_OF_PEERS:
-            self._peers.append(entry._replace(answers=tuple(self._answers)))
+        what = stimulus.message if isinstance(stimulus, s.Heard) else stimulus
+        kind = type(what)
+        if kind in OF_PEERS:
+            self._peers.append(LoggedStimulus(self._number, moment, stimulus, tuple(self._answers)))
             self._answers.clear()
-        elif not acted and (kind is s.Tick or message is Heartbeat):
-            self._quiet.append(entry)
+        elif not acted and kind in QUIET:
+            self._quiet.append(LoggedStimulus(self._number, moment, stimulus))
         else:
-            self._note_of_room(entry)
+            measure = _LONG.get(kind)
+            self._note_of_room(stimulus, moment, 0 if measure is None else measure(what))
 
     def entries(self) -> tuple[LoggedStimulus, ...]:
         """Return what is kept, the oldest first."""
-        return tuple(sorted((*(entry for entry, _ in self._rooms), *self._peers, *self._quiet)))
+        of_rooms = (LoggedStimulus(*entry[:3]) for entry in self._rooms)
+        return tuple(sorted((*of_rooms, *self._peers, *self._quiet)))
 
     def recording(self, ours: PeerDescription, settings: Settings, state: Picture) -> Recording:
         """Return all that is kept, with the state that the machine has reached."""
         entries = self.entries()
         return Recording(ours, settings, entries, self._number - len(entries), state)
 
-    def _note_of_room(self, entry: LoggedStimulus) -> None:
-        rooms, size = self._rooms, _bytes_of(entry.stimulus)
+    def _note_of_room(self, stimulus: s.Stimulus, moment: float, size: int) -> None:
+        rooms = self._rooms
         if len(rooms) == rooms.maxlen:
-            self._bytes -= rooms.popleft()[1]
-        rooms.append((entry, size))
+            self._bytes -= rooms.popleft()[3]
+        rooms.append((self._number, moment, stimulus, size))
         self._bytes += size
         while self._bytes > self._most_bytes and len(rooms) > 1:
-            self._bytes -= rooms.popleft()[1]
+            self._bytes -= rooms.popleft()[3]
 
 
 def history(entries: Iterable[LoggedStimulus], room: RoomId) -> list[LoggedStimulus]:
@@ -149,13 +155,6 @@ def history(entries: Iterable[LoggedStimulus], room: RoomId) -> list[LoggedStimu
         if about:
             found.append(entry)
     return found
-
-
-def _bytes_of(stimulus: s.Stimulus) -> int:
-    """Return the bytes of what can be long in a stimulus."""
-    what = stimulus.message if isinstance(stimulus, s.Heard) else stimulus
-    measure = _LONG.get(type(what))
-    return measure(what) if measure is not None else 0
 
 
 def _of_digests(*several: Digests) -> int:
