@@ -12,7 +12,7 @@ __all__ = ["EntryBudget"]
 class EntryBudget:
     """Keeps the entries outstanding at one peer within a limit (None: no limit).
 
-    The lock guards ``_left``. Nobody may take more at once than the limit.
+    The lock guards ``_left``, which stays None where there is no limit. Nobody may take more at once than it.
     """
 
     def __init__(self, limit: int | None) -> None:
@@ -21,9 +21,9 @@ class EntryBudget:
 
     def take(self, entries: int) -> bool:
         """Take entries if there are enough; never blocks."""
+        if self._left is None:
+            return True
         with self._given:
-            if self._left is None:
-                return True
             if self._left < entries:
                 return False
             self._left -= entries
@@ -31,10 +31,11 @@ class EntryBudget:
 
     def give(self, entries: int) -> None:
         """Give entries back once they are drained."""
+        if self._left is None:
+            return
         with self._given:
-            if self._left is not None:
-                self._left += entries
-                self._given.notify_all()
+            self._left += entries
+            self._given.notify_all()
 
     def wait(self, entries: int, deadline: Deadline) -> bool:
         """Wait until there are enough; return False at the deadline."""

@@ -36,6 +36,8 @@ from pdcore.wire.wakeup import Wakeup
 __all__ = ["Channel", "Route"]
 
 _BATCH = 256
+ROUNDS = 2
+"""What was put off, and what that put off in turn; what goes on for longer lets the sockets come between."""
 LAST_WORDS = 1.0
 """Seconds that a connection stays on which there are last words."""
 
@@ -206,10 +208,9 @@ class Channel:
                     next_tick = time.monotonic() + self._tick
                     self._guarded("tick", self._on_tick)
                     self._hang_up_late()
-                for _ in range(
-                    len(self._put_off)
-                ):  # what they put off comes after the next look at the sockets
-                    self._guarded("action", self._put_off.popleft())
+                for _ in range(ROUNDS):
+                    for _ in range(len(self._put_off)):
+                        self._guarded("action", self._put_off.popleft())
                 while self._orders:
                     self._guarded("order", self._orders[0])
                     self._orders.popleft()  # only now: a post that comes meanwhile goes out after it
@@ -259,15 +260,16 @@ class Channel:
         self._complaints.about(f"unauthenticated {name}", f"unauthenticated peer {name}: {error}")
 
     def _guarded(self, what: str, action: Callable[[], None], sender: bytes = b"this process") -> None:
-        name = _name(sender)
         try:
             action()
         except PDCoreError as error:
             self.counts["refused"] += 1
+            name = _name(sender)
             self._complaints.about(f"{what} {name}", f"{what}, peer {name}: {error}")
         # One peer's message must never end the thread that serves all of them.
         except Exception as error:
             self.counts["errors"] += 1
+            name = _name(sender)
             self._complaints.about(f"{what} {name}", f"handling a {what} failed, peer {name}", error)
 
     def _complain(self, what: str, route: Route, error: Exception) -> None:
