@@ -26,10 +26,11 @@ from pdcore.wire.access.curve import Curve
 from pdcore.wire.codec import Codec
 from pdcore.wire.complaints import COMPLAINT_SECONDS, Complaints
 from pdcore.wire.fit import check_size
+from pdcore.wire.frames import Frames
 from pdcore.wire.messages import Message
 from pdcore.wire.monitor import ConnectionEvent
 from pdcore.wire.pieces import join, split
-from pdcore.wire.sockets import Frames, Route, Sockets
+from pdcore.wire.sockets import Route, Sockets
 from pdcore.wire.stamp import Stamps
 from pdcore.wire.wakeup import Wakeup
 

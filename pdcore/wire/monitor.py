@@ -12,10 +12,9 @@ from enum import Enum
 import attrs
 import zmq
 
-__all__ = ["READABLE", "Connection", "ConnectionEvent", "Monitor"]
+from pdcore.wire.frames import readable
 
-READABLE = int(zmq.POLLIN)
-"""As a plain number: an operation with the flag costs more than asking the socket for its events."""
+__all__ = ["Connection", "ConnectionEvent", "Monitor"]
 
 
 class Connection(Enum):
@@ -82,7 +81,7 @@ class Monitor:
     def events(self, most: int) -> list[ConnectionEvent]:
         """Return what has happened since the last call, at most so much; never waits."""
         events: list[ConnectionEvent] = []
-        while len(events) < most and int(self.socket.getsockopt(zmq.EVENTS)) & READABLE:
+        while len(events) < most and readable(self.socket):
             head, endpoint = self.socket.recv_multipart(zmq.NOBLOCK)
             what, value = _HEAD.unpack(head)
             events.append(ConnectionEvent(Connection(what), value, endpoint.decode()))

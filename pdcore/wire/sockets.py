@@ -17,24 +17,19 @@ from pdcore.errors import BootstrapError, WireError
 from pdcore.host.address import join
 from pdcore.wire.access.curve import CURVE_OVERHEAD_BYTES, Curve
 from pdcore.wire.access.greeting import Greeting
-from pdcore.wire.monitor import READABLE, ConnectionEvent, Monitor
+from pdcore.wire.frames import Frames, readable, receive_frames, send_frames
+from pdcore.wire.monitor import ConnectionEvent, Monitor
 from pdcore.wire.pieces import PIECE_BYTES
 from pdcore.wire.wakeup import Wakeup
 
-__all__ = ["HANDSHAKE_SECONDS", "Frames", "Route", "Sockets"]
+__all__ = ["HANDSHAKE_SECONDS", "Route", "Sockets"]
 
 Route = NewType("Route", bytes)
 """Names one peer of a channel: a dialled address, or the identity with which it dialled us."""
 
-Frames = list[bytes | memoryview]
-
 HANDSHAKE_SECONDS = 10.0
 """So long may one that dialled us take to say who it is, without being let in."""
 
-_EVENTS, _NOW, _MORE = int(zmq.EVENTS), int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
-"""As numbers: joining members of an Enum takes longer than a small frame does."""
-_WORTH_SHARING = 64 * 1024
-"""Bytes from which on libzmq is lent a frame, which takes objects and locks, and copies none."""
 _HIGH_WATER = 100_000
 _MOST_SOCKETS = 16_384
 """Of one context; libzmq's default is 1,023, and a dialled peer takes three: one to talk, two to watch it."""
@@ -192,9 +187,9 @@ class Sockets:
         if line is None:
             return False
         try:
-            _send(line.socket, frames)
+            send_frames(line.socket, frames)
         finally:
-            if self._readable(line.socket):
+            if readable(line.socket):
                 self.stirred.append(line.socket)
         return True
 
@@ -217,9 +212,9 @@ class Sockets:
             return None
         with self.lock:
             # Asking costs a tenth of the exception by which an empty socket would answer.
-            if not self._readable(socket):
+            if not readable(socket):
                 return None
-            frames = _receive(socket)
+            frames = receive_frames(socket)
         return line.route if line.route is not None else Route(frames.pop(0).bytes), frames
 
     def is_monitor(self, socket: zmq.Socket[bytes]) -> bool:
@@ -288,23 +283,3 @@ class Sockets:
             descriptor = socket.fileno()
         self._poller.unregister(descriptor)
         del self._polled[descriptor]
-
-    @staticmethod
-    def _readable(socket: zmq.Socket[bytes]) -> bool:
-        return bool(int(socket.getsockopt(_EVENTS)) & READABLE)
-
-
-# As send_multipart and recv_multipart: those take three times as long for the few small frames of a message.
-
-
-def _send(socket: zmq.Socket[bytes], frames: Frames) -> None:
-    last = len(frames) - 1
-    for nth, frame in enumerate(frames):
-        socket.send(frame, _NOW if nth == last else _MORE, len(frame) < _WORTH_SHARING)
-
-
-def _receive(socket: zmq.Socket[bytes]) -> list[zmq.Frame]:
-    frames = [socket.recv(_NOW, copy=False)]
-    while frames[-1].more:
-        frames.append(socket.recv(_NOW, copy=False))
-    return frames

@@ -32,7 +32,7 @@ LAST_ROOM = 1_000
 """From here on the pair numbers rooms itself."""
 
 CONFIG = Config(
-    timeouts=Timeouts(request=DEADLINE, pairing=PAIRING, bootstrap=PAIRING),
+    timeouts=Timeouts(request=DEADLINE, pairing=PAIRING),  # of the bootstrap service none is a fault
     liveness=LivenessConfig(interval=0.05, max_failures=12),
 )
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import zmq
 
-from pdcore.wire.monitor import READABLE
+from pdcore.wire.frames import readable
 
 __all__ = ["Greeting"]
 
@@ -41,7 +41,7 @@ class Greeting:
 
         It is empty for a peer that speaks another protocol.
         """
-        while int(self.socket.getsockopt(zmq.EVENTS)) & READABLE:
+        while readable(self.socket):
             peer, said = self.socket.recv_multipart(zmq.NOBLOCK)
             if not said and not self._heard:
                 with suppress(zmq.ZMQError):  # who has hung up already does not answer
