@@ -149,6 +149,8 @@ class Driver:
     def _carry_out(self) -> None:
         """Carry out what is to be done, unless a thread is at it."""
         todo, carriers, mine = self._todo, self._carriers, False
+        if not todo:  # what was wanted, if anything, is in the hands of who is at it
+            return
         try:
             with self._lock:
                 if self._carrying or not todo:

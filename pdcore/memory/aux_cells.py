@@ -24,7 +24,8 @@ class Cells:
         self._row_len = schema.row_len
         self._parts = tuple(parts)
         self._runs = runs_between(form, AuxForm.rows(schema))
-        self._room = form.cells[0]
+        room = form.cells[0]
+        self._rooms = self._parts[room.region].numbers(room.offset)
 
     def read(self, slot: int) -> Bytes:
         """Return a copy of a slot's data, as a row of the schema."""
@@ -44,12 +45,11 @@ class Cells:
 
     def room(self, slot: int) -> int:
         """Return whose data a slot holds."""
-        part = self._parts[self._room.region]
-        return room_of(part.read(slot, self._room.offset, ROOM_BYTES))
+        return int(self._rooms[slot])
 
     def give(self, slot: int, room: int) -> None:
         """Say whose data a slot holds."""
-        self._parts[self._room.region].write(slot, room_bytes(room), self._room.offset)
+        self._rooms[slot] = room
 
 
 def room_bytes(room: int) -> Bytes:

@@ -15,9 +15,10 @@ from pdcore.model import CPU, Device
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Bytes", "Rows", "device_memory", "host_memory", "rows_in", "rows_of", "rows_on"]
+__all__ = ["Bytes", "Numbers", "Rows", "device_memory", "host_memory", "rows_in", "rows_of", "rows_on"]
 
 Bytes = npt.NDArray[np.uint8]
+NUMBER_BYTES = 8
 
 
 class Rows(Protocol):
@@ -29,8 +30,19 @@ class Rows(Protocol):
     def write(self, slot: int, data: Bytes, start: int = 0) -> None:
         """Replace bytes of a row, from ``start`` on."""
 
+    def numbers(self, start: int) -> Numbers:
+        """Return the numbers (int64) that begin at ``start`` of each row, to be read and written by slot."""
+
     def region(self, name: str) -> Region:
         """Return the engine region of all rows."""
+
+
+class Numbers(Protocol):
+    """A number per slot."""
+
+    def __getitem__(self, slot: int, /) -> Any: ...
+
+    def __setitem__(self, slot: int, value: int, /) -> None: ...
 
 
 class _HostRows:
@@ -44,6 +56,9 @@ class _HostRows:
 
     def write(self, slot: int, data: Bytes, start: int = 0) -> None:
         self._memory[slot, start : start + len(data)] = data
+
+    def numbers(self, start: int) -> Numbers:
+        return self._memory[:, start : start + NUMBER_BYTES].view(np.int64)[:, 0]
 
     def region(self, name: str) -> Region:
         return Region.of(name, self._memory)
@@ -65,8 +80,22 @@ class _TensorRows:
 
         self._memory[slot, start : start + len(data)].copy_(torch.from_numpy(data))
 
+    def numbers(self, start: int) -> Numbers:
+        return _TensorNumbers(self, start)
+
     def region(self, name: str) -> Region:
         return Region.of(name, self._memory)
+
+
+class _TensorNumbers:
+    def __init__(self, rows: _TensorRows, start: int) -> None:
+        self._rows, self._start = rows, start
+
+    def __getitem__(self, slot: int) -> int:
+        return int(self._rows.read(slot, self._start, NUMBER_BYTES).view(np.int64)[0])
+
+    def __setitem__(self, slot: int, value: int) -> None:
+        self._rows.write(slot, np.array([value], np.int64).view(np.uint8), self._start)
 
 
 def host_memory(what: str, items: int, item_len: int) -> Bytes:

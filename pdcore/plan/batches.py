@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 
-from pdcore.contract.regions import WriteBatch
+from pdcore.contract.regions import OffsetArray, WriteBatch
 
 __all__ = ["Slicer", "join", "slices", "split_entries"]
 
@@ -18,11 +20,12 @@ def join(batches: Sequence[WriteBatch]) -> WriteBatch:
     full = [b for b in batches if len(b)]
     if len(full) <= 1:
         return full[0] if full else WriteBatch.empty()
-    counts = np.concatenate([b.starts[1:] - b.starts[:-1] for b in full])
+    before = [0, *accumulate(map(len, full))]
+    starts = [b.starts[:-1] + first for b, first in zip(full, before, strict=False)]
     return WriteBatch(
         np.concatenate([b.local_regions for b in full]),
         np.concatenate([b.remote_regions for b in full]),
-        np.concatenate((_ZERO, counts.cumsum())),
+        np.concatenate([*starts, before[-1:]]),
         np.concatenate([b.local_offsets for b in full]),
         np.concatenate([b.remote_offsets for b in full]),
         np.concatenate([b.lengths for b in full]),
@@ -49,14 +52,17 @@ def split_entries(batch: WriteBatch, max_entry_bytes: int | None) -> WriteBatch:
 
 
 class Slicer:
-    """Takes a batch in pieces, in order. ``entries`` and ``nbytes`` are those that are left."""
+    """Takes a batch of ``nbytes`` in pieces, in order. ``entries`` and ``nbytes`` are those that are left."""
 
-    def __init__(self, batch: WriteBatch) -> None:
+    def __init__(self, batch: WriteBatch, nbytes: int | None = None) -> None:
         self._batch = batch
         self._low = 0
-        self._ends = batch.lengths.cumsum()
         self.entries = len(batch)
-        self.nbytes = int(self._ends[-1]) if len(batch) else 0
+        self.nbytes = batch.nbytes if nbytes is None else nbytes
+
+    @cached_property
+    def _ends(self) -> OffsetArray:
+        return self._batch.lengths.cumsum()
 
     def take(self, max_entries: int | None, max_bytes: int | None = None) -> WriteBatch:
         """Take at most so many entries and bytes, but at least one entry; empty when none is left."""
@@ -67,7 +73,10 @@ class Slicer:
             within = int(np.searchsorted(self._ends, np.uint64(before + max_bytes), side="right"))
             high = min(high, max(low + 1, within))
         self._low, self.entries = high, n - high
-        self.nbytes = int(self._ends[-1] - self._ends[high - 1]) if high else self.nbytes
+        if high == n:
+            self.nbytes = 0
+        elif low < high:
+            self.nbytes = int(self._ends[-1] - self._ends[high - 1])
         if low == 0 and high == n:
             return batch
         if low == high:

@@ -154,7 +154,7 @@ class Shipment:
         longest = self._engine.capabilities.max_entry_bytes
         if self._pace is not None:
             longest = min(longest or ENTRY_BYTES, ENTRY_BYTES)
-        self._rest = Slicer(split_entries(batch, longest))
+        self._rest = Slicer(split_entries(batch, longest), sum(d.nbytes for d in self._deliveries))
         self.left = self._rest.nbytes
 
     def _reap(self, alone: bool) -> bool:
@@ -171,6 +171,7 @@ class Shipment:
                 return True
             self._flights.popleft()
             flight.give_back()
+            del flight.transfer  # which knows the flight: a circle, and garbage collections take time
             now = time.monotonic()
             if alone and flight.paced and self._pace is not None:
                 self._pace.took(now - max(flight.at, self._landed_at))

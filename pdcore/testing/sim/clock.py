@@ -11,9 +11,10 @@ __all__ = ["Clock"]
 class Clock:
     """Does what is due, in order; what is due at one moment in the order in which it was planned."""
 
+    __slots__ = ("_later", "_planned", "now")
+
     def __init__(self) -> None:
         self.now = 1.0
-        self.steps = 0
         self._later: list[tuple[float, int, Callable[[], None]]] = []
         self._planned = 0
 
@@ -27,6 +28,10 @@ class Clock:
         if not self._later:
             return False
         self.now, _, what = heapq.heappop(self._later)
-        self.steps += 1
         what()
         return True
+
+    @property
+    def steps(self) -> int:
+        """How many things were done."""
+        return self._planned - len(self._later)

@@ -94,14 +94,16 @@ class SimulatedRank:
         actions = self.machine.handle(stimulus, self.world.clock.now)
         if not actions:
             return
-        self._todo.extend(actions)
         if self._doing:
+            self._todo.extend(actions)
             return
-        self._doing = True
+        self._doing, carry, todo = True, self._carry, self._todo
         try:
-            while self._todo:
-                action = self._todo.popleft()
-                self._carry[type(action)](action)
+            for action in actions:
+                carry[type(action)](action)
+            while todo:
+                action = todo.popleft()
+                carry[type(action)](action)
         finally:
             self._doing = False
 
