@@ -132,7 +132,7 @@ class KVReceiver(RoomHandle):
     def release_safe(self) -> bool:
         self._require_here()
         if self.record.silent:
-            self._host.claims.free(self._claim)
+            self.fell_silent()
         return self.record.silent
 
     def unsafe_because(self) -> str:
@@ -154,4 +154,5 @@ class KVReceiver(RoomHandle):
         )
 
     def fell_silent(self) -> None:
-        self._host.claims.free(self._claim)
+        claim, self._claim = self._claim, None  # which knows its holder: a circle
+        self._host.claims.free(claim)

@@ -420,6 +420,35 @@ def test_wherever_ctrl_c_comes_the_side_goes_on_and_tells_of_every_room_that_end
     assert number > 20
 
 
+def test_peers_are_told_of_all_that_happened_together_before_anybody_is_woken(side: Side) -> None:
+    side.pair()
+    handles = [side.open(number) for number in range(1, 4)]
+    for handle in handles:
+        side.feed(s.Heard(DECODE, Opened(handle.room, Generation(handle.room), 0.0)))
+    side.done.clear()
+    side.driver.feed_all([give_up(handle) for handle in handles])
+    assert side.names() == ["Post"] * 3 + ["Ended"] * 3
+
+
+def test_a_defect_in_one_of_several_keeps_none_of_the_others(
+    side: Side, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, third = (side.open(number) for number in range(1, 4))
+    end = side.machine.sending.give_up
+    once = iter([None])
+
+    def broken(room: SendRoom, failure: KVTransferError) -> None:
+        if room is second.record and next(once, 0) is None:
+            raise ZeroDivisionError("a defect")
+        end(room, failure)
+
+    monkeypatch.setattr(side.machine.sending, "give_up", broken)
+    side.driver.feed_all([give_up(handle) for handle in (first, second, third)])
+    assert side.names().count("Ended") == 3
+    assert first.failure() is third.failure() is WHY
+    assert "a defect" in str(second.failure())
+
+
 def test_a_word_that_is_interrupted_does_not_keep_its_rank_from_the_next(side: Side) -> None:
     side.pair()
     side.instead[a.Post] = interrupted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import threading
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from recorder import Recorder
 from pdcore import Deadline, KVLayout, KVPoll, KVReceiver, KVSender, Role
 from pdcore.events import ChunkSubmitted, Event, RoomEnded
 from pdcore.prefill.lanes.pace import Pace
+from pdcore.prefill.lanes.turns import SHARED_BYTES
 
 LONG = list(range(40))
 BROAD = KVLayout.heads(layers=range(16), kv_heads=2, head_dim=32, page_size=4, num_pages=2100)
@@ -92,29 +94,85 @@ def test_chunks_of_one_room_keep_their_order(held: ModuleType) -> None:
     assert [e.is_last for e in events.of(ChunkSubmitted)] == [False] * 9 + [True]
 
 
+class Submitters:
+    """The threads on which prefill submitted chunks."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, ChunkSubmitted) and event.node.role is Role.PREFILL:
+            self.names.append(threading.current_thread().name)
+
+
+@pytest.mark.parametrize("asked_last", [True, False])
 @pytest.mark.parametrize(
     ("backend", "thread"), [("local", "pdcore-prefill-control"), ("mooncake_tcp", "pdcore-lane-")]
 )
-def test_what_is_small_and_was_asked_for_last_needs_no_lane_if_writes_are_prompt(
-    backend: str, thread: str
+def test_what_is_small_needs_no_lane_if_writes_are_prompt(
+    backend: str, thread: str, asked_last: bool
 ) -> None:
-    threads: list[str] = []
-
-    def note(event: Event) -> None:
-        if isinstance(event, ChunkSubmitted) and event.node.role is Role.PREFILL:
-            threads.append(threading.current_thread().name)
-
-    with paired(backend=backend, subscribers=[note]) as pair:
+    threads = Submitters()
+    with paired(backend=backend, subscribers=[threads]) as pair:
         pair.move(9, [1], [1])
-        threads.clear()
-        sender, receiver = pair.open(1)
-        sender.init(1)
-        sender.send([5])
-        receiver.send_metadata([6])
+        threads.names.clear()
+        if asked_last:
+            sender, receiver = pair.open(1)
+            sender.init(1)
+            sender.send([5])
+            receiver.send_metadata([6])
+        else:
+            sender, receiver = begin(pair, 1, [5], [6])
+            sender.send([5])
         finish(sender, receiver)
         assert same_pages(pair.prefill.pools, [5], pair.decode.pools, [6])
-    (submitted,) = threads
+    (submitted,) = threads.names
     assert submitted.startswith(thread)
+
+
+def test_small_ones_that_are_many_together_need_no_lane_either() -> None:
+    threads, each = Submitters(), 1 + SHARED_BYTES // BROAD.page_bytes // 2
+    rooms = 5
+    source, target = pools(BROAD), pools(BROAD)
+    with paired(backend="local", source=source, target=target, subscribers=[threads]) as pair:
+        pair.move(99, [1], [1])
+        threads.names.clear()
+        pages = [list(range(each * n, each * (n + 1))) for n in range(rooms)]
+        handles = [begin(pair, n, own, own) for n, own in enumerate(pages)]
+        there, go_on = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            there.set()
+            go_on.wait(30)
+
+        pair.prefill.channel.call(hold)
+        assert there.wait(30)
+        for (sender, _), own in zip(handles, pages, strict=True):
+            sender.send(own)
+        go_on.set()
+        for sender, receiver in handles:
+            finish(sender, receiver)
+        for own in pages:
+            assert same_pages(source, own, target, own)
+    assert threads.names == ["pdcore-prefill-control"] * rooms
+
+
+def test_requests_leave_nothing_to_the_garbage_collector() -> None:
+    with paired(backend="local") as pair:
+        pair.move(1, [1], [1])
+        gc.collect()
+        gc.disable()
+        try:
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            for room in range(2, 12):
+                pair.move(room, [room], [room])
+            gc.collect()
+            left = {type(it).__qualname__ for it in gc.garbage if type(it).__module__.startswith("pdcore")}
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+    assert left == set()
 
 
 def test_what_many_threads_send_at_once_is_served_by_one_at_a_time_and_none_is_left(held: ModuleType) -> None:

@@ -124,6 +124,35 @@ def stranger(prefill: End) -> Iterator[Stranger]:
 # Carrying
 
 
+def test_what_goes_on_for_ever_keeps_no_message_from_being_heard(prefill: End, decode: End) -> None:
+    turns: list[None] = []
+    over = threading.Event()
+
+    def go_on() -> None:
+        turns.append(None)
+        if not over.is_set():
+            prefill.channel.soon(go_on)
+
+    prefill.channel.soon(go_on)
+    decode.channel.post(decode.channel.dial(prefill.address), released(1))
+    try:
+        assert prefill.next() == released(1)
+    finally:
+        over.set()
+    assert len(turns) > 1
+
+
+@pytest.mark.parametrize("size", [100, 64 * 1024, 300_000])
+def test_rows_of_any_size_arrive_as_they_were(size: int) -> None:
+    ends = End("prefill", bound=True, most=2**20), End("decode", bound=False, most=2**20)
+    row = np.random.default_rng(size).bytes(size)
+    ends[1].channel.post(ends[1].channel.dial(ends[0].address), AuxRow(RoomId(1), Generation(1), row))
+    heard = ends[0].next()
+    for end in ends:
+        end.close()
+    assert heard == AuxRow(RoomId(1), Generation(1), row)
+
+
 def test_messages_on_one_route_keep_their_order_both_ways(prefill: End, decode: End) -> None:
     there = decode.channel.dial(prefill.address)
     for number in range(3000):
