@@ -11,6 +11,9 @@ from pdcore.testing.sim.world import World
 
 __all__ = ["Figures", "ViolatedWorld", "run", "shrunk"]
 
+GARBAGE = 8
+"""Worlds between two collections: each is all circles, and garbage only once it is over."""
+
 
 @attrs.define
 class Figures:
@@ -52,7 +55,7 @@ class ViolatedWorld:
 def run(seed: int, rooms: int, each: int, figures: Figures) -> ViolatedWorld | None:
     """Run worlds of so many requests ``each``; return the first that fails.
 
-    Where the garbage collector is off, it runs between worlds: a world is garbage only once it is over.
+    Where the garbage collector is off, it runs now and then between worlds.
     """
     while figures.rooms < rooms:
         number = min(each, rooms - figures.rooms)
@@ -64,7 +67,7 @@ def run(seed: int, rooms: int, each: int, figures: Figures) -> ViolatedWorld | N
             return ViolatedWorld(seed, str(error))
         figures.add(world, number)
         seed += 1
-        if not gc.isenabled():
+        if not gc.isenabled() and figures.worlds % GARBAGE == 0:
             del world
             gc.collect()
     return None
