@@ -229,7 +229,8 @@ class Machine(Rooms):
                 self.counts["unexpected"] += 1
         elif isinstance(message, Bye):
             if peer is not None:
-                if message.drained:
+                # Another life of it tells nothing of this one's writes.
+                if message.drained and message.incarnation == peer.identity.incarnation:
                     self.receiving.silent(peer.identity)
                 self.peers.lose(peer, words.gone(peer.identity, message.reason), in_order=True)
         elif isinstance(message, Heartbeat) and peer is not None:

@@ -23,6 +23,7 @@ from pdcore.protocol.receive.receive_room import ReceiveRoom
 from pdcore.wire import (
     Abort,
     AuxRow,
+    Bye,
     Failure,
     Message,
     PairReply,
@@ -342,6 +343,29 @@ def test_a_proof_of_silence_is_about_the_rooms_that_it_was_asked_for() -> None:
 
 
 # --- rows that come by message -----------------------------------------------------------------
+
+
+def test_a_rank_that_runs_in_the_place_of_who_was_meant_hears_that_a_room_was_given_up() -> None:
+    decode = Decode()
+    room = decode.open()
+    decode.choose(room)
+    decode.find(ZERO)
+    decode.hear(FIRST, PairReply(THIRD.description))
+    assert room.status is KVPoll.FAILED
+    (told,) = decode.said(FIRST, Abort)
+    assert (told.room, told.generation, told.asked) == (room.room, room.generation, False)
+    assert decode.of(a.Lost)[0].stays
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_farewell_proves_only_its_own_life_silent(own: bool) -> None:
+    decode = Decode()
+    room = decode.asked()
+    life = FIRST.identity.incarnation if own else THIRD.identity.incarnation
+    decode.hear(FIRST, Bye(life, "it shut down in order", drained=True))
+    assert room.status is KVPoll.FAILED
+    assert room.silent is own
+    assert room.writers == (set() if own else {FIRST.identity})
 
 
 def test_a_slot_is_not_free_while_a_row_that_came_is_written() -> None:
