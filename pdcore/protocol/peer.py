@@ -78,8 +78,6 @@ class RemoteRank:
     facts: Facts = attrs.field(factory=Facts)
     description: PeerDescription | None = None
     failure: KVTransferError | None = None
-    replaced: bool = False
-    """Whether another life of it has answered the request to pair."""
     groups: list[PrefillGroup] = attrs.field(factory=list)
     farewells: list[tuple[ReceiveRoom, KVTransferError]] = attrs.field(factory=list)
 
@@ -98,10 +96,9 @@ class RemoteRank:
 
     @property
     def refused(self) -> bool:
-        """Whether it is lost though somebody is there: the two sides, or their engines, do not fit, or it is
-        another life of it."""
+        """Whether it is lost because the two sides, or their engines, do not fit: it is there."""
         codes = FailureCode.INCOMPATIBLE, FailureCode.ENGINE
-        return self.failure is not None and (self.replaced or self.failure.code in codes)
+        return self.failure is not None and self.failure.code in codes
 
     def loss(self, room: int, why: str) -> KVTransferError:
         """Return why a room fails that needs it."""

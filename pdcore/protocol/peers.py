@@ -122,7 +122,6 @@ class Peers:
     def answered(self, peer: RemoteRank, reply: PairReply) -> None:
         """Take a prefill rank's answer; the engine admits its writes before any request goes out."""
         if reply.description.incarnation != peer.identity.incarnation:
-            peer.replaced = True  # who waits there for a room of ours is told
             self.lose(peer, words.replaced(peer.identity, reply.description.incarnation))
         elif misfits := reply.misfits or self._fit.suits(reply.description):
             self.lose(peer, words.misfits(peer.identity, misfits))

@@ -345,18 +345,6 @@ def test_a_proof_of_silence_is_about_the_rooms_that_it_was_asked_for() -> None:
 # --- rows that come by message -----------------------------------------------------------------
 
 
-def test_a_rank_that_runs_in_the_place_of_who_was_meant_hears_that_a_room_was_given_up() -> None:
-    decode = Decode()
-    room = decode.open()
-    decode.choose(room)
-    decode.find(ZERO)
-    decode.hear(FIRST, PairReply(THIRD.description))
-    assert room.status is KVPoll.FAILED
-    (told,) = decode.said(FIRST, Abort)
-    assert (told.room, told.generation, told.asked) == (room.room, room.generation, False)
-    assert decode.of(a.Lost)[0].stays
-
-
 @pytest.mark.parametrize("own", [True, False])
 def test_a_farewell_proves_only_its_own_life_silent(own: bool) -> None:
     decode = Decode()
