@@ -29,7 +29,7 @@ def whole(value: object) -> int | None:
 def real(value: object) -> float | None:
     """Return a finite number of any kind as a float; None if it is anything else, a bool or text included."""
     if type(value) is not float:
-        # A protocol takes ten times as long to ask after as an int to make a float of.
+        # To ask whether it has a protocol takes ten times as long as to make a float of an int.
         if type(value) is not int and not (
             isinstance(value, SupportsFloat | SupportsIndex) and _single(value)
         ):

@@ -40,7 +40,7 @@ T = TypeVar("T")
 Carriers = Mapping[type[Any], Callable[[Any], object]]
 """What carries out each kind of action; none may block."""
 
-AT_THE_END = Ended | Silent | Forget
+ENDS = frozenset({Ended, Silent, Forget})
 """What a turn of the machine ends with."""
 REPEATABLE = Post | Ended | Silent | Lost | Forget
 """What does no harm if it is carried out again; of the rest, a part may have been done."""
@@ -75,35 +75,23 @@ class Driver:
             RoomError: it cannot be opened.
         """
         with self._lock:
-            self._handle(stimulus)
+            self._handle_all((stimulus,))
             handle = make(self._machine.room(stimulus.generation))
             self.handles[stimulus.generation] = handle
         self._carry_out()
         return handle
 
-    def feed(self, stimulus: Stimulus) -> None:
-        """Tell the machine what happened, and have done what it wants.
+    def feed(self, *stimuli: Stimulus) -> None:
+        """Tell the machine what happened, several things if they came together, and have done what it wants.
+
+        What peers are told of all of them comes before who waits here is woken: this thread has not more to
+        say then, for which both would want the interpreter.
 
         Raises:
             RoomError: the scheduler's call is not one that its room can have now; nothing has changed.
         """
         with self._lock:
-            self._handle(stimulus)
-        self._carry_out()
-
-    def feed_all(self, stimuli: Sequence[Stimulus]) -> None:
-        """Tell the machine several things that happened together, none of them a scheduler's call.
-
-        What peers are told of all of them comes before who waits here is woken: this thread has not more to
-        say then, for which both would want the interpreter.
-        """
-        ends: list[Action] = []
-        with self._lock:
-            try:
-                for stimulus in stimuli:
-                    self._handle(stimulus, ends)
-            finally:
-                self._todo.extend(ends)
+            self._handle_all(stimuli)
         self._carry_out()
 
     def look(self, question: Callable[[Machine], T]) -> T:
@@ -123,18 +111,24 @@ class Driver:
 
     # --- inside ------------------------------------------------------------------------------
 
-    def _handle(self, stimulus: Stimulus, ends: list[Action] | None = None) -> None:
-        """Have the machine handle it, and line up what it wants, or what ends rooms in ``ends``; noted after
+    def _handle_all(self, stimuli: Sequence[Stimulus]) -> None:
+        """Have the machine handle them in order, and line up what it wants, the ends of rooms last."""
+        ends: list[Action] = []
+        try:
+            for stimulus in stimuli:
+                self._handle(stimulus, ends)
+        finally:
+            self._todo += ends  # not a call, in which Ctrl-C might come
+
+    def _handle(self, stimulus: Stimulus, ends: list[Action]) -> None:
+        """Have the machine handle it, and line up what it wants, but what ends rooms in ``ends``; noted after
         that, since Ctrl-C may come."""
         now, acted = time.monotonic(), True
         try:
             actions = self._machine.handle(stimulus, now)
             acted = bool(actions)
-            if ends is None:
-                self._todo.extend(actions)
-            else:
-                for action in actions:
-                    (ends if isinstance(action, AT_THE_END) else self._todo).append(action)
+            for action in actions:
+                (ends if type(action) in ENDS else self._todo).append(action)
         except RoomError:
             self._log.note(stimulus, now, acted=True)
             raise

@@ -272,7 +272,7 @@ class Manager(Endpoint):
         """Handle what has arrived together: who waits here is woken once for all of it."""
         heard, self._heard = self._heard, []
         if heard:
-            self.driver.feed_all(heard)
+            self.driver.feed(*heard)
 
     def _on_tick(self) -> None:
         self._take_heard()

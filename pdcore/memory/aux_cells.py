@@ -10,11 +10,10 @@ from pdcore.layout.aux_form import AuxForm, runs_between
 from pdcore.layout.aux_schema import AuxSchema
 from pdcore.memory.aux_rows import Bytes, Rows
 
-__all__ = ["EMPTY", "Cells", "room_bytes", "room_of"]
+__all__ = ["EMPTY", "Cells"]
 
 EMPTY = -1
 """The room of a slot that holds nobody's data."""
-ROOM_BYTES = 8
 
 
 class Cells:
@@ -50,13 +49,3 @@ class Cells:
     def give(self, slot: int, room: int) -> None:
         """Say whose data a slot holds."""
         self._rooms[slot] = room
-
-
-def room_bytes(room: int) -> Bytes:
-    """Return how a row begins that is a room's."""
-    return np.array([room], np.int64).view(np.uint8)
-
-
-def room_of(row: Bytes) -> int:
-    """Return whose a row is."""
-    return int(row[:ROOM_BYTES].view(np.int64)[0])

@@ -15,7 +15,18 @@ from pdcore.model import CPU, Device
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Bytes", "Numbers", "Rows", "device_memory", "host_memory", "rows_in", "rows_of", "rows_on"]
+__all__ = [
+    "Bytes",
+    "Numbers",
+    "Rows",
+    "device_memory",
+    "host_memory",
+    "number_bytes",
+    "number_of",
+    "rows_in",
+    "rows_of",
+    "rows_on",
+]
 
 Bytes = npt.NDArray[np.uint8]
 NUMBER_BYTES = 8
@@ -92,10 +103,20 @@ class _TensorNumbers:
         self._rows, self._start = rows, start
 
     def __getitem__(self, slot: int) -> int:
-        return int(self._rows.read(slot, self._start, NUMBER_BYTES).view(np.int64)[0])
+        return number_of(self._rows.read(slot, self._start, NUMBER_BYTES))
 
     def __setitem__(self, slot: int, value: int) -> None:
-        self._rows.write(slot, np.array([value], np.int64).view(np.uint8), self._start)
+        self._rows.write(slot, number_bytes(value), self._start)
+
+
+def number_bytes(number: int) -> Bytes:
+    """Return a number as it lies in a row."""
+    return np.array([number], np.int64).view(np.uint8)
+
+
+def number_of(data: Bytes) -> int:
+    """Return the number with which some bytes of a row begin."""
+    return int(data[:NUMBER_BYTES].view(np.int64)[0])
 
 
 def host_memory(what: str, items: int, item_len: int) -> Bytes:

@@ -20,9 +20,9 @@ from pdcore.contract.regions import Region
 from pdcore.errors import FailureCode, KVTransferError, LayoutError, RoomError, WireError
 from pdcore.layout.aux_form import AUX_REGION, AuxForm
 from pdcore.layout.aux_schema import AUX_ALIGNMENT, AuxSchema
-from pdcore.memory.aux_cells import EMPTY, Cells, room_bytes, room_of
+from pdcore.memory.aux_cells import EMPTY, Cells
 from pdcore.memory.aux_fields import field_regions, fields_of
-from pdcore.memory.aux_rows import Rows, rows_in, rows_of, rows_on
+from pdcore.memory.aux_rows import Rows, number_bytes, number_of, rows_in, rows_of, rows_on
 from pdcore.model import CPU, Device, RoomId
 
 __all__ = ["AuxDataCodec", "MetadataBuffers"]
@@ -114,13 +114,13 @@ class MetadataBuffers:
             to_do = "hand in a mapping of field names to values"
             raise RoomError(f"the aux values of room {room} are no mapping", shown(values), to_do)
         row = self.cells.read(slot)
-        if room_of(row) != room:
+        if number_of(row) != room:  # a row begins with whose it is
             row[:] = 0
         for name, value in values.items():
             array = self._fitting(name, value)
             offset = self._fields[name][0]
             row[offset : offset + array.nbytes] = array.reshape(-1).view(np.uint8)
-        row[:8] = room_bytes(room)
+        row[:8] = number_bytes(room)
         self.cells.write(slot, row)
 
     def get(self, slot: int, room: RoomId) -> dict[str, npt.NDArray[np.generic]]:
@@ -131,7 +131,7 @@ class MetadataBuffers:
         """
         slot, room = self.slot(slot), room_id(room)
         row = self.cells.read(slot)
-        _check_room(slot, room, room_of(row))
+        _check_room(slot, room, number_of(row))
         return {
             name: row[offset : offset + dtype.itemsize * math.prod(shape)].view(dtype).reshape(shape)
             for name, (offset, dtype, shape) in self._fields.items()

@@ -74,4 +74,4 @@ class Shipping:
             self._driver.feed(DeliveryEnded(delivery, error))
 
     def _drained(self, deliveries: Sequence[DeliveryId]) -> None:
-        self._driver.feed_all([DeliveryDrained(delivery) for delivery in deliveries])
+        self._driver.feed(*map(DeliveryDrained, deliveries))

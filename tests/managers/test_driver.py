@@ -426,7 +426,7 @@ def test_peers_are_told_of_all_that_happened_together_before_anybody_is_woken(si
     for handle in handles:
         side.feed(s.Heard(DECODE, Opened(handle.room, Generation(handle.room), 0.0)))
     side.done.clear()
-    side.driver.feed_all([give_up(handle) for handle in handles])
+    side.driver.feed(*map(give_up, handles))
     assert side.names() == ["Post"] * 3 + ["Ended"] * 3
 
 
@@ -443,7 +443,7 @@ def test_a_defect_in_one_of_several_keeps_none_of_the_others(
         end(room, failure)
 
     monkeypatch.setattr(side.machine.sending, "give_up", broken)
-    side.driver.feed_all([give_up(handle) for handle in (first, second, third)])
+    side.driver.feed(*map(give_up, (first, second, third)))
     assert side.names().count("Ended") == 3
     assert first.failure() is third.failure() is WHY
     assert "a defect" in str(second.failure())

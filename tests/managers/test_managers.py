@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import http.client
 import importlib
 import itertools
@@ -610,3 +611,22 @@ def test_a_pool_can_be_handed_to_the_other_role() -> None:
         pair.move(1, [1], [2])
     with paired(source=right, target=left) as pair:
         pair.move(1, [5], [6])
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_requests_leave_nothing_to_the_garbage_collector(model: TransferModel) -> None:
+    with paired(config(model)) as pair:
+        pair.move(1, [1], [1])
+        gc.collect()
+        gc.disable()
+        try:
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            for room in range(2, 12):
+                pair.move(room, [room], [room])
+            gc.collect()
+            left = {type(it).__qualname__ for it in gc.garbage if type(it).__module__.startswith("pdcore")}
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+    assert left == set()

@@ -342,9 +342,6 @@ def test_a_proof_of_silence_is_about_the_rooms_that_it_was_asked_for() -> None:
     assert new.writers == {FIRST.identity}
 
 
-# --- rows that come by message -----------------------------------------------------------------
-
-
 @pytest.mark.parametrize("own", [True, False])
 def test_a_farewell_proves_only_its_own_life_silent(own: bool) -> None:
     decode = Decode()
@@ -354,6 +351,9 @@ def test_a_farewell_proves_only_its_own_life_silent(own: bool) -> None:
     assert room.status is KVPoll.FAILED
     assert room.silent is own
     assert room.writers == (set() if own else {FIRST.identity})
+
+
+# --- rows that come by message -----------------------------------------------------------------
 
 
 def test_a_slot_is_not_free_while_a_row_that_came_is_written() -> None:

@@ -5,6 +5,7 @@ import queue
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import attrs
 import numpy as np
@@ -144,13 +145,13 @@ def test_what_goes_on_for_ever_keeps_no_message_from_being_heard(prefill: End, d
 
 @pytest.mark.parametrize("size", [100, 64 * 1024, 300_000])
 def test_rows_of_any_size_arrive_as_they_were(size: int) -> None:
-    ends = End("prefill", bound=True, most=2**20), End("decode", bound=False, most=2**20)
-    row = np.random.default_rng(size).bytes(size)
-    ends[1].channel.post(ends[1].channel.dial(ends[0].address), AuxRow(RoomId(1), Generation(1), row))
-    heard = ends[0].next()
-    for end in ends:
-        end.close()
-    assert heard == AuxRow(RoomId(1), Generation(1), row)
+    row = AuxRow(RoomId(1), Generation(1), np.random.default_rng(size).bytes(size))
+    with (
+        closing(End("prefill", bound=True, most=2**20)) as prefill,
+        closing(End("decode", bound=False, most=2**20)) as decode,
+    ):
+        decode.channel.post(decode.channel.dial(prefill.address), row)
+        assert prefill.next() == row
 
 
 def test_messages_on_one_route_keep_their_order_both_ways(prefill: End, decode: End) -> None:
