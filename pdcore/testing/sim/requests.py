@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import attrs
@@ -25,7 +24,6 @@ class Side:
     request: Request
     generation: Generation
     pages: list[int]
-    gone: Callable[[], None]
     opened_at: float = 0.0
     ended: bool = False
     failed: bool = False

@@ -82,7 +82,7 @@ class Router:
         for side in node.sides.values():
             if not side.cleared:
                 side.cleared = True
-                side.gone()
+                self._gone(side.request)
 
     def ask(self, prefills: Sequence[SimulatedRank], decodes: Sequence[SimulatedRank]) -> None:
         """Ask two groups for a room."""
@@ -173,8 +173,7 @@ class Router:
                 node.memory.release(pages, request.serial)
             self._gone(request)
             return None
-        gone = partial(self._gone, request)
-        side = Side(node, request, generation, pages or [], gone, self._world.clock.now)
+        side = Side(node, request, generation, pages or [], self._world.clock.now)
         node.sides[generation] = side
         request.sides.append(side)
         try:
@@ -202,7 +201,7 @@ class Router:
             else:
                 self.successes += 1
             side.node.feed(s.Clear(side.generation))
-            side.gone()
+            self._gone(side.request)
 
     def _gone(self, request: Request) -> None:
         request.open -= 1
@@ -211,6 +210,8 @@ class Router:
             self.under_way -= 1
             self.last_end = self._world.clock.now
             self._ids.append(request.room if self._may_come_again(request) else self._fresh())
+            for side in request.sides:
+                side.room = None
             self._world.clock.after(0.001 * self._chance.random(), self._begin)
 
     def _may_come_again(self, request: Request) -> bool:
