@@ -16,6 +16,7 @@ from pdcore.errors import ArgumentError
 
 __all__ = [
     "CPU",
+    "TERMINAL",
     "AuxTransport",
     "Certainty",
     "Clock",
@@ -72,7 +73,10 @@ class KVPoll(IntEnum):
     @property
     def terminal(self) -> bool:
         """Whether the room has ended."""
-        return self in (KVPoll.FAILED, KVPoll.SUCCESS)
+        return self in TERMINAL
+
+
+TERMINAL = (KVPoll.FAILED, KVPoll.SUCCESS)
 
 
 class DeviceKind(Enum):

@@ -7,7 +7,7 @@ import heapq
 import attrs
 
 from pdcore.errors import FailureCode, KVTransferError, RoomError
-from pdcore.model import Generation, KVPoll, RoomId
+from pdcore.model import TERMINAL, Generation, KVPoll, RoomId
 from pdcore.protocol.actions import Action, Ended, Forget, Post, Silent
 from pdcore.wire import Message, Route
 
@@ -50,7 +50,7 @@ class Room:
     @property
     def over(self) -> bool:
         """Whether it has ended."""
-        return self.status is KVPoll.FAILED or self.status is KVPoll.SUCCESS
+        return self.status in TERMINAL
 
     @property
     def at_rest(self) -> bool:
