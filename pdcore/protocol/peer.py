@@ -30,6 +30,10 @@ class PairingState(Enum):
     LOST = "lost"
 
 
+PAIRED, LOST = PairingState.PAIRED, PairingState.LOST
+"""Asked for with every message: an enum's look-up takes longer than what is asked."""
+
+
 @attrs.frozen
 class Facts:
     """What one rank that receives means to this one: of its group, the ranks ``asking`` ask for each room.
@@ -87,12 +91,12 @@ class RemoteRank:
     @property
     def ready(self) -> bool:
         """Whether it is paired."""
-        return self.state is PairingState.PAIRED
+        return self.state is PAIRED
 
     @property
     def lost(self) -> bool:
         """Whether this life of it is over."""
-        return self.state is PairingState.LOST
+        return self.state is LOST
 
     @property
     def refused(self) -> bool:
@@ -124,7 +128,7 @@ class PrefillGroup:
         """Whether requests may be posted to all members."""
         if not self.members or self.failure is not None:
             return False
-        return all(member.state is PairingState.PAIRED for member in self.members)
+        return all(member.state is PAIRED for member in self.members)
 
 
 class Rooms:

@@ -16,7 +16,7 @@ __all__ = ["Awaited", "Room", "Turn", "may_follow", "require_cleared"]
 
 def may_follow(current: KVPoll, new: KVPoll) -> bool:
     """Return whether a room may move: FAILED and SUCCESS are final, other moves only go up."""
-    return not current.terminal and (new is KVPoll.FAILED or new > current)
+    return current not in TERMINAL and (new > current or new is KVPoll.FAILED)
 
 
 @attrs.frozen

@@ -8,7 +8,7 @@ from pdcore.errors import FailureCode, KVTransferError, WireError
 from pdcore.model import RoomId
 from pdcore.pairing.description import PeerDescription
 from pdcore.wire.codec import Codec
-from pdcore.wire.messages import Message, RequestMetadata
+from pdcore.wire.messages import AuxRow, Message, RequestMetadata
 from pdcore.wire.stamp import STAMP_BYTES
 
 __all__ = ["FRAME_BYTES", "check_size", "limit_of", "overweight", "too_large"]
@@ -26,10 +26,14 @@ def limit_of(ours: int, there: PeerDescription | None) -> int:
 
 def overweight(message: Message, limit: int) -> int | None:
     """Return the size of a message that is larger than ``limit`` bytes; None if it fits."""
+    most = NO_LIMIT + 1
     if isinstance(message, RequestMetadata):
         items = len(message.pages) + sum(map(len, message.state_indices))
-        if 8 * items + FRAME_BYTES * (2 + len(message.state_indices)) <= limit:
-            return None  # without encoding it twice
+        most = 8 * items + FRAME_BYTES * (2 + len(message.state_indices))
+    elif isinstance(message, AuxRow):
+        most = len(message.row) + FRAME_BYTES
+    if most <= limit:
+        return None  # without encoding it twice
     size = sum(map(len, Codec.encode(message)))
     return size if size > limit else None
 

@@ -73,7 +73,7 @@ class Receiving:
     def place(self, what: Place) -> None:
         """Take where the request shall land; asked for as soon as all are paired."""
         room = self.rooms.get(what.generation)
-        if room is None or room.status is KVPoll.FAILED:
+        if room is None or room.failure is not None:
             return
         room.wanted = what.wanted
         self._ask(room)
@@ -143,7 +143,7 @@ class Receiving:
     def compared(self, what: Compared) -> None:
         """Tell what a look at the bytes came to."""
         room, sent, failure = self.rooms.get(what.generation), what.digests, what.failure
-        if room is None or room.status is KVPoll.FAILED:
+        if room is None or room.failure is not None:
             return
         told = Failure.of(failure) if failure is not None else None
         self._turn.post(what.route, Verdict(sent.room, sent.generation, sent.chunk, sent.part, told))
@@ -205,7 +205,7 @@ class Receiving:
         if now >= self._remind_at:
             self._remind_at = now + self._interval
             for room in list(self.rooms.values()):
-                if room.status is KVPoll.FAILED and room.failure is not None and room.writers:
+                if room.failure is not None and room.writers:
                     self._requests.remind(room, room.failure)
 
     # --- inside ------------------------------------------------------------------------------------

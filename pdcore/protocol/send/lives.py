@@ -66,7 +66,7 @@ class Life(Room):
     def mine_before(self) -> float | None:
         """Who opened before this moment opened this life: its id is given out again only once it was cleared.
         One that succeeded may be asked for by another worker before that."""
-        return self.cleared_at if self.status is KVPoll.FAILED and self.cleared else self.ended_at
+        return self.cleared_at if self.cleared and self.status is KVPoll.FAILED else self.ended_at
 
     def hear(self, word: Word) -> None:
         """Note that a rank's word of this life has come."""
@@ -130,8 +130,10 @@ class Meaning(Enum):
     OLD = "it was said before"
 
 
-LATER = frozenset({Meaning.NEXT, Meaning.CONTESTED, Meaning.SUPERSEDED})
+LATER = (Meaning.NEXT, Meaning.CONTESTED, Meaning.SUPERSEDED)
 """It waits for a life that is not there yet."""
+OF_A_LIFE = (Meaning.PRESENT, Meaning.OVER)
+"""It is for a life that is, or was."""
 
 
 def meaning(

@@ -16,7 +16,7 @@ from pdcore.protocol.peers import Peers
 from pdcore.protocol.room import Awaited, Turn
 from pdcore.protocol.send.answers import Answers
 from pdcore.protocol.send.early import Destination, Guest
-from pdcore.protocol.send.lives import DOUBT, LATER, Life, Lives, Meaning, Word, meaning
+from pdcore.protocol.send.lives import DOUBT, LATER, OF_A_LIFE, Life, Lives, Meaning, Word, meaning
 from pdcore.protocol.send.send_room import SendRoom
 from pdcore.protocol.send.sending import Sending
 from pdcore.wire import Abort, Inquiry, Opened, Released, RequestMetadata, Route, Standing
@@ -144,7 +144,7 @@ class Meeting:
         what, life = self._meaning(word, room)
         if what in LATER:
             self.lives.given_up(word, failure, now)
-        elif life is not None and what in (Meaning.OVER, Meaning.PRESENT):
+        elif life is not None and what in OF_A_LIFE:
             if life.in_doubt(word):
                 self._doubt(word, failure, room)
             self.lives.hear(word, life)
@@ -222,23 +222,26 @@ class Meeting:
         if what is Meaning.OVER and life is not None and now - arrived < DOUBT and life.in_doubt(word):
             what = Meaning.NEXT
             self._put_off(partial(self._ask_again, destination))
-        if life is not None and what in (Meaning.OVER, Meaning.PRESENT):
-            self.lives.hear(word, life)
-        elif what in LATER:
-            self.lives.wanted_again(word)
-            for other, failure in self._answers.early.put(destination):
-                self._answers.refuse(other.peer.route, other.wanted.room, other.wanted.generation, failure)
-        self._supersede(what, room)
-        if what is Meaning.OLD:
+        if what in LATER:
+            self._keep(destination, word)
+            self._supersede(what, room)
+        elif life is None or what is Meaning.OLD:
             self._counts["stale"] += 1
-        if life is None or what not in (Meaning.PRESENT, Meaning.OVER, Meaning.TAKEN):
-            return
-        if what is Meaning.PRESENT and room is not None:
-            self._accept(room, destination)
-        if not life.is_promised_to(word.route, word.generation):
-            self._answers.refuse(
-                peer.route, word.room, word.generation, words.ended_before(life, word.rank, now)
-            )
+        else:
+            if what in OF_A_LIFE:
+                self.lives.hear(word, life)
+            if what is Meaning.PRESENT and room is not None:
+                self._accept(room, destination)
+            if not life.is_promised_to(word.route, word.generation):
+                self._answers.refuse(
+                    peer.route, word.room, word.generation, words.ended_before(life, word.rank, now)
+                )
+
+    def _keep(self, destination: Destination, word: Word) -> None:
+        """Keep a request for a later life of its room; what gives way to it is told."""
+        self.lives.wanted_again(word)
+        for other, failure in self._answers.early.put(destination):
+            self._answers.refuse(other.peer.route, other.wanted.room, other.wanted.generation, failure)
 
     def _accept(self, room: SendRoom, destination: Destination) -> None:
         """Take a destination; the room waits for all the ranks that ask this one."""

@@ -23,6 +23,7 @@ from pdcore.protocol.stimuli import (
 from pdcore.wire import (
     AuxRow,
     Released,
+    Route,
     Verdict,
     overweight,
     too_large,
@@ -70,7 +71,7 @@ class Sending:
     def supply(self, what: Supply) -> None:
         """Take the next pages; raises what :meth:`SendRoom.supply` does."""
         room = self.rooms.get(what.generation)
-        if room is None or room.status is KVPoll.FAILED:
+        if room is None or room.failure is not None:
             return
         room.waiting.append((room.supply(what.pages, what.state_indices), what.waits))
         self.go_on(room)
@@ -214,7 +215,7 @@ class Sending:
 
     def _settle(self, room: SendRoom) -> None:
         """End a room if nothing of it is left to do."""
-        if room.status is KVPoll.FAILED:
+        if room.failure is not None:
             if not room.outstanding:
                 for d in room.destinations:
                     if not d.peer.lost:
@@ -236,21 +237,22 @@ class Sending:
             self._succeed(room, None)
 
     def _succeed(self, room: SendRoom, row: bytes | None) -> None:
+        rows: dict[Route, AuxRow] = {}
         for d in room.destinations:
             if row is not None and d.peer.facts.row_by_message:
-                message = AuxRow(room.room, d.wanted.generation, row)
+                message = rows[d.peer.route] = AuxRow(room.room, d.wanted.generation, row)
                 size, limit = overweight(message, d.peer.facts.limit), d.peer.facts.limit
                 if size is not None:
                     self.give_up(room, too_large("the aux row", room.room, size, limit, FailureCode.AUX))
                     return
         self._turn.end(room)
         for d in room.destinations:
-            peer, generation = d.peer, d.wanted.generation
+            peer = d.peer
             if peer.lost or peer.facts.dummy:
                 continue
-            if row is not None and peer.facts.row_by_message:
-                self._turn.post(peer.route, AuxRow(room.room, generation, row))
-            self._answers.succeed(peer.route, room.room, generation)
+            if peer.route in rows:
+                self._turn.post(peer.route, rows[peer.route])
+            self._answers.succeed(peer.route, room.room, d.wanted.generation)
         self._answers.tell_guests(room)
         self._forget_if_cleared(room)
 
