@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pdcore.errors import FailureCode, KVTransferError, RoomError
 from pdcore.layout.kv import KVLayout
-from pdcore.model import Generation, Incarnation, KVPoll, PeerIdentity, Role, RoomId
+from pdcore.model import Generation, Incarnation, PeerIdentity, Role, RoomId
 from pdcore.pairing.description import PeerDescription
-from pdcore.pairing.topology import Topology
 from pdcore.protocol import actions as a
 from pdcore.protocol import stimuli as s
 from pdcore.protocol.machine import Machine, Settings
@@ -36,18 +35,21 @@ WRONG_ROW = KVTransferError(FailureCode.AUX, "the slot holds another row", "-", 
 
 
 class SimulatedRank:
-    """``life`` is unique over all nodes and their lives. What the machine wants is done in order."""
+    """``life`` is unique over all nodes and their lives. What the machine wants is done in order.
+
+    ``sends``: it is a prefill rank.
+    """
 
     def __init__(self, world: World, role: Role, group: int, rank: int, life: int, pages: int) -> None:
         self.world, self.role, self.group, self.rank, self.life = world, role, group, rank, life
+        self._clock, self.sends = world.clock, role is Role.PREFILL
         self.alive, self.closing = True, False
         address = f"{role.value}-{group}-{rank}"
-        self.route = Route((address if role is Role.PREFILL else f"{address}-{life}").encode())
+        self.route = Route((address if self.sends else f"{address}-{life}").encode())
         incarnation = Incarnation(f"{life:032x}")
         self.identity = PeerIdentity(role, incarnation, address)
-        size = world.shape.mapping.prefill if role is Role.PREFILL else world.shape.mapping.decode
         self.description = PeerDescription(
-            role, incarnation, address, "0", "sim", "", Topology(tp_size=size, tp_rank=rank), LAYOUT, (),
+            role, incarnation, address, "0", "sim", "", world.shape.mapping.topology(role, rank), LAYOUT, (),
             None, 0, (), b"", b"", max_message_bytes=2**20,
         )  # fmt: skip
         settings = Settings(pairing=5.0, interval=1.0, verify=world.verify)
@@ -60,50 +62,24 @@ class SimulatedRank:
         self._generations = 0
         self._todo: deque[a.Action] = deque()
         self._doing = False
-        self._carry: dict[type, Callable[[Any], object]] = {
-            a.Post: lambda do: world.post(self, do.route, do.message),
-            a.Ship: lambda do: world.engine.ship(self, world.at(do.route), do),
-            a.Cancel: lambda do: world.engine.cancel(self, do.generation),
-            a.AwaitSource: self._watch,
-            a.Examine: lambda do: self.feed(s.Examined(do.generation)),
-            a.Compare: lambda do: self.feed(s.Compared(do.generation, do.route, do.digests)),
-            a.ReadRow: lambda do: self.feed(s.RowRead(do.generation, str(self.rows[do.slot]).encode())),
-            a.WriteRow: self._write_row,
-            a.CheckRow: self._check_row,
-            a.Find: lambda do: world.find(self, do.key),
-            a.Dial: lambda do: self.dialled.add(do.route),
-            a.TurnedAway: lambda do: None,
-            a.Paired: lambda do: None,
-            a.Lost: lambda do: self.dialled.discard(do.route),
-            a.Begun: lambda do: None,
-            a.Promised: lambda do: None,
-            a.Asked: lambda do: None,
-            a.Connect: lambda do: world.connect(self, do.route, do.identity),
-            a.Admit: lambda do: world.connect(self, do.route, do.identity),
-            a.Revoke: lambda do: world.revoke(self, do),
-            a.Suspect: lambda do: self.feed(s.PeerGone(do.route, do.failure.there_is, do.identity)),
-            a.Ended: self._ended,
-            a.Silent: self._silent,
-            a.Forget: lambda do: None,
-        }
 
     def feed(self, stimulus: s.Stimulus) -> None:
         """Have the machine handle something, and do what it wants, after what it wanted before."""
         if not self.alive:
             return
-        actions = self.machine.handle(stimulus, self.world.clock.now)
+        actions = self.machine.handle(stimulus, self._clock.now)
         if not actions:
             return
         if self._doing:
             self._todo.extend(actions)
             return
-        self._doing, carry, todo = True, self._carry, self._todo
+        self._doing, todo = True, self._todo
         try:
             for action in actions:
-                carry[type(action)](action)
+                CARRIERS[type(action)](self, action)
             while todo:
                 action = todo.popleft()
-                carry[type(action)](action)
+                CARRIERS[type(action)](self, action)
         finally:
             self._doing = False
 
@@ -117,7 +93,7 @@ class SimulatedRank:
         self.closing = True
         self.feed(s.Close(SHUT_DOWN))
         with suppress(RoomError):
-            self.feed(s.OpenSend(RoomId(NO_ROOM), self.generation(), self.world.clock.now + 1.0))
+            self.feed(s.OpenSend(RoomId(NO_ROOM), self.generation(), self._clock.now + 1.0))
             raise ViolationError(f"{self.identity}: a room was opened at a side that is closed (invariant 6)")
         self.world.engine.dies(self)
         bye = Bye(self.identity.incarnation, "it shut down in order", drained=True)
@@ -145,7 +121,7 @@ class SimulatedRank:
     def tick(self) -> None:
         """Let time pass, and look whether a room waits in vain: past its deadline, or for who is lost."""
         self.feed(TICK)
-        machine, now = self.machine, self.world.clock.now
+        machine, now = self.machine, self._clock.now
         peers = machine.peers
         for sending in machine.sending.present.values():
             if not sending.over:
@@ -169,7 +145,7 @@ class SimulatedRank:
 
     def meets_again(self, other: SimulatedRank) -> None:
         """Be connected again."""
-        if self.role is Role.DECODE:
+        if not self.sends:
             self.feed(s.Reconnected(other.route))
 
     def copies(self, target: SimulatedRank, ship: a.Ship, at: int) -> None:
@@ -189,7 +165,7 @@ class SimulatedRank:
         return mapping.facts(self.rank, there.topology.unique_rank, rows=self.world.rows)
 
     def _watch(self, do: a.AwaitSource) -> None:
-        self.world.clock.after(
+        self._clock.after(
             0.005 * self.world.chance.random(), partial(self.feed, s.SourceReady(do.generation))
         )
 
@@ -206,9 +182,9 @@ class SimulatedRank:
         if side.ended or room is None or not room.over:
             raise ViolationError(f"{self.identity}: a room ended that had ended, or had not")
         side.ended = True
-        if room.status is KVPoll.SUCCESS:
+        if room.failure is None:
             self.world.succeeded(side)
-        self.world.router.ended(side)
+        self.world.router.ended(side, room.failure)
         if do.silent:
             self._fell_silent(do.generation)
 
@@ -219,6 +195,35 @@ class SimulatedRank:
         side = self.sides[generation]
         if side.silent or not side.ended:
             raise ViolationError(f"{self.identity}: request {side.serial} is silent twice, or before its end")
-        side.silent, side.silent_at = True, self.world.clock.now
+        side.silent, side.silent_at = True, self._clock.now
         self.memory.release(side.pages, side.serial)
         self.world.router.silent(side)
+
+
+CARRIERS: Mapping[type, Callable[[SimulatedRank, Any], object]] = {
+    a.Post: lambda node, do: node.world.post(node, do.route, do.message),
+    a.Ship: lambda node, do: node.world.engine.ship(node, node.world.at(do.route), do),
+    a.Cancel: lambda node, do: node.world.engine.cancel(node, do.generation),
+    a.AwaitSource: SimulatedRank._watch,
+    a.Examine: lambda node, do: node.feed(s.Examined(do.generation)),
+    a.Compare: lambda node, do: node.feed(s.Compared(do.generation, do.route, do.digests)),
+    a.ReadRow: lambda node, do: node.feed(s.RowRead(do.generation, str(node.rows[do.slot]).encode())),
+    a.WriteRow: SimulatedRank._write_row,
+    a.CheckRow: SimulatedRank._check_row,
+    a.Find: lambda node, do: node.world.find(node, do.key),
+    a.Dial: lambda node, do: node.dialled.add(do.route),
+    a.TurnedAway: lambda node, do: None,
+    a.Paired: lambda node, do: None,
+    a.Lost: lambda node, do: node.dialled.discard(do.route),
+    a.Begun: lambda node, do: None,
+    a.Promised: lambda node, do: None,
+    a.Asked: lambda node, do: None,
+    a.Connect: lambda node, do: node.world.connect(node, do.route, do.identity),
+    a.Admit: lambda node, do: node.world.connect(node, do.route, do.identity),
+    a.Revoke: lambda node, do: node.world.revoke(node, do),
+    a.Suspect: lambda node, do: node.feed(s.PeerGone(do.route, do.failure.there_is, do.identity)),
+    a.Ended: SimulatedRank._ended,
+    a.Silent: SimulatedRank._silent,
+    a.Forget: lambda node, do: None,
+}
+"""What a node does of what its machine wants."""

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pdcore.errors import RoomError
-from pdcore.model import KVPoll, Role, RoomId
+from pdcore.errors import KVTransferError, RoomError
+from pdcore.model import Role, RoomId
 from pdcore.protocol import stimuli as s
 from pdcore.protocol import words
 from pdcore.protocol.groups import GroupKey
@@ -60,21 +60,20 @@ class Router:
         for _ in range(at_once):
             self._world.clock.after(self._chance.random() * 0.01, self._begin)
 
-    def ended(self, side: Side) -> None:
+    def ended(self, side: Side, failure: KVTransferError | None) -> None:
         """A room has ended: its scheduler clears it a moment later."""
         self._world.clock.after(0.002 * self._chance.random(), partial(self._clear, side))
-        room = side.node.machine.room(side.generation)
-        side.failed = room is not None and room.failure is not None
-        if self._calm and side.failed and room is not None:
+        side.failed = failure is not None
+        if self._calm and side.failed:
             raise ViolationError(
-                f"{side.node.identity}: request {side.serial} failed where nothing goes wrong: {room.failure}"
+                f"{side.node.identity}: request {side.serial} failed where nothing goes wrong: {failure}"
             )
         if self._strict and side.failed:
             self._world.clock.after(AT_ONCE, partial(self._check_told, side))
 
     def silent(self, side: Side) -> None:
         """No byte of a room can move any more: the other side's pages come back as well."""
-        if side.node.role is Role.PREFILL and self._strict:
+        if side.node.sends and self._strict:
             self._world.clock.after(BACK, partial(self._check_silent, side))
 
     def dies(self, node: SimulatedRank) -> None:
@@ -101,7 +100,7 @@ class Router:
         request.open = len(both)
         spread = chance.choice((0.0, 0.001, 0.02))
         for node in both:
-            start = self._send if node.role is Role.PREFILL else self._receive
+            start = self._send if node.sends else self._receive
             key = GroupKey(f"group-{prefills[0].group}", 0)
             place = node.role, node.group, node.rank
             world.clock.after(chance.random() * spread, partial(start, request, place, key))
@@ -168,7 +167,7 @@ class Router:
         node = self._world.nodes[place]
         generation = node.generation()
         pages = node.memory.take(request.pages, request.serial)
-        if node.closing or (pages is None and node.role is Role.PREFILL):
+        if node.closing or (pages is None and node.sends):
             if pages:
                 node.memory.release(pages, request.serial)
             self._gone(request)
@@ -195,8 +194,7 @@ class Router:
     def _clear(self, side: Side) -> None:
         if side.node.alive and not side.cleared:
             side.cleared = True
-            room = side.node.machine.room(side.generation)
-            if room is not None and room.status is KVPoll.FAILED:
+            if side.failed:
                 self.failures += 1
             else:
                 self.successes += 1
@@ -218,7 +216,7 @@ class Router:
         """Whether all ranks of a request met in its room, or its id is used again whatever comes of it."""
         if self._world.reuse:
             return True
-        sides = [side for side in request.sides if side.node.role is Role.PREFILL]
+        sides = [side for side in request.sides if side.node.sends]
         met = [other.generation == side.heard(other) for side in sides for other in self._across(side)]
         return len(request.sides) == request.ranks and all(met)
 
@@ -232,7 +230,7 @@ class Router:
         return [other for other in side.request.sides if part(other.node.rank) == part(side.node.rank)]
 
     def _across(self, side: Side) -> list[Side]:
-        return [other for other in self._beside(side) if other.node.role is not side.node.role]
+        return [other for other in self._beside(side) if other.node.sends is not side.node.sends]
 
     def _check_told(self, ended: Side) -> None:
         """Who waits for a room that has ended elsewhere was told, if it had it open for long enough."""
@@ -246,7 +244,7 @@ class Router:
 
     def _check_silent(self, silent: Side) -> None:
         sides = self._beside(silent)
-        prefill = [side for side in sides if side.node.role is Role.PREFILL]
+        prefill = [side for side in sides if side.node.sends]
         if any(not side.silent or side.silent_at > silent.silent_at for side in prefill):
             return  # whoever falls silent last is looked at then
         for side in sides:

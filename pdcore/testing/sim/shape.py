@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from enum import Enum
+from functools import cache
 
 import attrs
 
+from pdcore.model import Role
+from pdcore.pairing.topology import Topology
 from pdcore.protocol.peer import Facts
 
 __all__ = ["Mapping", "Shape"]
@@ -22,6 +25,15 @@ class Mapping(Enum):
 
     def __init__(self, prefill: int, decode: int, dummy: bool) -> None:
         self.prefill, self.decode, self.dummy = prefill, decode, dummy
+
+    def ranks(self, role: Role) -> int:
+        """Return how many ranks a group of one side has."""
+        return self.prefill if role is Role.PREFILL else self.decode
+
+    @cache
+    def topology(self, role: Role, rank: int) -> Topology:
+        """Return the place of a rank in its group."""
+        return Topology(tp_size=self.ranks(role), tp_rank=rank)
 
     def part(self, rank: int) -> int:
         """Return the part of both groups that a rank belongs to: those of others say nothing to it."""

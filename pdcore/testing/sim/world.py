@@ -52,20 +52,16 @@ class World:
         self.provable = chance.random() < 0.6
         self.clock = Clock()
         self.network = Network(self.clock, chance, self.faults)
-        self.engine = Engine(self.clock, chance, self.faults)
+        self.engine: Engine = Engine(self.clock, chance, self.faults)
         self.nodes: dict[tuple[Role, int, int], SimulatedRank] = {}
         self.by_route: dict[Route, SimulatedRank] = {}
         self._lives = self._ticks = 0
         self._tick_after = TICK
         at_once = chance.choice((1, 4, 16))
         self._pages = at_once * 8
-        mapping = self.shape.mapping
-        for role, groups, ranks in (
-            (Role.PREFILL, self.shape.prefills, mapping.prefill),
-            (Role.DECODE, self.shape.decodes, mapping.decode),
-        ):
+        for role, groups in ((Role.PREFILL, self.shape.prefills), (Role.DECODE, self.shape.decodes)):
             for group in range(groups):
-                for rank in range(ranks):
+                for rank in range(self.shape.mapping.ranks(role)):
                     self._start(role, group, rank)
         self.router = Router(self, chance, rooms, at_once)
         self.clock.after(chance.random(), self._misfortune)
@@ -117,7 +113,7 @@ class World:
     def post(self, node: SimulatedRank, route: Route, message: Message) -> None:
         """Send a message to whoever is at a route."""
         target = self.by_route.get(route)
-        if target is not None and (node.role is Role.PREFILL or route in node.dialled):
+        if target is not None and (node.sends or route in node.dialled):
             self.network.send(node, target, message)
 
     def find(self, node: SimulatedRank, key: GroupKey) -> None:
@@ -155,7 +151,7 @@ class World:
             raise ViolationError(
                 f"{node.identity}: request {side.serial} was sent to who asked for {served.serial}"
             )
-        if node.role is not Role.DECODE:
+        if node.sends:
             return
         if side.request.aux is not None and node.rows.get(side.request.aux) != side.serial:
             raise ViolationError(f"{node.identity}: request {side.serial} has no aux row (invariant 1)")
@@ -184,7 +180,7 @@ class World:
         chance, nodes = self.chance, list(self.nodes.values())
         if chance.random() < self.faults.cut:
             one, other = chance.sample(nodes, 2)
-            if one.role is not other.role:
+            if one.sends is not other.sends:
                 self.network.cut(one, other, chance.choice((0.0, 0.2, 4.0)))
         if chance.random() < self.faults.restart:
             self._restart(chance.choice(nodes))
@@ -206,7 +202,7 @@ class World:
         del self.by_route[node.route]
         self._start(node.role, node.group, node.rank)
         for other in self.nodes.values():
-            if other.role is not node.role:
+            if other.sends is not node.sends:
                 delay = NOTICED if in_order else self.chance.choice((0.01, NOTICED))
                 self.clock.after(delay, partial(other.loses, node, "its process has ended"))
 
@@ -238,8 +234,7 @@ class World:
         node.feed(s.GroupFound(key, senders, tuple(members[rank] for rank in mapping.others(node.rank))))
 
     def _group(self, role: Role, group: int) -> list[SimulatedRank]:
-        size = self.shape.mapping.prefill if role is Role.PREFILL else self.shape.mapping.decode
-        return [self.nodes[role, group, rank] for rank in range(size)]
+        return [self.nodes[role, group, rank] for rank in range(self.shape.mapping.ranks(role))]
 
     def _nothing_is_left(self) -> None:
         for node in self.nodes.values():
