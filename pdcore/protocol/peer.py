@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -117,6 +117,10 @@ class PrefillGroup:
     deadline: float
     members: tuple[RemoteRank, ...] = ()
     senders: tuple[RemoteRank, ...] = ()
+    writers: frozenset[PeerIdentity] = frozenset()
+    """Who of them sends, and so may write."""
+    routes: Mapping[PeerIdentity, Route] = attrs.field(factory=dict)
+    """Where each of them is."""
     failure: KVTransferError | None = None
     lost: bool = False
     """Whether it is of no use any more; the next request finds a new one."""
@@ -129,6 +133,12 @@ class PrefillGroup:
         if not self.members or self.failure is not None:
             return False
         return all(member.state is PAIRED for member in self.members)
+
+    def consist_of(self, senders: Sequence[RemoteRank], others: Sequence[RemoteRank]) -> None:
+        """Take the members, once they are known; the ``others`` send nothing."""
+        self.senders, self.members = tuple(senders), (*senders, *others)
+        self.writers = frozenset(member.identity for member in senders)
+        self.routes = {member.identity: member.route for member in self.members}
 
 
 class Rooms:

@@ -79,8 +79,7 @@ class Peers:
         if what.known_as is not None and what.known_as != what.key:
             group.key = what.known_as
             self._rename(what.key, group)
-        group.senders = tuple(self._known(member) for member in senders)
-        group.members = (*group.senders, *(self._known(member) for member in others))
+        group.consist_of([self._known(one) for one in senders], [self._known(one) for one in others])
         parting, group.parting = group.parting, []
         for room, failure, told in parting:
             self.part(group, room, failure, told)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import attrs
@@ -22,9 +23,9 @@ class ReceiveRoom(Room):
     """``default`` is the group that it has unless another is chosen: ``group``, by ``key``. ``wanted`` is
     where it shall land.
 
-    Once it is ``asking``, all whose ``routes`` it has were asked, of whom the ``others`` send nothing.
-    ``writers`` may write; ``responded`` have said that all is sent; ``standing`` is what they wait for. So
-    many ``rows`` that came by message are being written.
+    Once it is ``asking``, all whose ``routes`` it has were asked, of whom the ``senders`` send. ``writers``
+    may write; ``responded`` have said that all is sent; ``standing`` is what they wait for. So many ``rows``
+    that came by message are being written.
     """
 
     default: GroupKey = attrs.field(kw_only=True)
@@ -33,8 +34,7 @@ class ReceiveRoom(Room):
     wanted: RequestMetadata | None = None
     asking: bool = False
     senders: frozenset[PeerIdentity] = frozenset()
-    others: frozenset[PeerIdentity] = frozenset()
-    routes: dict[PeerIdentity, Route] = attrs.field(factory=dict)
+    routes: Mapping[PeerIdentity, Route] = attrs.field(factory=dict)
     writers: set[PeerIdentity] = attrs.field(factory=set)
     rows: int = 0
     responded: set[PeerIdentity] = attrs.field(factory=set)
@@ -50,8 +50,6 @@ class ReceiveRoom(Room):
     def ask(self, group: PrefillGroup, now: float) -> None:
         """Ask all of a group: from now on those that send may write."""
         self.asking, self.first_at = True, now
-        self.senders = frozenset(member.identity for member in group.senders)
-        self.others = frozenset(member.identity for member in group.members) - self.senders
-        self.routes = {member.identity: member.route for member in group.members}
-        self.writers = set(self.senders)
+        self.senders, self.routes = group.writers, group.routes
+        self.writers = set(group.writers)
         self.rise(KVPoll.TRANSFERRING)

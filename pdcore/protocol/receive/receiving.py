@@ -212,9 +212,8 @@ class Receiving:
 
     def _uses(self, room: ReceiveRoom, peer: RemoteRank) -> bool:
         if room.asking:
-            return peer.identity in room.senders or peer.identity in room.others
-        group = room.group
-        return group is not None and any(m.identity == peer.identity for m in group.members)
+            return peer.identity in room.routes
+        return room.group is not None and peer.identity in room.group.routes
 
     def _on_status(self, room: ReceiveRoom, peer: RemoteRank, message: RoomStatus) -> None:
         if message.drained:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from functools import partial
 from typing import TYPE_CHECKING
+
+import attrs
 
 from pdcore.testing.sim.clock import Clock
 from pdcore.testing.sim.faults import Faults
@@ -20,35 +23,43 @@ NOTICED = 3.0
 """Seconds until a side notices that it does not hear another."""
 
 
+@attrs.define(eq=False)
+class Link:
+    """The way from one life of a node to one of another: messages ``sent``, the last that was ``taken``, and
+    when the last in order ``arrives``; it loses all until ``cut``."""
+
+    sent: int = 0
+    taken: int = 0
+    arrives: float = 0.0
+    cut: float = 0.0
+
+
 class Network:
-    """A link leads from one life of a node to one of another. As the channel does, the far end takes each
-    message once, and none after a later one."""
+    """As the channel does, the far end of a link takes each message once, and none after a later one."""
 
     def __init__(self, clock: Clock, chance: random.Random, faults: Faults) -> None:
         self._clock, self._chance, self.faults = clock, chance, faults
-        self._sent: dict[tuple[int, int], int] = {}
-        self._taken: dict[tuple[int, int], int] = {}
-        self._arrives: dict[tuple[int, int], float] = {}
-        self._cut: dict[tuple[int, int], float] = {}
+        self._links: defaultdict[tuple[int, int], Link] = defaultdict(Link)
 
     def send(self, source: SimulatedRank, target: SimulatedRank, message: Message) -> None:
         """Carry a message from one life of a node to one of another."""
-        link, chance, faults = (source.life, target.life), self._chance, self.faults
-        number = self._sent[link] = self._sent.get(link, 0) + 1
-        if self._cut.get(link, 0.0) > self._clock.now:
+        link, clock = self._links[source.life, target.life], self._clock
+        chance, faults, now = self._chance, self.faults, clock.now
+        link.sent += 1
+        if link.cut > now:
             return
         draw = chance.random()
         if draw < faults.drop:
             return
-        arrives = max(self._clock.now + LATENCY * (0.2 + chance.random()), self._arrives.get(link, 0.0))
-        deliver = partial(self._deliver, link, number, target, source, message)
+        arrives = max(now + LATENCY * (0.2 + chance.random()), link.arrives)
+        deliver = partial(self._deliver, link, link.sent, target, source, message)
         if draw < faults.drop + faults.slow:
-            self._clock.after(arrives - self._clock.now + chance.expovariate(2.0), deliver)
+            clock.after(arrives - now + chance.expovariate(2.0), deliver)
             return
-        self._arrives[link] = arrives
-        self._clock.after(arrives - self._clock.now, deliver)
+        link.arrives = arrives
+        clock.after(arrives - now, deliver)
         if draw < faults.drop + faults.slow + faults.repeat:
-            self._clock.after(arrives - self._clock.now + chance.random(), deliver)
+            clock.after(arrives - now + chance.random(), deliver)
 
     def cut(self, source: SimulatedRank, target: SimulatedRank, seconds: float) -> None:
         """Lose all that goes one way, for so long; who does not hear the other for too long gives it up.
@@ -58,7 +69,7 @@ class Network:
         if not seconds:
             target.loses(source, "it was not heard of")
             return
-        self._cut[source.life, target.life] = self._clock.now + seconds
+        self._links[source.life, target.life].cut = self._clock.now + seconds
         if seconds > NOTICED:
             self._clock.after(NOTICED, partial(target.loses, source, "it is not heard of"))
             if self._chance.random() < 0.7:
@@ -70,13 +81,13 @@ class Network:
 
     def _deliver(
         self,
-        link: tuple[int, int],
+        link: Link,
         number: int,
         target: SimulatedRank,
         source: SimulatedRank,
         message: Message,
     ) -> None:
-        if number <= self._taken.get(link, 0) or not target.alive:
+        if number <= link.taken or not target.alive:
             return
-        self._taken[link] = number
+        link.taken = number
         target.hears(source, message)

@@ -16,7 +16,6 @@ from pdcore.protocol import actions as a
 from pdcore.protocol import stimuli as s
 from pdcore.protocol.machine import Machine, Settings
 from pdcore.protocol.peer import Facts, Fit
-from pdcore.protocol.room import Room
 from pdcore.testing.sim.memory import Memory, ViolationError
 from pdcore.testing.sim.requests import Side
 from pdcore.wire import Bye, Message, Route
@@ -125,20 +124,18 @@ class SimulatedRank:
         peers = machine.peers
         for sending in machine.sending.present.values():
             if not sending.over:
-                self._check_deadline(sending, now)
+                if sending.deadline < now:
+                    self._fail(f"room {sending.room} outlives its deadline")
                 for d in sending.destinations:
                     if peers.by_route.get(d.peer.route) is not d.peer:
                         self._fail(f"room {sending.room} waits for a peer that is lost")
         for waiting in machine.receiving.present.values():
             if not waiting.over:
-                self._check_deadline(waiting, now)
+                if waiting.deadline < now:
+                    self._fail(f"room {waiting.room} outlives its deadline")
                 for identity, route in waiting.routes.items():
                     if peers.at(route, identity) is None:
                         self._fail(f"room {waiting.room} waits for a peer that is lost")
-
-    def _check_deadline(self, room: Room, now: float) -> None:
-        if room.deadline < now:
-            self._fail(f"room {room.room} outlives its deadline")
 
     def _fail(self, what: str) -> None:
         raise ViolationError(f"{self.identity}: {what} (invariant 6)")
