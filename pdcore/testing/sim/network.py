@@ -24,7 +24,7 @@ NOTICED = 3.0
 
 
 @attrs.define(eq=False)
-class Link:
+class OneWay:
     """The way from one life of a node to one of another: messages ``sent``, the last that was ``taken``, and
     when the last in order ``arrives``; it loses all until ``cut``."""
 
@@ -39,7 +39,7 @@ class Network:
 
     def __init__(self, clock: Clock, chance: random.Random, faults: Faults) -> None:
         self._clock, self._chance, self.faults = clock, chance, faults
-        self._links: defaultdict[tuple[int, int], Link] = defaultdict(Link)
+        self._links: defaultdict[tuple[int, int], OneWay] = defaultdict(OneWay)
 
     def send(self, source: SimulatedRank, target: SimulatedRank, message: Message) -> None:
         """Carry a message from one life of a node to one of another."""
@@ -81,7 +81,7 @@ class Network:
 
     def _deliver(
         self,
-        link: Link,
+        link: OneWay,
         number: int,
         target: SimulatedRank,
         source: SimulatedRank,
