@@ -134,7 +134,7 @@ class Machine(Rooms):
             RoomError: the scheduler's call is not one that its room can have now; nothing has changed.
         """
         turn = self._turn
-        turn.begin(now)
+        turn.now, turn.todo = now, []
         self._handlers[type(stimulus)](stimulus)
         return turn.actions()
 

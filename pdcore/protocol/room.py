@@ -87,30 +87,26 @@ def require_cleared(old: Room | None) -> None:
 
 
 class Turn:
-    """One stimulus being handled: the time, what shall be done, and which rooms have a deadline."""
+    """One stimulus being handled: the time, what is to do, and which rooms have a deadline."""
 
     def __init__(self) -> None:
         self.now = 0.0
         self.newest = Generation(0)
-        self._actions: list[Action] = []
+        self.todo: list[Action] = []
         self._ends: dict[Generation, Ended | Silent] = {}
         self._forgotten: list[Forget] = []
         self._due: list[tuple[float, Generation, Room]] = []
         self._open = 0
 
-    def begin(self, now: float) -> None:
-        """Begin with the next stimulus."""
-        self.now, self._actions = now, []
-
     def actions(self) -> list[Action]:
         """Return what shall be done: peers are told that a room has ended before those who wait for it."""
         if self._ends:
-            self._actions += self._ends.values()
+            self.todo += self._ends.values()
             self._ends = {}
         if self._forgotten:
-            self._actions += self._forgotten
+            self.todo += self._forgotten
             self._forgotten = []
-        return self._actions
+        return self.todo
 
     @property
     def due(self) -> float | None:
@@ -147,11 +143,11 @@ class Turn:
 
     def do(self, action: Action) -> None:
         """Have something done, after what was said before."""
-        self._actions.append(action)
+        self.todo.append(action)
 
     def post(self, route: Route, message: Message) -> None:
         """Have a message sent."""
-        self._actions.append(Post(route, message))
+        self.todo.append(Post(route, message))
 
     def end(self, room: Room, failure: KVTransferError | None = None) -> bool:
         """End a room, as FAILED if there is a failure; False if it had ended before. Silent if at rest."""

@@ -37,7 +37,7 @@ class MovingRoom(Room):
 @pytest.fixture
 def turn() -> Turn:
     one = Turn()
-    one.begin(100.0)
+    one.now = 100.0
     return one
 
 
@@ -80,7 +80,7 @@ def test_a_room_that_succeeded_cannot_fail_any_more(turn: Turn) -> None:
 
 def test_only_the_end_of_a_room_has_a_time(turn: Turn) -> None:
     moving, ended = room(turn, 1), room(turn, 2)
-    turn.begin(101.0)
+    turn.now, turn.todo = 101.0, []
     moving.rise(KVPoll.TRANSFERRING)
     turn.end(ended)
     assert (moving.ended_at, ended.ended_at) == (None, 101.0)
@@ -98,7 +98,7 @@ def test_peers_are_told_of_an_end_before_those_who_wait_and_it_is_forgotten_last
     post, *others = turn.actions()
     assert isinstance(post, Post)
     assert others == [Ended(Generation(1), silent=True), Ended(Generation(2)), Forget(Generation(1))]
-    turn.begin(101.0)
+    turn.now, turn.todo = 101.0, []
     assert turn.actions() == []
 
 
@@ -107,7 +107,7 @@ def test_a_room_that_falls_silent_after_its_end_is_told_of_once_more(turn: Turn)
     turn.end(one, FAILURE)
     assert turn.actions() == [Ended(Generation(1))]
     for expected in ([Silent(Generation(1))], []):
-        turn.begin(101.0)
+        turn.now, turn.todo = 101.0, []
         turn.silence(one)
         assert turn.actions() == expected
     assert one.silent
@@ -145,13 +145,13 @@ def test_rooms_are_overdue_once_from_their_deadline_on(turn: Turn) -> None:
     early, late, ended = room(turn, 1, 5.0), room(turn, 2, 50.0), room(turn, 3, 5.0)
     turn.end(ended)
     assert turn.due == 105.0
-    turn.begin(104.9)
+    turn.now, turn.todo = 104.9, []
     assert turn.overdue() == []
-    turn.begin(105.0)
+    turn.now, turn.todo = 105.0, []
     assert turn.overdue() == [early]
     turn.end(early, FAILURE)
     assert turn.due == 150.0
-    turn.begin(150.0)
+    turn.now, turn.todo = 150.0, []
     assert turn.overdue() == [late]
     turn.end(late, FAILURE)
     assert turn.overdue() == []
@@ -169,10 +169,10 @@ def test_a_deadline_that_is_brought_forward_counts(turn: Turn) -> None:
     one = room(turn)
     turn.hurry(one, 103.0)
     assert turn.due == 103.0
-    turn.begin(103.0)
+    turn.now, turn.todo = 103.0, []
     assert turn.overdue() == [one]
     turn.end(one, FAILURE)
-    turn.begin(200.0)
+    turn.now, turn.todo = 200.0, []
     assert turn.overdue() == []
 
 

@@ -23,7 +23,7 @@ __all__ = ["Picture", "differences", "picture"]
 Plain = None | bool | int | float | str | list[Any] | dict[str, Any]
 Picture = dict[str, Plain]
 
-NOT_STATE = frozenset({"_actions", "_fit", "_handlers", "_listeners"})
+NOT_STATE = frozenset({"_fit", "_handlers", "_listeners", "todo"})
 """What a machine was made of, and what it wanted last."""
 
 

@@ -200,7 +200,7 @@ class Receiving:
         """Look after rooms that wait; once per interval, ask again after those that are not safe."""
         now = self._turn.now
         for room in self.present.values():
-            if not room.over and now - room.opened_at > LATE:
+            if now - room.opened_at > LATE and not room.over:
                 self._look_after(room)
         if now >= self._remind_at:
             self._remind_at = now + self._interval

@@ -79,19 +79,21 @@ class EarlyRequests:
 
     def drop_one(self, route: Route, room: RoomId, generation: Generation) -> bool:
         """Drop a request; False if it is not kept."""
-        return bool(self._drop(room, lambda d: d.is_for(route, generation)))
+        before = self._rooms.get(room)
+        if before is None:
+            return False
+        kept = tuple(d for d in before if not d.is_for(route, generation))
+        if kept:
+            self._rooms[room] = kept
+        else:
+            del self._rooms[room]
+        return len(kept) < len(before)
 
     def drop(self, gone: Callable[[Destination], bool]) -> list[Destination]:
         """Drop the requests that a test picks, and return them."""
-        return [d for room in list(self._rooms) for d in self._drop(room, gone)] if self._rooms else []
-
-    def _drop(self, room: RoomId, gone: Callable[[Destination], bool]) -> list[Destination]:
-        kept = self._rooms.get(room, ())
-        dropped = [d for d in kept if gone(d)]
-        if len(dropped) == len(kept):
-            self._rooms.pop(room, None)
-        elif dropped:
-            self._rooms[room] = tuple(d for d in kept if d not in dropped)
+        dropped = [d for kept in self._rooms.values() for d in kept if gone(d)]
+        for d in dropped:
+            self.drop_one(d.peer.route, d.wanted.room, d.wanted.generation)
         return dropped
 
 

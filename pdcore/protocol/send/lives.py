@@ -104,12 +104,15 @@ class Life(Room):
 
     def awaits(self, word: Word, now: float) -> bool:
         """Whether it has ended without a word of this rank, and this may be it."""
-        ended, mine_before = self.ended_at, self.mine_before
-        if ended is None or mine_before is None or now - ended > SECONDS:
+        ended = self.ended_at
+        if ended is None or now - ended > SECONDS:
             return False
         if (said := self.heard.get(word.route)) is not None:  # it was told, and that may be lost
             again = word.generation == said and not self.is_promised_to(word.route, said)
             return again and self.status is KVPoll.FAILED
+        mine_before = self.mine_before
+        if mine_before is None:
+            return False
         if word.opened_at < mine_before:
             return True
         another = self.speakers.get(word.rank, word.route) != word.route
