@@ -98,10 +98,9 @@ class Router:
         if chance.random() < world.faults.one_sided:
             both = list(chance.choice((prefills, decodes)))
         request.open = len(both)
-        spread = chance.choice((0.0, 0.001, 0.02))
+        spread, key = chance.choice((0.0, 0.001, 0.02)), GroupKey(f"group-{prefills[0].group}", 0)
         for node in both:
             start = self._send if node.sends else self._receive
-            key = GroupKey(f"group-{prefills[0].group}", 0)
             place = node.role, node.group, node.rank
             world.clock.after(chance.random() * spread, partial(start, request, place, key))
 
@@ -180,8 +179,8 @@ class Router:
         except RoomError as error:
             raise ViolationError(f"{node.identity}: {error}") from error
         side.room = node.machine.room(generation)
-        for other in self._beside(side) if self._strict else ():
-            if other.failed:
+        for other in request.sides if self._strict else ():
+            if other.failed and self._are_beside(side, other):
                 self._world.clock.after(AT_ONCE, partial(self._check_told, other))
         return side
 
@@ -224,10 +223,13 @@ class Router:
         self._newest_id += 1
         return RoomId(self._newest_id)
 
-    def _beside(self, side: Side) -> list[Side]:
-        """Return the sides of a request that hear of each other."""
+    def _are_beside(self, one: Side, other: Side) -> bool:
+        """Whether two sides of a request hear of each other."""
         part = self._world.shape.mapping.part
-        return [other for other in side.request.sides if part(other.node.rank) == part(side.node.rank)]
+        return part(one.node.rank) == part(other.node.rank)
+
+    def _beside(self, side: Side) -> list[Side]:
+        return [other for other in side.request.sides if self._are_beside(side, other)]
 
     def _across(self, side: Side) -> list[Side]:
         return [other for other in self._beside(side) if other.node.sends is not side.node.sends]

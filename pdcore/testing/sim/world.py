@@ -54,6 +54,7 @@ class World:
         self.network = Network(self.clock, chance, self.faults)
         self.engine: Engine = Engine(self.clock, chance, self.faults)
         self.nodes: dict[tuple[Role, int, int], SimulatedRank] = {}
+        self.groups: dict[tuple[Role, int], list[SimulatedRank]] = {}
         self.by_route: dict[Route, SimulatedRank] = {}
         self._lives = self._ticks = 0
         self._tick_after = TICK
@@ -95,7 +96,7 @@ class World:
             for decode in range(self.shape.decodes):
                 for _ in range(TRIES):
                     failures = self.router.failures
-                    self.router.ask(self._group(Role.PREFILL, prefill), self._group(Role.DECODE, decode))
+                    self.router.ask(self.groups[Role.PREFILL, prefill], self.groups[Role.DECODE, decode])
                     self._go_on_until_idle()
                     if self.router.failures == failures:
                         break
@@ -138,8 +139,8 @@ class World:
     def choose(self) -> tuple[list[SimulatedRank], list[SimulatedRank]]:
         """Return the nodes of a group of each side."""
         return (
-            self._group(Role.PREFILL, self.chance.randrange(self.shape.prefills)),
-            self._group(Role.DECODE, self.chance.randrange(self.shape.decodes)),
+            self.groups[Role.PREFILL, self.chance.randrange(self.shape.prefills)],
+            self.groups[Role.DECODE, self.chance.randrange(self.shape.decodes)],
         )
 
     def succeeded(self, side: Side) -> None:
@@ -213,6 +214,7 @@ class World:
         self._lives += 1
         node = SimulatedRank(self, role, group, rank, self._lives, self._pages)
         self.nodes[role, group, rank] = self.by_route[node.route] = node
+        self.groups.setdefault((role, group), [])[rank : rank + 1] = [node]
 
     def _tick(self) -> None:
         self._ticks += 1
@@ -227,14 +229,11 @@ class World:
             self._tick()
 
     def _found(self, node: SimulatedRank, key: GroupKey) -> None:
-        group = self._group(Role.PREFILL, int(key.bootstrap.rpartition("-")[2]))
+        group = self.groups[Role.PREFILL, int(key.bootstrap.rpartition("-")[2])]
         members = [Member(n.identity, n.rank, n.route) for n in group]
         mapping = self.shape.mapping
         senders = tuple(members[rank] for rank in mapping.senders(node.rank))
         node.feed(s.GroupFound(key, senders, tuple(members[rank] for rank in mapping.others(node.rank))))
-
-    def _group(self, role: Role, group: int) -> list[SimulatedRank]:
-        return [self.nodes[role, group, rank] for rank in range(self.shape.mapping.ranks(role))]
 
     def _nothing_is_left(self) -> None:
         for node in self.nodes.values():
