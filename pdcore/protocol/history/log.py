@@ -85,8 +85,8 @@ class StimulusLog:
     """
 
     def __init__(self, most: int = MOST, most_bytes: int = MOST_BYTES) -> None:
-        self._most_bytes, self._bytes, self._number = most_bytes, 0, 0
-        self._rooms: deque[tuple[int, float, s.Stimulus, int]] = deque(maxlen=most)
+        self._most, self._most_bytes, self._bytes, self._number = most, most_bytes, 0, 0
+        self._rooms: deque[tuple[int, float, s.Stimulus, int]] = deque()
         """Number, moment, stimulus, and the bytes of what can be long in it: each request notes six."""
         self._peers: deque[LoggedStimulus] = deque(maxlen=most)
         self._quiet: deque[LoggedStimulus] = deque(maxlen=most)
@@ -113,8 +113,13 @@ class StimulusLog:
         elif not acted and kind in QUIET:
             self._quiet.append(LoggedStimulus(self._number, moment, stimulus))
         else:
-            measure = _LONG.get(kind)
-            self._note_of_room(stimulus, moment, 0 if measure is None else measure(what))
+            rooms, measure = self._rooms, _LONG.get(kind)
+            if len(rooms) == self._most:
+                self._bytes -= rooms.popleft()[3]
+            size = 0 if measure is None else measure(what)
+            rooms.append((self._number, moment, stimulus, size))
+            if size:
+                self._weigh(size)
 
     def entries(self) -> tuple[LoggedStimulus, ...]:
         """Return what is kept, the oldest first."""
@@ -126,14 +131,11 @@ class StimulusLog:
         entries = self.entries()
         return Recording(ours, settings, entries, self._number - len(entries), state)
 
-    def _note_of_room(self, stimulus: s.Stimulus, moment: float, size: int) -> None:
-        rooms = self._rooms
-        if len(rooms) == rooms.maxlen:
-            self._bytes -= rooms.popleft()[3]
-        rooms.append((self._number, moment, stimulus, size))
+    def _weigh(self, size: int) -> None:
+        """Count the bytes of the newest, and drop the oldest for as long as there are too many."""
         self._bytes += size
-        while self._bytes > self._most_bytes and len(rooms) > 1:
-            self._bytes -= rooms.popleft()[3]
+        while self._bytes > self._most_bytes and len(self._rooms) > 1:
+            self._bytes -= self._rooms.popleft()[3]
 
 
 def history(entries: Iterable[LoggedStimulus], room: RoomId) -> list[LoggedStimulus]:
@@ -162,7 +164,10 @@ def _of_digests(*several: Digests) -> int:
 
 
 def _of_arrays(*arrays: IndexArray) -> int:
-    return sum(array.nbytes for array in arrays)
+    size = 0
+    for array in arrays:  # a sum() takes twice as long, and most are of one
+        size += array.nbytes
+    return size
 
 
 _LONG: dict[type, Callable[[Any], int]] = {
