@@ -42,7 +42,7 @@ class Peers:
     def at(self, route: Route, identity: PeerIdentity | None = None) -> RemoteRank | None:
         """Return who is at a route, if that is still who was meant."""
         peer = self.by_route.get(route)
-        return peer if peer is not None and (identity is None or identity == peer.identity) else None
+        return peer if peer is not None and identity in (peer.identity, None) else None
 
     def reaches(self, identity: PeerIdentity, route: Route) -> RemoteRank | None:
         """Return a process that is paired, perhaps anew."""
