@@ -30,6 +30,10 @@ def test_a_planted_fault_is_found(name: str, monkeypatch: pytest.MonkeyPatch) ->
     assert run(SEEDS.get(name, 1), MOST, EACH, Figures()) is not None
 
 
+def test_pages_of_who_ended_a_moment_ago_are_not_due_yet() -> None:
+    assert run(40_017, 196, 196, Figures()) is None  # decode gives up 0.2 ms before its pages are looked at
+
+
 def test_a_seed_is_the_same_world_again() -> None:
     first, second = Figures(), Figures()
     assert run(7, 300, 100, first) is None

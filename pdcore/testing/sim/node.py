@@ -178,7 +178,7 @@ class SimulatedRank:
         side, room = self.sides[do.generation], self.machine.room(do.generation)
         if side.ended or room is None or not room.over:
             raise ViolationError(f"{self.identity}: a room ended that had ended, or had not")
-        side.ended = True
+        side.ended, side.ended_at = True, self._clock.now
         if room.failure is None:
             self.world.succeeded(side)
         self.world.router.ended(side, room.failure)

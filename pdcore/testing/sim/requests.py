@@ -26,6 +26,7 @@ class Side:
     pages: list[int]
     opened_at: float = 0.0
     ended: bool = False
+    ended_at: float = 0.0
     failed: bool = False
     silent: bool = False
     silent_at: float = 0.0

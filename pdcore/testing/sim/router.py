@@ -31,7 +31,8 @@ AT_ONCE = 2.5
 """Seconds within which a side is told that another one ended, where no message is lost: an early word may be
 put off, and a worker that may have lost the room is given a second."""
 BACK = 0.5
-"""Seconds within which pages come back on both sides, where no message is lost: before any reminder."""
+"""Seconds within which pages come back on both sides once both have ended, where no message is lost: before
+any reminder."""
 STARVED = 0.5
 """Seconds for which decode waits for pages that it has not free."""
 MOST_PAGES = 4
@@ -251,6 +252,10 @@ class Router:
             return  # whoever falls silent last is looked at then
         for side in sides:
             if side.node.alive and side.ended and not side.silent:
+                due_in = side.ended_at + BACK - self._world.clock.now
+                if due_in > 1e-9:  # its own word that it has ended is on its way yet
+                    self._world.clock.after(due_in, partial(self._check_silent, silent))
+                    continue
                 raise ViolationError(
                     f"{side.node.identity}: nothing of request {side.serial} moves, but its pages stay "
                     "out of use (invariant 4)"
