@@ -10,6 +10,7 @@ from pdcore.host.process import ProcessIdentity
 from pdcore.layout.aux_form import AuxForm
 from pdcore.layout.aux_schema import AuxField, AuxSchema
 from pdcore.layout.kv import KVBuffer, KVLayout, PageOrder, StateBuffer, StateComponent
+from pdcore.layout.staging import StagingLayout
 from pdcore.model import AuxTransport, Generation, Incarnation, KVPoll, Role, RoomId
 from pdcore.pairing.description import PeerDescription
 from pdcore.pairing.topology import Topology
@@ -25,12 +26,15 @@ from pdcore.wire import (
     LifeQuestion,
     Message,
     Opened,
+    Packed,
     PairReply,
     PairRequest,
+    Quiet,
     Released,
     RequestMetadata,
     RoomStatus,
     Standing,
+    Unpacked,
     Verdict,
 )
 
@@ -106,23 +110,48 @@ METADATA = RequestMetadata(
 FORM = AuxForm.apart(AUX, {"logprobs": 64})
 
 _SAMPLES: tuple[Message, ...] = (
-    PairRequest(attrs.evolve(DESCRIPTION, layout=LAYOUT, state=(STATE,), aux_form=FORM)),
+    PairRequest(
+        attrs.evolve(
+            DESCRIPTION,
+            layout=LAYOUT,
+            state=(STATE,),
+            aux_form=FORM,
+            staging=StagingLayout(8, 4, 2**22, True),
+        ),
+        ring=3,
+        number=5,
+    ),
     PairReply(
         attrs.evolve(DESCRIPTION, role=Role.PREFILL, aux=None, aux_slots=0, state=()),
         (Misfit("layout.page_size", "16", "64", "serve the same model"),),
         FAILURE,
+        number=5,
     ),
     METADATA,
     AuxRow(ROOM, NTH, bytes(range(64))),
-    RoomStatus(ROOM, NTH, 3, KVPoll.FAILED, False, FAILURE),
+    RoomStatus(ROOM, NTH, 3, KVPoll.FAILED, False, FAILURE, packed=2),
     Abort(ROOM, NTH, FAILURE, asked=False, age=1.5, ended=0.5),
     Released(ROOM, NTH),
     Heartbeat(LIFE),
     Bye(LIFE, "it shut down in order", drained=True),
     Digests(
-        ROOM, NTH, 3, 1, 0, *(np.array(n, np.int64) for n in ([0, 2], [64, 0], [64, 2**40], [0, 2**32 - 1]))
+        ROOM,
+        NTH,
+        3,
+        1,
+        0,
+        np.array([0, 2]),
+        np.array([64, 0]),
+        np.array([64, 2**40]),
+        np.array([0, 2**32 - 1]),
+        2,
     ),
     Verdict(ROOM, NTH, 1, 0, FAILURE),
+    Packed(
+        ROOM, NTH, 1, 77, *(np.array(n, np.int64) for n in ([0, 2], [0, 2, 3], [64, 0, 2**40], [64, 64, 9]))
+    ),
+    Unpacked(1, 77),
+    Quiet(3),
     Opened(ROOM, NTH, 1.5),
     Inquiry(ROOM, NTH),
     Standing(ROOM, NTH, 3, "has not opened the room"),

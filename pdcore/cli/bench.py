@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
         backend=chosen.backend.name,
         options=chosen.options,
         transfer_model="workers",
+        staging=chosen.config.transfer.staging,
         device=args.device,
     )
     effort = Effort.quick() if args.quick else Effort()

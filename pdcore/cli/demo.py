@@ -183,6 +183,7 @@ def _plan(
         options=chosen.options,
         transfer_model=model.value if model else None,
         aux=chosen.config.transfer.aux,
+        staging=chosen.config.transfer.staging,
         deadline=args.deadline,
     )
     return settings, with_prefix(requests, args.prefix, size)

@@ -123,6 +123,10 @@ class TransferConfig:
     destination (workers model). ``aux`` says how aux rows travel: as the backend says (auto), through the
     engine, or over TCP. ``prefix_reuse`` lets decode ask for only what it lacks. ``verify``: decode compares
     digests of what was sent and what arrived, of a sample or of all pages, before a room succeeds.
+    ``staging``: whether bytes go packed, through slots of the other side, which copies them to their pages:
+    where that is faster (auto), never (off), or always; then no peer writes to pages, and those of a room
+    that failed are safe at once. ``staging_rings``: how many peers may send packed bytes at a time, lost ones
+    that may still write among them; a ring takes 32 MiB.
     """
 
     model: TransferModel | None = attrs.field(default=None, validator=_one_of(None, *TransferModel))
@@ -134,6 +138,10 @@ class TransferConfig:
     verify: Literal["off", "sample", "all"] = attrs.field(
         default="off", validator=_one_of("off", "sample", "all")
     )
+    staging: Literal["auto", "off", "always"] = attrs.field(
+        default="auto", validator=_one_of("auto", "off", "always")
+    )
+    staging_rings: int = attrs.field(default=8, validator=_within(1, 4096))
 
 
 @attrs.frozen

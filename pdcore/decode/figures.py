@@ -14,14 +14,18 @@ from pdcore.protocol.peer import RemoteRank
 __all__ = ["with_decode"]
 
 
-def with_decode(gauges: Gauges, known: Iterable[RemoteRank], lost: int, bootstraps: Iterable[str]) -> Gauges:
-    """Return the figures with those of the prefill ranks; ``lost`` are not known to be silent."""
+def with_decode(
+    gauges: Gauges, known: Iterable[RemoteRank], lost: int, bootstraps: Iterable[str], rings: int
+) -> Gauges:
+    """Return the figures with those of the prefill ranks; ``lost`` are not known to be silent, and so many
+    ``rings`` wait for that."""
     known = list(known)
     peers = Counter(PeerState.PAIRED if peer.ready else PeerState.PAIRING for peer in known)
     peers[PeerState.LOST] = lost
     return attrs.evolve(
         gauges,
         peers=peers,
+        rings_in_doubt=rings,
         control_ports=frozenset(parse_address(peer.identity.address).port for peer in known),
         bootstrap_ports=frozenset(parse_address(address).port for address in bootstraps),
     )

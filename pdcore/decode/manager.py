@@ -17,6 +17,7 @@ from pdcore.decode.figures import with_decode
 from pdcore.decode.lookup import DIAL_DESCRIPTORS, GroupLookup
 from pdcore.decode.receiver import KVReceiver
 from pdcore.decode.revocation import Revocations
+from pdcore.decode.unpacking import ArrivedSlots
 from pdcore.decode.verification import ArrivedVerification
 from pdcore.errors import EngineError, FailureCode, KVTransferError, PDCoreError
 from pdcore.events import Gauges, MetadataSent, Subscriber
@@ -29,6 +30,7 @@ from pdcore.model import Deadline, PeerIdentity, Role, RoomId
 from pdcore.pairing.description import PeerDescription
 from pdcore.pairing.misfits import coverage_misfits, pairing_misfits
 from pdcore.pairing.topology import DPChoice, Topology
+from pdcore.prefill.lanes.lane import Lane
 from pdcore.protocol import actions as a
 from pdcore.protocol import stimuli as s
 from pdcore.protocol.groups import GroupKey
@@ -84,6 +86,7 @@ class DecodeManager(Manager):
                 a.Revoke: lambda do: self._admission.revoke(do),
                 a.Asked: self._asked,
                 a.Compare: self._compare,
+                a.Unpack: self._unpack,
                 a.WriteRow: self._write_row,
                 a.CheckRow: self._check_row,
             },
@@ -97,7 +100,11 @@ class DecodeManager(Manager):
             self._held_by,
             self._feed_in_order,
         )
-        self._verification = ArrivedVerification(config.transfer.verify, self.pools, self.feed)
+        verify, staging = config.transfer.verify != "off", self.staging
+        self._arrived = Lane("arrived") if verify or staging is not None else None
+        self._verification = ArrivedVerification(self._arrived if verify else None, self.pools, self.feed)
+        if staging is not None and self._arrived is not None:
+            self._slots = ArrivedSlots(staging, self.pools, self.claims, self._arrived, self.feed)
         self._lookup = GroupLookup(
             ours, config.timeouts, config.auth_key, self._paired_at, self._feed_in_order
         )
@@ -199,6 +206,11 @@ class DecodeManager(Manager):
         if not self._verification.begin(self.driver.handles[do.generation].record, do):
             self.channel.counts["unexpected"] += 1
 
+    def _unpack(self, do: a.Unpack) -> None:
+        receiver = self.driver.handles[do.generation]
+        assert isinstance(receiver, KVReceiver)
+        self._slots.begin(do, receiver.claim)
+
     def _write_row(self, do: a.WriteRow) -> None:
         failure = None
         try:
@@ -226,7 +238,9 @@ class DecodeManager(Manager):
         )
 
     def _held_by(self, writer: PeerIdentity) -> bool:
-        """Whether pages of a room are unsafe because a prefill process may write to them."""
+        """Whether pages are unsafe, or a staging ring is out of use, as a prefill rank may write there."""
+        if self.driver.look(lambda m: m.peers.rings.waits_for(writer)):
+            return True
         rooms = [handle.record for handle in list(self.driver.handles.values())]
         return any(isinstance(room, ReceiveRoom) and writer in room.writers for room in rooms)
 
@@ -255,16 +269,23 @@ class DecodeManager(Manager):
                 self.feed(s.Trouble(bootstrap, why))
 
     def _figures(self, gauges: Gauges) -> Gauges:
-        known, groups = self.driver.look(
-            lambda m: (list(m.peers.by_route.values()), {g.key.bootstrap for g in m.peers.groups.values()})
+        known, groups, rings = self.driver.look(
+            lambda m: (
+                list(m.peers.by_route.values()),
+                {g.key.bootstrap for g in m.peers.groups.values()},
+                m.peers.rings.in_doubt,
+            )
         )
-        return with_decode(gauges, known, len(self._revocations), groups | self._lookup.known.addresses())
+        services = groups | self._lookup.known.addresses()
+        return with_decode(gauges, known, len(self._revocations), services, rings)
 
     # --- at the end ------------------------------------------------------------------------
 
     def _end_threads(self, deadline: Deadline) -> None:
         self._admission.close(deadline)
-        self._verification.close(deadline)
+        if self._arrived is not None:
+            self._arrived.close()
+            self._arrived.join(deadline)
 
     def _forsaken(self) -> int:
         return self._revocations.forsaken

@@ -50,7 +50,7 @@ class KVReceiver(RoomHandle):
         super().__init__(host, record, may_raise=may_raise)
         self._host, self._bootstrap = host, bootstrap
         self._placement: Placement | None = None
-        self._claim: Claim | None = None
+        self.claim: Claim | None = None
 
     @raises_or_fails
     def init(self, prefill_dp_rank: int | DPChoice = DPChoice.BY_ROOM) -> None:
@@ -111,7 +111,7 @@ class KVReceiver(RoomHandle):
             raise error
         placement = Placement.checked(record, pools, pages, aux_index, state_indices, decode_prefix_len)
         slot = placement.aux_index
-        self._claim = self._host.claims.take(self, placement.pages, slot, placement.state_indices)
+        self.claim = self._host.claims.take(self, placement.pages, slot, placement.state_indices)
         if pools.aux is not None and slot is not None:
             pools.aux.empty(slot)
         self._placement = placement
@@ -151,8 +151,9 @@ class KVReceiver(RoomHandle):
             record.ended_at,
             pages=pages,
             nbytes=pages * self._host.pools.layout.page_bytes,
+            slots=len(record.unpacked),
         )
 
     def fell_silent(self) -> None:
-        claim, self._claim = self._claim, None  # which knows its holder: a circle
+        claim, self.claim = self.claim, None  # which knows its holder: a circle
         self._host.claims.free(claim)

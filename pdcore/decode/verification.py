@@ -9,9 +9,9 @@ from functools import partial
 import numpy as np
 
 from pdcore.errors import FailureCode, KVTransferError
-from pdcore.memory.digest import Verify, digests_of, memory_of
+from pdcore.memory.digest import digests_of, memory_of
 from pdcore.memory.pools import Pools
-from pdcore.model import Deadline, KVPoll
+from pdcore.model import KVPoll
 from pdcore.prefill.lanes.lane import Lane
 from pdcore.protocol.actions import Compare
 from pdcore.protocol.room import Room
@@ -24,24 +24,18 @@ _log = logging.getLogger("pdcore.transfer")
 
 
 class ArrivedVerification:
-    """Owns the thread ``pdcore-lane-arrived``, unless nothing is to be verified."""
+    """Works on a ``lane``, after bytes that came packed are in their pages; None: nothing is verified."""
 
-    def __init__(self, verify: Verify, pools: Pools, feed: Callable[[Stimulus], None]) -> None:
+    def __init__(self, lane: Lane | None, pools: Pools, feed: Callable[[Stimulus], None]) -> None:
         self._feed = feed
-        self._lane = None if verify == "off" else Lane("arrived")
+        self._lane = lane
         self._regions, self._kv = pools.regions, len(pools.kv)
-        self._memory = [] if verify == "off" else memory_of(pools.regions)
+        self._memory = [] if lane is None else memory_of(pools.regions)
         self._limits = np.array([region.length for region in pools.regions])
 
     def begin(self, record: Room, do: Compare) -> bool:
         """Start to verify what a prefill rank says it sent; False if nothing is to be verified."""
         return self._lane is not None and self._lane.put(partial(self._check, record, do))
-
-    def close(self, deadline: Deadline) -> None:
-        """End the thread."""
-        if self._lane is not None:
-            self._lane.close()
-            self._lane.join(deadline)
 
     def _check(self, record: Room, do: Compare) -> None:
         if record.status is not KVPoll.FAILED:

@@ -46,6 +46,7 @@ class WorkerSettings(msgspec.Struct, frozen=True):
     options: dict[str, str] = {}
     transfer_model: Literal["workers", "inline"] | None = None
     aux: Literal["auto", "engine", "tcp"] = "auto"
+    staging: Literal["auto", "off", "always"] = "auto"
     deadline: float = 60.0
     topology: Topology = Topology()
     bootstrap: str = ""

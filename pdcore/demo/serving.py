@@ -221,7 +221,7 @@ def configuration(settings: WorkerSettings) -> Config:
         backend_options=settings.options,
         # Not among the settings: a secret is read where it is kept.
         auth_key=load_config(plugin_prefixes=discover().names).config.auth_key,
-        transfer=TransferConfig(model=model, aux=settings.aux),
+        transfer=TransferConfig(model=model, aux=settings.aux, staging=settings.staging),
         timeouts=attrs.evolve(
             default,
             request=bound,

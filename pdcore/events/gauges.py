@@ -39,6 +39,7 @@ class Gauges:
         peers: peers by how it stands with them.
         parked: requests of decode that came before prefill opened their room.
         quarantined: transfers that have failed, and whose bytes may still land.
+        rings_in_doubt: staging rings that lost peers may still write to.
         control_ports: TCP ports of its control channel and of the peers that it dials.
         bootstrap_ports: TCP ports of the bootstrap services that it asks.
     """
@@ -54,6 +55,7 @@ class Gauges:
     peers: Mapping[PeerState, int] = attrs.field(factory=dict)
     parked: int = 0
     quarantined: int = 0
+    rings_in_doubt: int = 0
     control_ports: frozenset[int] = frozenset()
     bootstrap_ports: frozenset[int] = frozenset()
 

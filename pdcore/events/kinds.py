@@ -149,9 +149,10 @@ class ChunkSubmitted(ChunkEvent):
 
 @attrs.frozen
 class ChunkLanded(ChunkEvent):
-    """All its bytes are there; ``seconds`` since it was submitted."""
+    """All its bytes are there; ``seconds`` since it was submitted. So many ``slots`` carried it packed."""
 
     seconds: float
+    slots: int = 0
 
 
 @attrs.frozen

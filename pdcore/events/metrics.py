@@ -25,7 +25,8 @@ class RequestMetrics:
 
     ``total`` runs from opening the room to its end. ``bootstrap`` ends when both sides know each
     other, ``waiting`` when the first byte can move, ``transfer`` with the room. ``plan`` is the
-    planning within ``transfer``. Decode knows no ``plan``, ``entries`` and ``chunks``.
+    planning within ``transfer``. ``slots``: so many staging slots carried it packed; 0: it went straight to
+    its pages. Decode knows no ``plan``, ``entries`` and ``chunks``.
     """
 
     room: RoomId
@@ -39,6 +40,7 @@ class RequestMetrics:
     transfer: float
     plan: float
     total: float
+    slots: int = 0
 
     @classmethod
     def between(
@@ -54,6 +56,7 @@ class RequestMetrics:
         chunks: int = 0,
         entries: int = 0,
         plan: float = 0.0,
+        slots: int = 0,
     ) -> RequestMetrics:
         """Return the figures of a room with these moments; None: it has not ended."""
         end = ended_at or time.monotonic()
@@ -70,4 +73,5 @@ class RequestMetrics:
             transfer=end - first,
             plan=plan,
             total=end - opened_at,
+            slots=slots,
         )

@@ -18,6 +18,7 @@ from pdcore.managers.duties import Duties
 from pdcore.managers.liveness import Heartbeats
 from pdcore.managers.pairing_remarks import announce_pairing
 from pdcore.memory.pools import Pools
+from pdcore.memory.staging import StagingMemory
 from pdcore.model import AuxTransport, Incarnation, KVPoll, PeerIdentity, Role, RoomId
 from pdcore.pairing.description import PeerDescription
 from pdcore.pairing.topology import Topology
@@ -44,6 +45,7 @@ class Endpoint(Duties):
     backend: Backend
     engine: TransferEngine
     pools: Pools
+    staging: StagingMemory | None
     topology: Topology
     aux_transports: tuple[AuxTransport, ...]
     channel: Channel
@@ -84,6 +86,7 @@ class Endpoint(Duties):
             engine_version=self.backend.engine_version(),
             max_message_bytes=self.config.control.max_message_bytes,
             aux_form=aux.form if aux else None,
+            staging=self.staging.layout if self.staging is not None else None,
         )
 
     def history(self, room: RoomId) -> list[LoggedStimulus]:

@@ -106,7 +106,7 @@ class Manager(Endpoint):
         self._heard: list[s.Heard] = []  # by the control thread, since it was last idle
         self.place = find_footing(role, backend.spec, config)
         ready = ready_engine(role, backend, pools, config, self.place, self.events)
-        self.engine, self.inline = ready.engine, ready.inline
+        self.engine, self.inline, self.staging = ready.engine, ready.inline, ready.staging
         self.aux_transports, self._regions = ready.aux_transports, ready.regions
         say_if_open(config.auth_key, self.place.listens)
         self.channel = self._open_channel()

@@ -13,6 +13,7 @@ from pdcore.host.machine import HostPlace, find_place
 from pdcore.host.shortage import require_descriptors
 from pdcore.memory.digest import require_digestible
 from pdcore.memory.pools import Pools
+from pdcore.memory.staging import StagingMemory, staging_memory
 from pdcore.model import CPU, AuxTransport, Deadline, Role
 from pdcore.selection.select import Backend
 from pdcore.wire import require_curve
@@ -26,13 +27,14 @@ CONTROL_DESCRIPTORS = 24
 @attrs.frozen
 class ReadyEngine:
     """A started engine, the export of its registered regions, how aux rows may travel (the preferred way
-    first), and whether ``send`` itself submits to it.
+    first), whether ``send`` itself submits to it, and the slots for packed bytes, if there are any.
     """
 
     engine: TransferEngine
     regions: bytes
     aux_transports: tuple[AuxTransport, ...]
     inline: bool
+    staging: StagingMemory | None
 
 
 def find_footing(role: Role, spec: BackendSpec, config: Config) -> HostPlace:
@@ -58,7 +60,7 @@ def ready_engine(
     Raises:
         EngineError, RegistrationError, TransportMismatchError: the engine does not start as asked.
         ConfigError: the configuration asks for what this engine cannot do.
-        LayoutError: aux over TCP with aux buffers on a device.
+        LayoutError: aux over TCP with aux buffers on a device, or there is no memory for staging rings.
     """
     with stage(events, Stage.ENGINE_START):
         engine = backend.start_engine(
@@ -74,12 +76,14 @@ def ready_engine(
         ways = _aux_transports(backend.aux_route(engine), engine, pools, config)
         inline = _is_inline(role, backend, engine, config)
         require_digestible(config.transfer.verify, pools.regions)
+        staging = staging_memory(config, engine.capabilities, pools)
+        slots = [staging.region] if staging is not None else []
         with stage(events, Stage.REGISTER_MEMORY):
-            regions = engine.register(pools.regions)
+            regions = engine.register([*pools.regions, *slots])
     except BaseException:
         engine.close()
         raise
-    return ReadyEngine(engine, regions, ways, inline)
+    return ReadyEngine(engine, regions, ways, inline, staging)
 
 
 def _aux_transports(

@@ -23,7 +23,7 @@ from pdcore.plan import IndexArray
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DeviceBytes", "objection_to_digests"]
+__all__ = ["CudaArray", "DeviceBytes", "objection_to_digests", "stream_of"]
 
 AT_ONCE = 2**21
 """Words of 4 bytes that are worked on at a time: some 64 MiB of the device's memory for a moment."""
@@ -35,7 +35,7 @@ Table = npt.NDArray[np.uint32]
 
 
 @attrs.frozen
-class _CudaArray:
+class CudaArray:
     """Memory by its address, as torch takes it from others; it keeps nothing alive."""
 
     address: int
@@ -54,7 +54,7 @@ class DeviceBytes:
 
     def __init__(self, memory: torch.Tensor) -> None:
         self._bytes = memory
-        self._stream = _stream(str(memory.device)) if memory.is_cuda else None
+        self._stream = stream_of(str(memory.device)) if memory.is_cuda else None
         self._tables = _tables_on(str(memory.device))
 
     @classmethod
@@ -62,7 +62,7 @@ class DeviceBytes:
         """Return the bytes of a region on a CUDA device."""
         import torch
 
-        return cls(torch.as_tensor(_CudaArray(region.address, region.length), device=str(region.device)))
+        return cls(torch.as_tensor(CudaArray(region.address, region.length), device=str(region.device)))
 
     def digests(self, offsets: IndexArray, lengths: IndexArray) -> IndexArray:
         """Return the CRC-32 of the span at each offset, int64; waits for the device.
@@ -136,7 +136,8 @@ def objection_to_digests(region: Region) -> str:
 
 
 @functools.cache
-def _stream(device: str) -> torch.cuda.Stream:
+def stream_of(device: str) -> torch.cuda.Stream:
+    """Return the stream of a device on which pdcore reads and copies, beside the model's."""
     import torch
 
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -8,6 +8,7 @@ from pdcore.host.process import ProcessIdentity
 from pdcore.layout.aux_form import AuxForm
 from pdcore.layout.aux_schema import AuxSchema
 from pdcore.layout.kv import KVLayout, StateComponent
+from pdcore.layout.staging import StagingLayout
 from pdcore.model import AuxTransport, Incarnation, Role
 from pdcore.pairing.topology import Topology
 
@@ -22,7 +23,8 @@ class PeerDescription:
     ``aux_transports`` are the ways that aux rows may travel, the preferred one first; ``verify`` says
     which pages are compared. ``process`` is the one that runs the engine, and ``engine_version`` names the
     engine's library and its version. It takes messages of ``max_message_bytes``; 0: not told.
-    ``aux_form`` says where its aux data lies; None: in whole rows.
+    ``aux_form`` says where its aux data lies; None: in whole rows. ``staging`` are the slots that it has for
+    packed bytes, in the last of its regions.
     """
 
     role: Role
@@ -44,6 +46,7 @@ class PeerDescription:
     engine_version: str = ""
     max_message_bytes: int = 0
     aux_form: AuxForm | None = None
+    staging: StagingLayout | None = None
 
     @property
     def aux_memory(self) -> AuxForm | None:

@@ -8,6 +8,7 @@ from pdcore.errors import Misfit
 from pdcore.layout.aux_schema import AuxSchema
 from pdcore.layout.fingerprint import fingerprint_misfits
 from pdcore.layout.kv import KVBuffer, StateComponent
+from pdcore.layout.staging import packs
 from pdcore.model import AuxTransport
 from pdcore.pairing.description import PeerDescription
 from pdcore.pairing.sharding import shared_units
@@ -47,6 +48,7 @@ def pairing_misfits(prefill: PeerDescription, decode: PeerDescription) -> tuple[
         *_layout_misfits(prefill, decode),
         *_state_misfits(prefill.state, decode.state),
         *_aux_misfits(prefill, decode),
+        *_staging_misfits(prefill, decode),
     )
 
 
@@ -201,6 +203,15 @@ def _aux_misfits(prefill: PeerDescription, decode: PeerDescription) -> list[Misf
         return []
     change = "report it: a form of aux data contradicts its schema"
     return [Misfit("aux form", ours or "good", theirs or "good", change)]
+
+
+def _staging_misfits(prefill: PeerDescription, decode: PeerDescription) -> list[Misfit]:
+    """A side that takes or gives bytes only packed needs another that has slots for them."""
+    ours, theirs = (p.staging for p in (prefill, decode))
+    if not packs(ours, theirs) or (ours is not None and theirs is not None):
+        return []
+    here, there = ("none" if staging is None else "always" for staging in (ours, theirs))
+    return [Misfit("transfer.staging", here, there, "set transfer.staging = 'always' on both sides")]
 
 
 def aux_writer_misfits(schema: AuxSchema | None, aux_rank: int) -> tuple[Misfit, ...]:

@@ -12,7 +12,8 @@ from pdcore.contract.engine import Peer, TransferEngine
 from pdcore.contract.regions import WriteBatch
 from pdcore.errors import IncompatiblePeerError, Misfit, PlanError
 from pdcore.host.process import ProcessIdentity
-from pdcore.memory.pools import Pools, RegionTable
+from pdcore.memory.pools import Pools
+from pdcore.memory.region_table import RegionTable
 from pdcore.model import AuxTransport, Deadline, PeerIdentity, RoomId
 from pdcore.pairing.description import PeerDescription
 from pdcore.pairing.misfits import aux_writer_misfits, chosen_aux_transport
@@ -20,6 +21,7 @@ from pdcore.pairing.topology import Topology, map_ranks
 from pdcore.plan import AuxCopier, IndexArray, KVCopier, plan_state
 from pdcore.prefill.lanes.lane import Lane
 from pdcore.prefill.lanes.pace import Pace
+from pdcore.prefill.lanes.slots import PeerSlots
 from pdcore.prefill.lanes.turns import Outbox, Soon
 from pdcore.protocol.chunk import TransferKVChunk
 from pdcore.wire import RequestMetadata, Route
@@ -38,6 +40,7 @@ class PeerLink:
         engine: TransferEngine,
         lanes: int,
         soon: Soon,
+        slots: PeerSlots | None = None,
     ) -> None:
         self.route = route
         self.description = description
@@ -49,6 +52,7 @@ class PeerLink:
         self.budget = EntryBudget(engine.capabilities.max_outstanding_entries)
         self.aux_transport = chosen_aux_transport(ours, description)
         self.lost = False
+        self.slots = slots
         self._engine = engine
         self._peer: Peer | None = None
         self._kv: KVCopier | None = None
@@ -91,7 +95,7 @@ class PeerLink:
             IncompatiblePeerError: its regions or state are not what its description says.
         """
         there = self.description
-        table = RegionTable.of(there.layout, there.state, there.aux_memory, there.aux_slots)
+        table = RegionTable.of(there.layout, there.state, there.aux_memory, there.aux_slots, there.staging)
         self._state = self._plan_state(topology, pools, table, state_plan)
         misfits = aux_writer_misfits(there.aux, self._aux_rank)
         if misfits:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 
@@ -14,23 +15,29 @@ from pdcore.errors import EngineError, FailureCode, IncompatiblePeerError, KVTra
 from pdcore.events import Events, Stage, stage
 from pdcore.managers.pairing_remarks import engine_remark
 from pdcore.memory.pools import Pools
-from pdcore.model import Deadline, RoomId
+from pdcore.model import Deadline, PeerIdentity, RoomId
 from pdcore.pairing.description import PeerDescription
 from pdcore.pairing.sharding import told_by_sizes
+from pdcore.prefill.lanes.slots import PeerSlots
 from pdcore.prefill.lanes.turns import Soon
 from pdcore.prefill.link import PeerLink
+from pdcore.prefill.rings import OwnRings
 from pdcore.protocol.actions import Connect, Lost
-from pdcore.protocol.stimuli import PeerConnected, PeerFailed, Stimulus
+from pdcore.protocol.stimuli import PeerConnected, PeerFailed, RingQuiet, Stimulus
 from pdcore.wire import Route
 from pdcore.wire.complaints import COMPLAINT_SECONDS, Complaints
 
 __all__ = ["Links"]
 
+MOST_EARLIER = 1024
+"""Decode processes of which is remembered what rings they lent in earlier pairings."""
+
 _log = logging.getLogger("pdcore.prefill")
 
 
 class Links:
-    """The links of decode ranks by route, and those of lost ones until their lanes have ended.
+    """The links of decode ranks by route, and those of lost ones until their lanes have ended; of these, the
+    slots that they had, which their rank is told of when it pairs again.
 
     The lock guards all fields; who carries actions out adds and drops.
     """
@@ -45,13 +52,16 @@ class Links:
         soon: Soon,
         events: Events,
         feed: Callable[[Stimulus], None],
+        rings: OwnRings | None = None,
     ) -> None:
         self._engine, self._pools, self._config = engine, pools, config
         self._description, self._state_plan = description, state_plan
         self._events, self._feed, self._soon = events, feed, soon
+        self._rings = rings
         self._lock = threading.Lock()
         self._links: dict[Route, PeerLink] = {}
         self._leaving: list[PeerLink] = []
+        self._earlier: OrderedDict[PeerIdentity, dict[int, PeerSlots]] = OrderedDict()
         self._closed = False
         self._complaints = Complaints(_log, COMPLAINT_SECONDS)
 
@@ -72,8 +82,9 @@ class Links:
 
     def connect(self, do: Connect) -> None:
         """Connect the engine to a rank on its own lane, so that a hung one delays nobody else."""
+        slots, wrong = self._slots_for(do)
         lanes = self._config.transfer.lanes_per_peer
-        link = PeerLink(do.route, self._description, do.description, self._engine, lanes, self._soon)
+        link = PeerLink(do.route, self._description, do.description, self._engine, lanes, self._soon, slots)
         if link.aux_transport is not self._description.aux_transports[0]:
             _log.warning(
                 "aux rows go to %s over %s: it takes them no other way",
@@ -91,7 +102,7 @@ class Links:
         if closed:  # while it was made; nobody else would end its lanes
             link.close()
             return
-        link.outbox(RoomId(0)).lane.put(partial(self._connect, link, before))
+        link.outbox(RoomId(0)).lane.put(partial(self._connect, link, before, wrong))
 
     def part(self, lost: Lost) -> None:
         """Let go of the link to a rank that is lost; its lanes end."""
@@ -100,6 +111,13 @@ class Links:
             self._leaving = [old for old in self._leaving if not old.ended]
             if link is not None:
                 self._leaving.append(link)
+            if link is not None and link.slots is not None:
+                earlier = self._earlier.setdefault(link.identity, {})
+                if (before := earlier.get(link.slots.lent)) is not None:
+                    before.when_quiet(None)
+                earlier[link.slots.lent] = link.slots
+                if len(self._earlier) > MOST_EARLIER:
+                    self._earlier.popitem(last=False)
         if link is not None:
             link.lost = True
             link.close()
@@ -115,10 +133,24 @@ class Links:
             if not link.join(deadline):
                 _log.error("the lanes of %s did not end within the shutdown deadline", link.identity)
 
-    def _connect(self, link: PeerLink, before: list[PeerLink]) -> None:
+    def _slots_for(self, do: Connect) -> tuple[PeerSlots | None, EngineError | None]:
+        """Return slots for a pair, or why it can have none and needs some."""
+        if self._rings is None:
+            return None, None
+        with self._lock:
+            links = [*self._links.values(), *(old for old in self._leaving if not old.ended)]
+        used = [link.slots.ring for link in links if link.slots is not None]
+        try:
+            return self._rings.slots_for(do, used), None
+        except EngineError as error:
+            return None, error
+
+    def _connect(self, link: PeerLink, before: list[PeerLink], wrong: EngineError | None) -> None:
         limit = self._config.timeouts.pairing
         deadline = Deadline.after(limit)
         try:
+            if wrong is not None:
+                raise wrong
             # Decode admits our writes again when it reads the reply: no lane may start one of the earlier
             # pairing then. What is in flight is in quarantine, and its pages are decode's to keep.
             if not all(old.join(deadline) for old in before):
@@ -139,6 +171,19 @@ class Links:
         else:
             if not link.lost:
                 self._feed(PeerConnected(link.route, link.identity))
+                self._tell_of_rings(link)
+
+    def _tell_of_rings(self, link: PeerLink) -> None:
+        """Have the peer told, once that is so, that rings of earlier pairings are its own again: their lanes
+        have ended."""
+        with self._lock:
+            earlier = self._earlier.get(link.identity, {})
+            again = earlier.pop(link.slots.lent, None) if link.slots is not None else None
+            rings = dict(earlier)
+        if again is not None:
+            again.when_quiet(None)
+        for ring, slots in rings.items():
+            slots.when_quiet(partial(self._feed, RingQuiet(link.route, link.identity, ring)))
 
 
 def _failure(link: PeerLink, error: Exception, remark: str) -> KVTransferError:

@@ -25,6 +25,7 @@ from pdcore.prefill.figures import with_prefill
 from pdcore.prefill.links import Links
 from pdcore.prefill.ready_waiter import Waiter
 from pdcore.prefill.registration import Announce, Registration
+from pdcore.prefill.rings import OwnRings
 from pdcore.prefill.sender import KVSender
 from pdcore.prefill.shipping import Shipping
 from pdcore.prefill.verification import SentVerification
@@ -108,14 +109,23 @@ class PrefillManager(Manager):
                 a.Promised: self._joined,
                 a.AwaitSource: lambda do: self._sender(do.generation).watch(do.chunk),
                 a.Ship: lambda do: self._shipping.ship(self._sender(do.generation), do),
-                a.Cancel: lambda do: None,  # what goes out asks whether its room has ended
+                a.FreeSlot: self._free_slot,
+                a.Cancel: lambda do: self._sender(do.generation).sent.let_go(),
                 a.Examine: lambda do: self._verification.begin(self._sender(do.generation)),
                 a.ReadRow: self._read_row,
             },
         )
-        state_plan = self.backend.state_plan
+        state_plan, staging, dear = self.backend.state_plan, self.staging, self.engine.capabilities.entry_cost
         self._links = Links(
-            self.engine, self.pools, self.config, ours, state_plan, self.channel.soon, self.events, self.feed
+            self.engine,
+            self.pools,
+            self.config,
+            ours,
+            state_plan,
+            self.channel.soon,
+            self.events,
+            self.feed,
+            None if staging is None else OwnRings(staging, ours, dear),
         )
         self._shipping = Shipping(
             self.engine, self.quarantine, self._links, self.events, self.driver, inline=self.inline
@@ -182,6 +192,11 @@ class PrefillManager(Manager):
     def _connect(self, do: a.Connect) -> None:
         self._links.connect(do)
         self.heartbeats.track(do.route, time.monotonic(), connected=True)
+
+    def _free_slot(self, do: a.FreeSlot) -> None:
+        link = self._links.at(do.route)
+        if link is not None and link.slots is not None and link.identity == do.identity:
+            link.slots.back(do.slot, do.number)
 
     def _joined(self, do: a.Promised) -> None:
         if self.events.on:

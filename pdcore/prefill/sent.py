@@ -24,6 +24,11 @@ class Sent:
         """Take a delivery that goes out now."""
         self._deliveries.append(delivery)
 
+    def let_go(self) -> None:
+        """Nobody wants them any more: what is not under way is drained."""
+        for delivery in self._deliveries:
+            delivery.let_go()
+
     def drive(self, shipment: Shipment) -> None:
         """Take a shipment that no lane drives."""
         self._shipments.append(shipment)
@@ -57,4 +62,5 @@ class Sent:
             chunks=len(deliveries),
             entries=sum(d.entries for d in deliveries),
             plan=sum(d.plan_seconds for d in deliveries),
+            slots=sum(d.slots for d in deliveries),
         )

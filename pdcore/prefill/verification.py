@@ -15,7 +15,8 @@ import numpy as np
 
 from pdcore.errors import FailureCode, KVTransferError
 from pdcore.memory.digest import SAMPLED, Verify, digests_of, memory_of, spans_of
-from pdcore.memory.pools import Pools, RegionTable
+from pdcore.memory.pools import Pools
+from pdcore.memory.region_table import RegionTable
 from pdcore.model import Deadline
 from pdcore.plan import join
 from pdcore.prefill.lanes.lane import Lane
@@ -97,6 +98,7 @@ class SentVerification:
             columns = spans.remote_regions, spans.remote_offsets, spans.lengths, found
             most = min(MOST_AT_ONCE, (destination.peer.facts.limit - FRAME_BYTES) // DIGEST_BYTES)
             for part in range(0, len(found), most):
-                rows = (column[part : part + most] for column in columns)
-                out.append(Digests(wanted.room, wanted.generation, self._rank, number, part, *rows))
+                one, two, three, four = (column[part : part + most] for column in columns)
+                name = wanted.room, wanted.generation, self._rank, number, part
+                out.append(Digests(*name, one, two, three, four))
         return out

@@ -9,6 +9,7 @@ from pdcore.model import Generation, PeerIdentity, RoomId
 from pdcore.pairing.description import PeerDescription
 from pdcore.protocol.chunk import DeliveryId, TransferKVChunk
 from pdcore.protocol.groups import GroupKey
+from pdcore.protocol.slot_actions import FreeSlot, Unpack
 from pdcore.wire import Digests, Message, RequestMetadata, Route
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Examine",
     "Find",
     "Forget",
+    "FreeSlot",
     "Lost",
     "Paired",
     "Post",
@@ -36,6 +38,7 @@ __all__ = [
     "Silent",
     "Suspect",
     "TurnedAway",
+    "Unpack",
     "WriteRow",
 ]
 
@@ -166,11 +169,15 @@ class Lost:
 
 @attrs.frozen(eq=False)
 class Connect:
-    """Connect the engine to a decode rank; answered by ``PeerConnected`` or ``PeerFailed``."""
+    """Connect the engine to a decode rank; answered by ``PeerConnected`` or ``PeerFailed``.
+
+    ``ring``: the staging ring that it lends.
+    """
 
     route: Route
     identity: PeerIdentity
     description: PeerDescription
+    ring: int | None = None
 
 
 @attrs.frozen(eq=False)
@@ -252,6 +259,8 @@ class Forget:
 Action = (
     Post
     | Ship
+    | FreeSlot
+    | Unpack
     | Cancel
     | AwaitSource
     | Examine

@@ -6,8 +6,6 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import attrs
-
 from pdcore.errors import KVTransferError, RoomError
 from pdcore.model import Generation, RoomId
 from pdcore.pairing.description import PeerDescription
@@ -23,6 +21,7 @@ from pdcore.protocol.send.answers import Answers
 from pdcore.protocol.send.meeting import Meeting
 from pdcore.protocol.send.send_room import SendRoom
 from pdcore.protocol.send.sending import Sending
+from pdcore.protocol.settings import Settings
 from pdcore.wire import (
     Abort,
     AuxRow,
@@ -31,32 +30,25 @@ from pdcore.wire import (
     Heartbeat,
     Inquiry,
     Opened,
+    Packed,
     PairReply,
     PairRequest,
+    Quiet,
     Released,
     RequestMetadata,
     RoomStatus,
     Route,
     Standing,
+    Unpacked,
     Verdict,
 )
 
 __all__ = ["Machine", "Settings"]
 
 
-OF_A_ROOM = RoomStatus | AuxRow | Digests | Released | Standing
+OF_A_ROOM = RoomStatus | AuxRow | Digests | Released | Standing | Packed | Unpacked | Quiet
 WHILE_CONNECTING = PairReply | Abort | Opened | Inquiry | OF_A_ROOM
-"""What may come of a rank while the engine is being connected to it; of rooms that it had, if it had paired
-before."""
-
-
-@attrs.frozen
-class Settings:
-    """What a side is told once: seconds, and whether digests go out."""
-
-    pairing: float = 30.0
-    interval: float = 2.0
-    verify: bool = False
+"""What may come of a rank while the engine is connected to it; of rooms, if it had paired before."""
 
 
 class Machine(Rooms):
@@ -78,7 +70,7 @@ class Machine(Rooms):
         self.counts: Counter[str] = Counter() if counts is None else counts
         self.peers = Peers(turn, ours, fit, settings.pairing, self)
         rank, page_size = ours.topology.unique_rank, ours.layout.page_size
-        self.answers = Answers(turn, rank)
+        self.answers = Answers(turn, rank, settings.interval)
         self.sending = Sending(turn, self.answers, page_size, verify=settings.verify)
         self.meeting = Meeting(turn, ours, self.peers, self.answers, self.sending, self.counts)
         self.receiving = Receiving(turn, self.peers, settings.interval, ours.max_message_bytes, self.counts)
@@ -105,15 +97,22 @@ class Machine(Rooms):
             s.WriterSilent: lambda what: self.receiving.silent(what.identity, what.upto),
             s.DeliveryEnded: self.sending.delivery_ended,
             s.DeliveryDrained: self.sending.delivery_drained,
+            s.SlotWritten: self.sending.slot_written,
             s.Examined: self.sending.examined,
             s.Compared: self.receiving.compared,
+            s.BytesUnpacked: self.receiving.unpacked,
+            s.RingQuiet: lambda what: self.peers.tell(what.identity, what.route, Quiet(what.ring)),
             s.RowRead: self.sending.row_read,
             s.RowWritten: self.receiving.row_written,
             s.RowChecked: self.receiving.row_checked,
             s.Tick: self._tick,
             s.Close: self._close,
         }
-        self._listeners: dict[type, Callable[[RemoteRank, Any], object]] = {
+        self._listeners = self._hearing()
+
+    def _hearing(self) -> dict[type, Callable[[RemoteRank, Any], object]]:
+        """Return who takes what a peer says."""
+        return {
             RequestMetadata: self.meeting.asked,
             Opened: self.meeting.opened,
             Abort: self.meeting.aborted,
@@ -123,6 +122,9 @@ class Machine(Rooms):
             AuxRow: self.receiving.take,
             Digests: self.receiving.take,
             Released: self.receiving.take,
+            Packed: self.receiving.take,
+            Unpacked: self.answers.handed.taken,
+            Quiet: lambda peer, what: self.peers.rings.quiet(peer.identity, what.ring),
             Standing: self.receiving.take,
             PairReply: self.peers.answered,
         }
@@ -196,8 +198,7 @@ class Machine(Rooms):
         self.receiving.open(what)
 
     def _require_open(self, room: int) -> None:
-        if self._closed is not None:
-            why = self._closed
+        if (why := self._closed) is not None:
             raise RoomError(f"room {room} cannot be opened", why.there_is, why.to_do)
 
     def _give_up(self, what: s.GiveUp) -> None:
@@ -229,10 +230,10 @@ class Machine(Rooms):
                 self.counts["unexpected"] += 1
         elif isinstance(message, Bye):
             if peer is not None:
+                self.peers.lose(peer, words.gone(peer.identity, message.reason), in_order=True)
                 # Another life of it tells nothing of this one's writes.
                 if message.drained and message.incarnation == peer.identity.incarnation:
                     self.receiving.silent(peer.identity)
-                self.peers.lose(peer, words.gone(peer.identity, message.reason), in_order=True)
         elif isinstance(message, Heartbeat) and peer is not None:
             if peer.dialled and message.incarnation != peer.identity.incarnation:
                 self.counts["stale"] += 1

@@ -72,7 +72,11 @@ class Fit:
 
 @attrs.define(eq=False)
 class RemoteRank:
-    """One life of a rank on the other side; ``dialled`` by this side, it sends here, else it asked us."""
+    """One life of a rank on the other side; ``dialled`` by this side, it sends here, else it asked us.
+
+    ``ring`` is the staging ring of this side that it has; ``packs``: it writes there and nowhere else.
+    ``number``: of the pairing, as who asked for it counts.
+    """
 
     route: Route
     identity: PeerIdentity
@@ -84,6 +88,9 @@ class RemoteRank:
     failure: KVTransferError | None = None
     groups: list[PrefillGroup] = attrs.field(factory=list)
     farewells: list[tuple[ReceiveRoom, KVTransferError]] = attrs.field(factory=list)
+    ring: int | None = None
+    number: int = 0
+    packs: bool = False
 
     def __str__(self) -> str:
         return str(self.identity)

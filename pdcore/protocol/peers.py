@@ -10,6 +10,7 @@ from collections import OrderedDict
 import attrs
 
 from pdcore.errors import KVTransferError
+from pdcore.layout.staging import packs
 from pdcore.model import PeerIdentity
 from pdcore.pairing.description import PeerDescription
 from pdcore.protocol import words
@@ -17,9 +18,10 @@ from pdcore.protocol.actions import Admit, Connect, Dial, Find, Lost, Paired, Re
 from pdcore.protocol.groups import GroupKey, Member
 from pdcore.protocol.peer import Fit, PairingState, PrefillGroup, RemoteRank, Rooms
 from pdcore.protocol.receive.receive_room import ReceiveRoom
+from pdcore.protocol.receive.rings import Rings
 from pdcore.protocol.room import Turn
 from pdcore.protocol.stimuli import GroupFound
-from pdcore.wire import Abort, Bye, Failure, PairReply, PairRequest, Route, limit_of, overweight
+from pdcore.wire import Bye, Failure, Message, PairReply, PairRequest, Route, limit_of, overweight
 
 __all__ = ["Peers"]
 
@@ -33,6 +35,8 @@ class Peers:
         self._turn, self._ours, self._fit = turn, ours, fit
         self._pairing, self._rooms = pairing, rooms
         self.by_route: dict[Route, RemoteRank] = {}
+        self._pairings = 0
+        self.rings = Rings(ours.staging.rings if ours.staging is not None else 0)
         self.groups: dict[GroupKey, PrefillGroup] = {}
         self.trouble: dict[str, str] = {}
         self._look_at = 0.0
@@ -49,6 +53,11 @@ class Peers:
         peer = self.by_route.get(route)
         return peer if peer is not None and peer.ready and peer.identity == identity else None
 
+    def tell(self, identity: PeerIdentity, route: Route, message: Message) -> None:
+        """Tell a process something, if it is paired, perhaps anew."""
+        if self.reaches(identity, route) is not None:
+            self._turn.post(route, message)
+
     # --- who receives: look up, dial, ask ----------------------------------------------------
 
     def group(self, key: GroupKey) -> PrefillGroup:
@@ -62,8 +71,7 @@ class Peers:
 
     def await_group(self, group: PrefillGroup, room: ReceiveRoom) -> None:
         """Tell a room when all are paired or one failed; at once if that is known."""
-        failures = [m.failure for m in group.members if m.failure is not None]
-        failure = failures[0] if failures else group.failure
+        failure = next((m.failure for m in group.members if m.failure is not None), group.failure)
         if failure is not None:
             self._rooms.unpaired(room, failure)
         elif group.ready:
@@ -79,7 +87,7 @@ class Peers:
         if what.known_as is not None and what.known_as != what.key:
             group.key = what.known_as
             self._rename(what.key, group)
-        group.consist_of([self._known(one) for one in senders], [self._known(one) for one in others])
+        group.consist_of([self._known(one, sends=True) for one in senders], list(map(self._known, others)))
         parting, group.parting = group.parting, []
         for room, failure, told in parting:
             self.part(group, room, failure, told)
@@ -114,23 +122,26 @@ class Peers:
             if member is told:
                 continue
             if member.ready or (member.lost and member.refused):
-                self._farewell(member, room, failure)
+                self._turn.post(member.route, room.farewell(failure, self._turn.now))
             elif not member.lost:
                 member.farewells.append((room, failure))
 
     def answered(self, peer: RemoteRank, reply: PairReply) -> None:
         """Take a prefill rank's answer; the engine admits its writes before any request goes out."""
-        if reply.description.incarnation != peer.identity.incarnation:
-            self.lose(peer, words.replaced(peer.identity, reply.description.incarnation))
-        elif misfits := reply.misfits or self._fit.suits(reply.description):
+        there = reply.description
+        if there.incarnation != peer.identity.incarnation:
+            self.lose(peer, words.replaced(peer.identity, there.incarnation))
+        elif reply.number not in (0, peer.number):
+            pass  # it is to an earlier request
+        elif misfits := reply.misfits or self._fit.suits(there):
             self.lose(peer, words.misfits(peer.identity, misfits))
         elif reply.failure is not None:
             self.lose(peer, reply.failure.error())
         elif peer.state is PairingState.ASKED:
-            peer.state, peer.description = PairingState.CONNECTING, reply.description
-            limit = limit_of(self._ours.max_message_bytes, reply.description)
-            peer.facts = attrs.evolve(peer.facts, limit=limit)
-            self._turn.do(Admit(peer.route, peer.identity, reply.description))
+            peer.state, peer.description = PairingState.CONNECTING, there
+            peer.facts = attrs.evolve(peer.facts, limit=limit_of(self._ours.max_message_bytes, there))
+            peer.packs = peer.ring is not None and packs(self._ours.staging, there.staging)
+            self._turn.do(Admit(peer.route, peer.identity, there))
 
     # --- who sends: take in or refuse --------------------------------------------------------
 
@@ -140,23 +151,22 @@ class Peers:
         old = self.by_route.get(route)
         if introduce is None or (old is not None and old.dialled):
             return False
-        if old is not None and old.state is PairingState.CONNECTING:
-            return True  # the answer to its first request is under way
+        if old is not None and old.state is PairingState.CONNECTING and old.number == request.number:
+            return True  # the answer is under way
         if old is not None:
             self.lose(old, words.gone(old.identity, "it paired anew"))
         facts = introduce(there)
         identity = PeerIdentity(there.role, there.incarnation, there.address)
         rank = there.topology.unique_rank
         if isinstance(facts, PairReply):
-            self._refuse(route, rank, facts)
+            self._refuse(route, rank, attrs.evolve(facts, number=request.number))
             why = facts.failure.error() if facts.failure else words.misfits(identity, facts.misfits)
             self._turn.do(TurnedAway(identity, why))
         else:
             self.refused.pop(route, None)
-            self.by_route[route] = RemoteRank(
-                route, identity, rank, False, PairingState.CONNECTING, facts, there
-            )
-            self._turn.do(Connect(route, identity, there))
+            peer = RemoteRank(route, identity, rank, False, PairingState.CONNECTING, facts, there)
+            peer.number, self.by_route[route] = request.number, peer
+            self._turn.do(Connect(route, identity, there, request.ring))
         return True
 
     def disown(self, route: Route) -> None:
@@ -174,11 +184,10 @@ class Peers:
         if peer.description is not None:
             self._turn.do(Paired(peer.identity, peer.description))
         if not peer.dialled:
-            self._turn.post(peer.route, PairReply(self._ours))
-        farewells, peer.farewells = peer.farewells, []
+            self._turn.post(peer.route, PairReply(self._ours, number=peer.number))
+        groups, farewells, peer.groups, peer.farewells = peer.groups, peer.farewells, [], []
         for room, failure in farewells:
-            self._farewell(peer, room, failure)
-        groups, peer.groups = peer.groups, []
+            self._turn.post(peer.route, room.farewell(failure, self._turn.now))
         for group in groups:
             self._tell_if_ready(group)
 
@@ -187,7 +196,7 @@ class Peers:
         if peer.lost:
             return
         if not peer.dialled:
-            self._refuse(peer.route, peer.rank, PairReply(self._ours, (), Failure.of(failure)))
+            self._refuse(peer.route, peer.rank, PairReply(self._ours, (), Failure.of(failure), peer.number))
         self.lose(peer, failure)
 
     def lose(self, peer: RemoteRank, failure: KVTransferError, *, in_order: bool = False) -> None:
@@ -201,14 +210,14 @@ class Peers:
         for group in self.groups.values():
             if peer in group.members:
                 group.lost, self._look_at = True, 0.0
-        groups, peer.groups = peer.groups, []
-        farewells, peer.farewells = peer.farewells, []
+        groups, farewells, peer.groups, peer.farewells = peer.groups, peer.farewells, [], []
         if peer.refused:
             for room, why in farewells:
-                self._farewell(peer, room, why)
+                self._turn.post(peer.route, room.farewell(why, self._turn.now))
         for group in groups:
             self.fail_group(group, failure)
         rooms, dialled = self._rooms.peer_lost(peer, failure), peer.dialled
+        self.rings.part(peer.ring, peer.identity, self._turn.newest, paired=paired)
         stays = peer.refused
         self._turn.do(Lost(peer.route, peer.identity, failure, paired, dialled, stays, rooms, in_order))
         if dialled and peer.description is not None:
@@ -246,7 +255,7 @@ class Peers:
         else:
             self._look_at = 0.0
 
-    def _known(self, member: Member) -> RemoteRank:
+    def _known(self, member: Member, *, sends: bool = False) -> RemoteRank:
         old = self.by_route.get(member.route)
         if old is not None:
             if old.identity == member.identity:
@@ -254,9 +263,13 @@ class Peers:
             self.lose(old, words.replaced(old.identity, member.identity.incarnation))
         peer = self.by_route[member.route] = RemoteRank(member.route, member.identity, member.rank, True)
         self._turn.do(Dial(peer.route, peer.identity))
-        request, limit = PairRequest(self._ours), self._ours.max_message_bytes
+        peer.ring = self.rings.lend() if sends else None
+        self._pairings = peer.number = self._pairings + 1
+        request, limit = PairRequest(self._ours, peer.ring, peer.number), self._ours.max_message_bytes
         size = overweight(request, limit)
-        if size is None:
+        if sends and peer.ring is None and packs(self._ours.staging, None):
+            self.lose(peer, words.no_ring(peer.identity, self.rings.total, self.rings.in_doubt))
+        elif size is None:
             self._turn.post(peer.route, request)
         else:
             self.lose(peer, words.indescribable(peer.identity, size, limit))
@@ -279,12 +292,6 @@ class Peers:
         group.parting.clear()
         for room in waiting:
             self._rooms.unpaired(room, failure)
-
-    def _farewell(self, peer: RemoteRank, room: ReceiveRoom, failure: KVTransferError) -> None:
-        now = self._turn.now
-        age, ended = now - room.opened_at, now - (room.ended_at or now)
-        abort = Abort(room.room, room.generation, Failure.of(failure), asked=False, age=age, ended=ended)
-        self._turn.post(peer.route, abort)
 
     def _refuse(self, route: Route, rank: int, reply: PairReply) -> None:
         self.refused[route] = rank

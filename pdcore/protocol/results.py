@@ -8,9 +8,10 @@ from pdcore.errors import KVTransferError
 from pdcore.model import Generation, PeerIdentity
 from pdcore.protocol.chunk import DeliveryId
 from pdcore.protocol.groups import GroupKey, Member
-from pdcore.wire import Digests, Route
+from pdcore.wire import Digests, Packed, Route
 
 __all__ = [
+    "BytesUnpacked",
     "Compared",
     "DeliveryDrained",
     "DeliveryEnded",
@@ -19,9 +20,11 @@ __all__ = [
     "GroupFound",
     "PeerConnected",
     "PeerFailed",
+    "RingQuiet",
     "RowChecked",
     "RowRead",
     "RowWritten",
+    "SlotWritten",
     "SourceReady",
     "WriterSilent",
 ]
@@ -95,6 +98,36 @@ class DeliveryDrained:
     """No byte of a delivery that has ended can move any more."""
 
     delivery: DeliveryId
+
+
+@attrs.frozen(eq=False)
+class SlotWritten:
+    """The engine has written bytes of a delivery to a slot of a peer: it may be told of them."""
+
+    delivery: DeliveryId
+    route: Route
+    identity: PeerIdentity
+    packed: Packed
+
+
+@attrs.frozen
+class RingQuiet:
+    """No byte can land any more in a ring that an earlier pairing with a peer had."""
+
+    route: Route
+    identity: PeerIdentity
+    ring: int
+
+
+@attrs.frozen(eq=False)
+class BytesUnpacked:
+    """What lay in a slot is where it belongs, or why it cannot be there."""
+
+    generation: Generation
+    route: Route
+    identity: PeerIdentity
+    packed: Packed
+    failure: KVTransferError | None = None
 
 
 @attrs.frozen(eq=False)

@@ -9,6 +9,7 @@ from pdcore.model import Generation, PeerIdentity, RoomId
 from pdcore.plan import IndexArray
 from pdcore.protocol.groups import GroupKey
 from pdcore.protocol.results import (
+    BytesUnpacked,
     Compared,
     DeliveryDrained,
     DeliveryEnded,
@@ -17,9 +18,11 @@ from pdcore.protocol.results import (
     GroupFound,
     PeerConnected,
     PeerFailed,
+    RingQuiet,
     RowChecked,
     RowRead,
     RowWritten,
+    SlotWritten,
     SourceReady,
     WriterSilent,
 )
@@ -28,6 +31,7 @@ from pdcore.wire import Message, RequestMetadata, Route
 __all__ = [
     "AllSilent",
     "AnnouncePages",
+    "BytesUnpacked",
     "Choose",
     "Clear",
     "Close",
@@ -46,9 +50,11 @@ __all__ = [
     "PeerGone",
     "Place",
     "Reconnected",
+    "RingQuiet",
     "RowChecked",
     "RowRead",
     "RowWritten",
+    "SlotWritten",
     "SourceReady",
     "Stimulus",
     "Supply",
@@ -199,6 +205,9 @@ Stimulus = (
     | AllSilent
     | DeliveryEnded
     | DeliveryDrained
+    | SlotWritten
+    | BytesUnpacked
+    | RingQuiet
     | Examined
     | Compared
     | RowRead

@@ -56,6 +56,16 @@ def indescribable(peer: PeerIdentity, size: int, limit: int) -> KVTransferError:
     )
 
 
+def no_ring(peer: PeerIdentity, rings: int, in_doubt: int) -> KVTransferError:
+    """Return why a peer cannot be paired with that may write to slots only."""
+    return KVTransferError(
+        FailureCode.ENGINE,
+        f"no staging ring is left for {peer}, and transfer.staging is 'always'",
+        f"{rings} rings, of which {in_doubt} wait until lost peers are known to write no more",
+        "raise transfer.staging_rings, or look why those peers are lost",
+    )
+
+
 def misfits(peer: PeerIdentity | GroupKey, found: tuple[Misfit, ...]) -> KVTransferError:
     """Return the failure of a rank, or a group of them, that does not fit."""
     error = IncompatiblePeerError(str(peer), found)

@@ -46,6 +46,11 @@ class Claim:
     first: int
     items: Items
 
+    @property
+    def count(self) -> int:
+        """How many items it has."""
+        return sum(len(indices) for _, indices in self.items)
+
 
 class Claims:
     """The owners of the pages, aux slots and state items of one rank's pools, whichever manager gave them.
@@ -97,6 +102,12 @@ class Claims:
                 if not claim.holder.release_safe():
                     raise self._in_use(holder.room, items, claim)
                 self.free(claim)
+
+    def foreign(self, claim: Claim, pool: int, items: IndexArray) -> str | None:
+        """Return the first of some items of a pool that a claim does not have; they lie inside the pool."""
+        marks = self._owners[pool][items]
+        bad = np.flatnonzero((marks < claim.first) | (marks >= claim.first + claim.count))
+        return f"{self._names[pool]} {int(items[bad[0]])}" if len(bad) else None
 
     def free(self, claim: Claim | None) -> None:
         """End a claim, if there is one; idempotent, from any thread."""

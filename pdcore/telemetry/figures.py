@@ -193,6 +193,12 @@ FIGURES = (
         SIDE,
         _sum(lambda g: g.quarantined),
     ),
+    Figure(
+        "staging_rings_in_doubt",
+        "Staging rings of decode that are out of use, since lost peers may still write to them.",
+        SIDE,
+        _sum(lambda g: g.rings_in_doubt),
+    ),
     Figure("descriptors", "Open file descriptors of this process by kind.", ("kind",), _descriptors),
     Figure("descriptors_limit", "The most that this process may have open (nofile).", (), _limit),
     Figure(

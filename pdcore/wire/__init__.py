@@ -26,6 +26,7 @@ from pdcore.wire.messages import (
     Verdict,
 )
 from pdcore.wire.monitor import Connection, ConnectionEvent
+from pdcore.wire.packed import Packed, Quiet, Unpacked
 from pdcore.wire.sockets import Route
 
 __all__ = [
@@ -48,13 +49,16 @@ __all__ = [
     "LifeQuestion",
     "Message",
     "Opened",
+    "Packed",
     "PairReply",
     "PairRequest",
+    "Quiet",
     "Released",
     "RequestMetadata",
     "RoomStatus",
     "Route",
     "Standing",
+    "Unpacked",
     "Verdict",
     "limit_of",
     "overweight",

@@ -1,8 +1,9 @@
 """Every message of the control plane. Fields are named on the wire; index arrays get own frames.
 
 Decode opens the connection. It sends PairRequest, Opened, RequestMetadata, Inquiry and Abort; prefill
-answers with PairReply, AuxRow, RoomStatus, Standing and Released. If pages are verified, prefill sends
-Digests and decode Verdicts. Both send Heartbeat and Bye.
+answers with PairReply, AuxRow, RoomStatus, Standing and Released. Where bytes travel packed, prefill says
+Packed and Quiet, decode Unpacked. If pages are verified, prefill sends Digests and decode Verdicts. Both send
+Heartbeat and Bye.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pdcore.model import Generation, Incarnation, KVPoll, RoomId
 from pdcore.pairing.description import PeerDescription
 from pdcore.plan import IndexArray
 from pdcore.wire.lost_process import LifeAnswer, LifeQuestion
+from pdcore.wire.packed import Packed, Quiet, Unpacked
 
 __all__ = [
     "MESSAGE_KINDS",
@@ -60,18 +62,27 @@ class Failure:
 
 @attrs.frozen
 class PairRequest:
-    """Decode asks to be paired."""
+    """Decode asks to be paired, and lends one of its staging rings; None: bytes cannot come packed.
+
+    ``number``: of this pairing on decode's side; the answer has it too.
+    """
 
     description: PeerDescription
+    ring: int | None = None
+    number: int = 0
 
 
 @attrs.frozen
 class PairReply:
-    """Prefill accepts (no misfits, no failure) or says why not. The description is prefill's."""
+    """Prefill accepts (no misfits, no failure) or says why not. The description is prefill's.
+
+    ``number`` is that of the request; 0: not told.
+    """
 
     description: PeerDescription
     misfits: tuple[Misfit, ...] = ()
     failure: Failure | None = None
+    number: int = 0
 
 
 @attrs.frozen(eq=False)
@@ -105,7 +116,10 @@ class AuxRow:
 
 @attrs.frozen
 class RoomStatus:
-    """Prefill rank ``rank`` ended the room. ``drained``: no byte of it can land any more."""
+    """Prefill rank ``rank`` ended the room. ``drained``: no byte of it can land in its pages any more.
+
+    ``packed``: so many slots with its bytes were handed over.
+    """
 
     room: RoomId
     generation: Generation
@@ -113,6 +127,7 @@ class RoomStatus:
     status: KVPoll
     drained: bool
     failure: Failure | None = None
+    packed: int = 0
 
 
 @attrs.frozen
@@ -144,7 +159,8 @@ class Digests:
     """What prefill rank ``rank`` copied in one chunk of a room: which bytes, and their CRC-32.
 
     A long list comes in parts; ``part`` is the index of the first. Of decode's region ``regions[i]``, the
-    ``lengths[i]`` bytes at ``offsets[i]`` must have ``digests[i]``.
+    ``lengths[i]`` bytes at ``offsets[i]`` must have ``digests[i]``, once what came in so many ``packed``
+    slots of this rank is there.
     """
 
     room: RoomId
@@ -156,6 +172,7 @@ class Digests:
     offsets: IndexArray
     lengths: IndexArray
     digests: IndexArray
+    packed: int = 0
 
 
 @attrs.frozen
@@ -219,6 +236,9 @@ Message = (
     PairRequest
     | Digests
     | Verdict
+    | Packed
+    | Unpacked
+    | Quiet
     | PairReply
     | RequestMetadata
     | AuxRow
@@ -257,5 +277,8 @@ MESSAGE_KINDS: dict[int, type[Message]] = {
     14: Standing,
     16: LifeQuestion,
     17: LifeAnswer,
+    18: Packed,
+    19: Unpacked,
+    20: Quiet,
 }
 """The numbers that stand for the kinds on the wire; never reused."""

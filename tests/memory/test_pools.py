@@ -12,7 +12,8 @@ from pdcore.layout.aux_form import AuxForm
 from pdcore.layout.aux_schema import AuxField, AuxSchema
 from pdcore.layout.kv import KVLayout, PageOrder, StateBuffer, StateComponent
 from pdcore.memory.metadata_buffers import MetadataBuffers
-from pdcore.memory.pools import ExpectedMemory, Pools, RegionTable, StatePool
+from pdcore.memory.pools import Pools, StatePool
+from pdcore.memory.region_table import ExpectedMemory, RegionTable
 from pdcore.model import RoomId
 from pdcore.plan import IndexArray
 

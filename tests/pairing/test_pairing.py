@@ -11,6 +11,7 @@ from pdcore.errors import IncompatiblePeerError
 from pdcore.layout.aux_form import AuxForm
 from pdcore.layout.aux_schema import AuxField, AuxSchema
 from pdcore.layout.kv import KVBuffer, KVLayout, PageOrder, StateBuffer, StateComponent
+from pdcore.layout.staging import StagingLayout
 from pdcore.model import AuxTransport, Incarnation, Role
 from pdcore.pairing.description import PeerDescription
 from pdcore.pairing.misfits import chosen_aux_transport, coverage_misfits, pairing_misfits
@@ -413,3 +414,37 @@ def test_state_that_two_stages_send_is_a_misfit() -> None:
 def test_a_dummys_layers_count_for_nothing() -> None:
     (misfit,) = coverage_misfits([prefill_of(tp_size=16, tp_rank=1)], decode_of(tp_size=8))
     assert misfit.prefill == "layer.0.k from no rank"
+
+
+# Who takes or gives bytes only packed
+
+ALWAYS, AUTO = StagingLayout(8, 8, 2**22, always=True), StagingLayout(2, 4, 2**20)
+
+
+@pytest.mark.parametrize(("prefill", "decode"), [("always", "none"), ("none", "always")])
+def test_where_one_side_always_packs_the_other_needs_slots(prefill: str, decode: str) -> None:
+    staging = {"always": ALWAYS, "none": None}
+    (misfit,) = pairing_misfits(
+        attrs.evolve(PREFILL, staging=staging[prefill]), attrs.evolve(DECODE, staging=staging[decode])
+    )
+    assert (misfit.field, misfit.prefill, misfit.decode) == ("transfer.staging", prefill, decode)
+    assert misfit.change == "set transfer.staging = 'always' on both sides"
+
+
+@pytest.mark.parametrize(
+    ("prefill", "decode"),
+    [
+        (None, None),
+        (AUTO, None),
+        (None, AUTO),
+        (AUTO, AUTO),
+        (ALWAYS, AUTO),
+        (AUTO, ALWAYS),
+        (ALWAYS, ALWAYS),
+    ],
+)
+def test_rings_of_any_size_fit_and_those_that_may_be_spared_need_no_other(
+    prefill: StagingLayout | None, decode: StagingLayout | None
+) -> None:
+    here, there = attrs.evolve(PREFILL, staging=prefill), attrs.evolve(DECODE, staging=decode)
+    assert pairing_misfits(here, there) == ()

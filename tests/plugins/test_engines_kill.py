@@ -6,12 +6,14 @@ import os
 import signal
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Literal
 
 import numpy as np
 import pytest
 
 from pdcore.bootstrap import BootstrapServer
 from pdcore.children import Gone
+from pdcore.decode import DecodeManager
 from pdcore.demo.content.expected import aux_values
 from pdcore.demo.memory import WorkerMemory
 from pdcore.demo.messages import Event, Ready, RoomFailed, RoomReceived, RoomSent, WorkerSettings
@@ -28,13 +30,17 @@ OPTIONS = {"mooncake_tcp": {"transfer_timeout": "5"}}
 TRANSPORTS = {"mooncake_tcp": "tcp (verified)", "nixl": "ucx (inferred)", "nixl_tcp": "tcp (inferred)"}
 
 
-def settings_of(backend: str) -> WorkerSettings:
+Staging = Literal["off", "always"]
+
+
+def settings_of(backend: str, staging: Staging = "off") -> WorkerSettings:
     return WorkerSettings(
         num_pages=2048,
         slots=16,
         deadline=DEADLINE,
         backend=backend,
         options=OPTIONS.get(backend, {}),
+        staging=staging,
     )
 
 
@@ -43,10 +49,10 @@ LARGE = 600
 
 
 @contextmanager
-def workers(backend: str, *roles: Role) -> Iterator[list[tuple[Worker, Ready]]]:
+def workers(backend: str, *roles: Role, staging: Staging = "off") -> Iterator[list[tuple[Worker, Ready]]]:
     """Start workers, and kill them in the end, stopped ones too."""
     with ExitStack() as stack:
-        started = [stack.enter_context(Worker(role, settings_of(backend))) for role in roles]
+        started = [stack.enter_context(Worker(role, settings_of(backend, staging))) for role in roles]
         ready = []
         for worker in started:
             event = worker.read(Deadline.after(60))
@@ -143,13 +149,16 @@ def own_prefill(settings: WorkerSettings) -> Iterator[tuple[Prefill, str]]:
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.parametrize("staging", ["off", "always"])
 @pytest.mark.parametrize("backend", ["mooncake_tcp", "nixl_tcp"])
-def test_no_page_that_was_released_is_written_after_a_stopped_decode_goes_on(backend: str) -> None:
-    settings = settings_of(backend)
+def test_no_page_that_was_released_is_written_after_a_stopped_decode_goes_on(
+    backend: str, staging: Staging
+) -> None:
+    settings = settings_of(backend, staging)
     size = settings.page_size
     with (
         own_prefill(settings) as (prefill, address),
-        workers(backend, Role.DECODE, Role.DECODE) as ((stuck, _), (healthy, _)),
+        workers(backend, Role.DECODE, Role.DECODE, staging=staging) as ((stuck, _), (healthy, _)),
     ):
         for worker, room in ((stuck, 1), (healthy, 2)):
             worker.serve(RoomId(room), 4 * size, address)
@@ -171,7 +180,8 @@ def test_no_page_that_was_released_is_written_after_a_stopped_decode_goes_on(bac
             failure = sender.failure()
             assert failure is not None
             assert failure.code in (FailureCode.PEER_LOST, FailureCode.DEADLINE)
-            assert not sender.release_safe()
+            # Packed, no byte of it is read any more, nor can it land in a page.
+            assert sender.release_safe() is (staging == "always")
             # What the engine still reads and sends is recognised from here on.
             for array in prefill.memory.pools.arrays:
                 array[pages] = 0xEE
@@ -185,3 +195,42 @@ def test_no_page_that_was_released_is_written_after_a_stopped_decode_goes_on(bac
             again, fresh = prefill.open(room, LARGE)
             again.send(fresh)
             all_arrive(stuck, [room])
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("backend", ["mooncake_tcp", "nixl_tcp"])
+def test_pages_of_decode_are_safe_at_once_when_prefill_is_killed_or_stopped_if_all_goes_packed(
+    backend: str,
+) -> None:
+    """Whatever the engine can prove, and whatever bytes are on their way: they land in slots."""
+    settings = settings_of(backend, "always")
+    size = settings.page_size
+    memory = WorkerMemory(settings, Role.DECODE)
+    chosen, config = chosen_backend(settings), configuration(settings)
+    with (
+        DecodeManager(chosen, memory.pools, Topology(), config) as decode,
+        workers(backend, *[Role.PREFILL] * 3, staging="always") as started,
+    ):
+        for room, ((worker, ready), end) in enumerate(zip(started, ("kill", "stop", "serve"), strict=True)):
+            taken = memory.pages.take(LARGE, Deadline.after(10))
+            assert taken is not None
+            receiver = decode.receiver(ready.bootstrap, RoomId(room), Deadline.after(DEADLINE))
+            receiver.init()
+            receiver.send_metadata(taken, room)
+            worker.serve(RoomId(room), LARGE * size)
+            if end == "serve":
+                assert receiver.wait(Deadline.after(60)) is KVPoll.SUCCESS, receiver.failure()
+                assert receiver.metric().slots > 20
+                continue
+            while not receiver.metric().slots:
+                assert not receiver.poll().terminal, receiver.failure()
+                receiver.wait(Deadline.after(0.001))
+            if end == "kill":
+                worker.kill()
+            else:
+                os.kill(worker.pid, signal.SIGSTOP)
+            assert receiver.wait(Deadline.after(60)) is KVPoll.FAILED
+            assert receiver.release_safe()
+            receiver.clear()
+            memory.pages.give_back(taken)
+        assert not decode.unsafe().rooms

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from planted import PLANTED, SEEDS
+from planted_packed import PLANTED as PLANTED_PACKED
 
 from pdcore.testing.sim.memory import Memory, ViolationError
 from pdcore.testing.sim.run import Figures, run
@@ -24,9 +25,9 @@ def test_nothing_is_violated_in_many_worlds(first: int) -> None:
     assert figures.successes > figures.failures > 200
 
 
-@pytest.mark.parametrize("name", PLANTED)
+@pytest.mark.parametrize("name", [*PLANTED, *PLANTED_PACKED])
 def test_a_planted_fault_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    PLANTED[name](monkeypatch)
+    (PLANTED | PLANTED_PACKED)[name](monkeypatch)
     assert run(SEEDS.get(name, 1), MOST, EACH, Figures()) is not None
 
 

@@ -102,6 +102,9 @@ def test_there_is_a_sample_of_every_kind_and_kinds_keep_their_numbers() -> None:
         14: "Standing",
         16: "LifeQuestion",
         17: "LifeAnswer",
+        18: "Packed",
+        19: "Unpacked",
+        20: "Quiet",
     }
     assert set(SAMPLES) == {cls.__name__ for cls in MESSAGE_KINDS.values()}
 

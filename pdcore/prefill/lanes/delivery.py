@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -18,16 +19,21 @@ from pdcore.events import (
     stage,
 )
 from pdcore.model import Deadline, Generation, PeerIdentity, RoomId
+from pdcore.prefill.lanes.failures import given_up
 from pdcore.protocol.chunk import DeliveryId, TransferKVChunk
 
-__all__ = ["Delivery", "all_drained", "given_up"]
+__all__ = ["Delivery", "all_drained"]
 
 
 class Delivery:
     """One chunk for one peer, how to plan it, and whom to tell.
 
     ``on_end(error)`` is called once, and ``on_drained`` once after it, when no byte of it can move any more:
-    with its ``number``, and those of others that drained together.
+    with its ``number``, and those of others that drained together. ``hand(slot, piece)``: a slot of the peer
+    has a piece of it, of which it went out in so many ``slots``.
+
+    ``hold`` keeps its pages from being given back while somebody reads them: the engine, until it is drained,
+    or who packs them. The lock guards ``_held`` and ``_unwanted``.
     """
 
     def __init__(
@@ -40,6 +46,7 @@ class Delivery:
         still_wanted: Callable[[], bool],
         on_end: Callable[[KVTransferError | None], None],
         on_drained: Callable[[Sequence[DeliveryId]], None],
+        hand: Callable[[int, WriteBatch], None],
         events: Events,
     ) -> None:
         self.number = number
@@ -50,16 +57,20 @@ class Delivery:
         self.plan_seconds = 0.0
         self.still_wanted = still_wanted
         self.on_drained = on_drained
+        self.hand = hand
+        self.slots = 0
         self._events = events
         self._planned_at = 0.0
         self._suspect = False
         self.peer = peer
         self._plan = plan
         self._on_end = on_end
+        self._lock = threading.Lock()
+        self._held = self._unwanted = False
 
     def plan(self) -> list[WriteBatch]:
-        """Return the copies; empty if the delivery ended here, unwanted or impossible."""
-        if not self.still_wanted():
+        """Return the copies, and hold it; none if it ended here, unwanted or impossible."""
+        if not self.still_wanted() or not self.hold():
             self.refuse()
             return []
         planning = stage(self._events, Stage.PLAN, room=self.chunk.room, peer=self.peer)
@@ -79,10 +90,31 @@ class Delivery:
             self._events.emit(ChunkSubmitted(*self._step, len(chunk.pages), self.entries, chunk.is_last))
         return batches
 
+    def hold(self) -> bool:
+        """Read its pages from now on; False: nobody wants it any more, and they may be another's."""
+        with self._lock:
+            self._held = not self._unwanted
+            return self._held
+
+    def loosen(self) -> None:
+        """Its pages are read no more, for now: without it, until it is drained."""
+        with self._lock:
+            self._held, free = False, self._unwanted
+        if free:
+            all_drained([self])
+
+    def let_go(self) -> None:
+        """Nobody wants it any more: it is drained, unless its pages are being read."""
+        with self._lock:
+            self._unwanted, free = True, not self._held
+        if free:
+            all_drained([self])
+
     def end(self, error: Exception | None) -> None:
         """Report the end, with the error in this room's words."""
         if error is None and self._events.on:
-            self._events.emit(ChunkLanded(*self._step, time.monotonic() - self._planned_at))
+            took = time.monotonic() - self._planned_at
+            self._events.emit(ChunkLanded(*self._step, took, self.slots))
         self._on_end(None if error is None else self._mapped(error))
 
     def refuse(self) -> None:
@@ -126,13 +158,3 @@ def all_drained(together: Sequence[Delivery]) -> None:
         delivery.drained()
     if together:
         together[0].on_drained([delivery.number for delivery in together])
-
-
-def given_up() -> KVTransferError:
-    """Return the error of a delivery whose room had ended."""
-    return KVTransferError(
-        FailureCode.ABORTED,
-        "the request had ended before it was sent",
-        "nothing is left to do",
-        "see its failure",
-    )

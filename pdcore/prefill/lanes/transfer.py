@@ -11,16 +11,19 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from pdcore.contract.engine import TransferEngine
 from pdcore.contract.outcome import Quiescence, TransferState
-from pdcore.errors import FailureCode, KVTransferError, PDCoreError
+from pdcore.contract.regions import WriteBatch
+from pdcore.errors import PDCoreError
 from pdcore.model import Deadline
 from pdcore.plan import Slicer, join, split_entries
-from pdcore.prefill.lanes.delivery import Delivery, all_drained, given_up
+from pdcore.prefill.lanes.delivery import Delivery, all_drained
 from pdcore.prefill.lanes.engine_transfer import GuardedTransfer
+from pdcore.prefill.lanes.failures import given_up, late, unexplained
+from pdcore.prefill.lanes.flight import FilledSlot, Flight, Part
 from pdcore.prefill.lanes.pace import ENTRY_BYTES, Pace
 from pdcore.prefill.lanes.turns import Progress
 from pdcore.prefill.link import PeerLink
@@ -36,31 +39,13 @@ DEPTH = 2
 _log = logging.getLogger("pdcore.transfer")
 
 
-class _Flight:
-    """A piece that the engine has, and what it took of the peer's budget: given back once.
-
-    ``paced``: more pieces follow, so that this one is as large as the pace says.
-    """
-
-    transfer: GuardedTransfer
-
-    def __init__(self, link: PeerLink, entries: int, *, paced: bool) -> None:
-        self.paced = paced
-        self.at = time.monotonic()
-        self._link, self._entries = link, entries
-
-    def give_back(self) -> None:
-        """Return it: the piece has ended, or nobody will ever tell."""
-        entries, self._entries = self._entries, 0
-        if entries:
-            self._link.budget.give(entries)
-
-
 class Shipment:
     """Deliveries to one peer that go out together; one thread drives it at a time.
 
     ``left`` is ``nbytes``, an estimate, until they are planned. With a ``pace`` (workers) they go out in
-    pieces of it, else in what the engine takes at once. The lock guards ``_unsettled``.
+    pieces of it, else in what the engine takes at once. Where that is faster, or nothing else is allowed,
+    they go packed, each by itself: then no byte can land in a page, and they are drained as soon as they end.
+    The lock guards ``_unsettled``.
     """
 
     def __init__(
@@ -81,8 +66,8 @@ class Shipment:
         self._deadline = max((d.deadline for d in deliveries), key=lambda d: d.at)
         self._pace = pace
         self._depth = DEPTH if pace is not None and engine.capabilities.asynchronous else 1
-        self._rest: Slicer | None = None
-        self._flights: deque[_Flight] = deque()
+        self._parts: deque[Part] | None = None
+        self._flights: deque[Flight] = deque()
         self._unsettled = 0
         self._lock = threading.Lock()
         self._landed_at = 0.0
@@ -97,7 +82,7 @@ class Shipment:
         if self.ended:
             return Progress.MADE
         if self._deadline.expired:
-            self._end(self._late())
+            self._end(late(sum(d.nbytes for d in self._deliveries), self.left))
         elif not self._wanted():
             self._end(given_up())
         else:
@@ -115,9 +100,11 @@ class Shipment:
         """Wait until the engine has come along, or for so long."""
         if self.ended:
             return
-        step = self._deadline.within(seconds)
+        step, slots = self._deadline.within(seconds), self._link.slots
         if self._flights:
             self._flights[0].transfer.wait(step)
+        elif slots is not None and self._next is not None and self._next.packed is not None:
+            slots.wait(step)
         else:
             self._link.budget.wait(self._most_entries, step)
 
@@ -146,16 +133,23 @@ class Shipment:
 
     def plan(self) -> None:
         """Find out what is to be copied, unless that is known: ``left`` is exact then."""
-        if self._rest is not None:
+        if self._parts is not None:
             return
         planned = [(d, batches) for d in self._deliveries if (batches := d.plan())]
         self._deliveries = [d for d, _ in planned]
+        self.left = sum(d.nbytes for d in self._deliveries)
+        slots = self._link.slots
+        if slots is not None and slots.wanted_for(sum(d.entries for d in self._deliveries), self.left):
+            each = ((d, split_entries(join(batches), slots.slot_bytes)) for d, batches in planned)
+            self._parts = deque(Part(Slicer(batch, d.nbytes), d) for d, batch in each)
+            for delivery in self._deliveries:
+                delivery.loosen()
+            return
         batch = join([batch for _, batches in planned for batch in batches])
         longest = self._engine.capabilities.max_entry_bytes
         if self._pace is not None:
             longest = min(longest or ENTRY_BYTES, ENTRY_BYTES)
-        self._rest = Slicer(split_entries(batch, longest), sum(d.nbytes for d in self._deliveries))
-        self.left = self._rest.nbytes
+        self._parts = deque([Part(Slicer(split_entries(batch, longest), self.left))])
 
     def _reap(self, alone: bool) -> bool:
         """Take note of pieces that ended; end with the last one."""
@@ -167,16 +161,18 @@ class Shipment:
                 return moved
             moved = True
             if state is TransferState.FAILED:
-                self._end(flight.transfer.error or _unexplained())
+                self._end(flight.transfer.error or unexplained())
                 return True
             self._flights.popleft()
             flight.give_back()
+            if flight.filled is not None:
+                flight.filled.delivery.hand(flight.filled.slot, flight.filled.piece)
             del flight.transfer  # which knows the flight: a circle, and garbage collections take time
             now = time.monotonic()
             if alone and flight.paced and self._pace is not None:
                 self._pace.took(now - max(flight.at, self._landed_at))
             self._landed_at = now
-        if not self.ended and not self._flights and self._rest is not None and not self._rest.entries:
+        if not self.ended and not self._flights and self._parts is not None and self._next is None:
             self._end(None)
         return moved
 
@@ -184,38 +180,84 @@ class Shipment:
         return any(d.still_wanted() for d in self._deliveries)
 
     @property
+    def _next(self) -> Part | None:
+        """What goes out next; None: all has gone out, or nothing is planned yet."""
+        while self._parts and not self._parts[0].rest.entries:
+            self._parts.popleft()
+        return self._parts[0] if self._parts else None
+
+    @property
     def _most_entries(self) -> int:
         """Entries of the next piece, at most."""
-        assert self._rest is not None
-        limits = [self._rest.entries]
+        left = part.rest.entries if (part := self._next) is not None else 0
+        limits = [left]
         if (most := self._engine.capabilities.max_outstanding_entries) is not None:
-            limits.append(most if self._rest.entries <= most else max(1, most // self._depth))
+            limits.append(most if left <= most else max(1, most // self._depth))
         if self._pace is not None:
             limits.append(self._pace.entries)
         return min(limits)
 
     def _submit(self) -> Progress:
         """Give the engine another piece if it takes one now."""
-        rest, entries = self._rest, self._most_entries
-        if rest is None or entries == 0 or len(self._flights) >= self._depth:
+        part = self._next
+        if part is None or len(self._flights) >= self._depth:
             return Progress.ENGINE_BUSY
+        if part.packed is not None:
+            return self._submit_packed(part.rest, part.packed)
+        rest, entries = part.rest, self._most_entries
         if not self._link.budget.take(entries):
             return Progress.NO_BUDGET
         piece = rest.take(entries, None if self._pace is None else self._pace.nbytes)
         if len(piece) < entries:
             self._link.budget.give(entries - len(piece))
         self.left = rest.nbytes
-        flight = _Flight(self._link, len(piece), paced=rest.entries > 0)
+        return self._write(Flight(self._link, len(piece), paced=rest.entries > 0), lambda: piece)
+
+    def _submit_packed(self, rest: Slicer, delivery: Delivery) -> Progress:
+        """Fill a slot with the next piece, if one is free, and give it to the engine."""
+        slots, budget = self._link.slots, self._link.budget
+        assert slots is not None
+        if slots.dead:
+            self._end(slots.exhausted())
+            return Progress.MADE
+        if not delivery.hold():
+            self._drop(delivery)
+            return Progress.MADE
+        slot = slots.take()
+        if slot is None or not budget.take(1):
+            delivery.loosen()
+            if slot is not None:
+                slots.give(slot)
+            return Progress.NO_BUDGET
+        piece = rest.take(slots.most_entries, slots.slot_bytes)
+        self.left -= piece.nbytes
+        delivery.slots += 1
+        flight = Flight(self._link, 1, filled=FilledSlot(slots, slot, delivery, piece))
+        return self._write(flight, partial(slots.pack, slot, piece, delivery.loosen))
+
+    def _drop(self, delivery: Delivery) -> None:
+        """Leave out one that nobody wants any more; those beside it go on."""
+        self._parts = deque(part for part in self._parts or () if part.packed is not delivery)
+        self._deliveries.remove(delivery)
+        delivery.refuse()
+
+    def _write(self, flight: Flight, batch: Callable[[], WriteBatch]) -> Progress:
+        """Have the engine make some copies."""
+        copies = None
         try:
-            flight.transfer = GuardedTransfer(self._engine.write(self._link.peer, piece), flight.give_back)
-        except PDCoreError as error:
-            flight.give_back()
-            self._end(error)
-        # A third party's adapter may raise anything; the rooms must end, and their pages are suspect.
+            copies = batch()
+            transfer = self._engine.write(self._link.peer, copies)
+            flight.transfer = GuardedTransfer(transfer, flight.give_back)
+        # A third party's adapter may raise anything; the rooms must end, and what it wrote to is suspect.
         except Exception as error:
-            _log.exception("the engine raised while writing to %s", self._link.identity)
-            flight.transfer = GuardedTransfer(None, flight.give_back)
-            self._flights.append(flight)
+            if copies is None or isinstance(error, PDCoreError):  # the engine has nothing of it
+                flight.give_back()
+                if flight.filled is not None:
+                    flight.filled.slots.give(flight.filled.slot)
+            else:
+                _log.exception("the engine raised while writing to %s", self._link.identity)
+                flight.transfer = GuardedTransfer(None, flight.give_back)
+                self._flights.append(flight)
             self._end(error)
         else:
             self._flights.append(flight)
@@ -225,7 +267,10 @@ class Shipment:
         self.ended = True
         for delivery in self._deliveries:
             delivery.end(error)
-        flights = tuple(self._flights)
+        flights = [flight for flight in self._flights if flight.filled is None]
+        for flight in self._flights:
+            if flight.filled is not None:
+                self._doubt(flight, flight.filled)
         if not flights:
             all_drained(self._deliveries)
             return
@@ -236,24 +281,20 @@ class Shipment:
         for flight in flights:
             self._quarantine.settle(flight.transfer, self._link, partial(self._settled, flight))
 
-    def _settled(self, flight: _Flight) -> None:
+    def _doubt(self, flight: Flight, filled: FilledSlot) -> None:
+        """Keep a slot from use until no byte can land in it; the pages that it was filled from are free."""
+        filled.slots.doubt()
+        self._quarantine.settle(flight.transfer, self._link, partial(self._believe, flight, filled))
+
+    @staticmethod
+    def _believe(flight: Flight, filled: FilledSlot) -> None:
+        flight.give_back()
+        filled.slots.believe(filled.slot)
+
+    def _settled(self, flight: Flight) -> None:
         flight.give_back()
         with self._lock:
             self._unsettled -= 1
             last = self._unsettled == 0
         if last:
             all_drained(self._deliveries)
-
-    def _late(self) -> KVTransferError:
-        return KVTransferError(
-            FailureCode.DEADLINE,
-            "the transfer missed its deadline",
-            f"{sum(d.nbytes for d in self._deliveries)} bytes were to be moved, {self.left} had not gone out",
-            "raise the request's deadline, or look why the peer is slow",
-        )
-
-
-def _unexplained() -> KVTransferError:
-    return KVTransferError(
-        FailureCode.ENGINE, "the transfer engine failed", "it gave no reason", "look at the engine's log"
-    )

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from pdcore.errors import KVTransferError
 from pdcore.model import KVPoll, PeerIdentity
 from pdcore.protocol.groups import GroupKey
 from pdcore.protocol.room import Room
-from pdcore.wire import RequestMetadata, Route
+from pdcore.wire import Abort, Digests, Failure, RequestMetadata, Route
 
 if TYPE_CHECKING:
     from pdcore.protocol.peer import PrefillGroup
@@ -26,6 +27,9 @@ class ReceiveRoom(Room):
     Once it is ``asking``, all whose ``routes`` it has were asked, of whom the ``senders`` send. ``writers``
     may write; ``responded`` have said that all is sent; ``standing`` is what they wait for. So many ``rows``
     that came by message are being written.
+
+    Who ``packs`` is no writer: this side takes its bytes out of slots. By rank and number, uses of slots are
+    ``unpacking`` or ``unpacked``; a rank that has sent all has ``packed`` so many.
     """
 
     default: GroupKey = attrs.field(kw_only=True)
@@ -42,14 +46,31 @@ class ReceiveRoom(Room):
     announced_at: float | None = None
     inquired: bool = False
     checking: bool = False
+    unpacking: set[tuple[PeerIdentity, int]] = attrs.field(factory=set)
+    unpacked: set[tuple[PeerIdentity, int]] = attrs.field(factory=set)
+    packed: dict[PeerIdentity, int] = attrs.field(factory=dict)
+    uncompared: list[tuple[Route, PeerIdentity, Digests]] = attrs.field(factory=list)
+    """Digests that came before some of what they are of."""
 
     @property
     def at_rest(self) -> bool:
-        return not self.writers and not self.rows
+        return not self.writers and not self.rows and not self.unpacking
+
+    @property
+    def arrived(self) -> bool:
+        """Whether all that send have said that all is sent, and what came packed is taken out."""
+        if not self.asking or not self.responded >= self.senders:
+            return False
+        return len(self.unpacked) >= sum(self.packed.values())
+
+    def farewell(self, failure: KVTransferError, now: float) -> Abort:
+        """Return what to say to a rank that was not asked for it: it was given up."""
+        age, ended = now - self.opened_at, now - (self.ended_at or now)
+        return Abort(self.room, self.generation, Failure.of(failure), asked=False, age=age, ended=ended)
 
     def ask(self, group: PrefillGroup, now: float) -> None:
         """Ask all of a group: from now on those that send may write."""
         self.asking, self.first_at = True, now
         self.senders, self.routes = group.writers, group.routes
-        self.writers = set(group.writers)
+        self.writers = {member.identity for member in group.senders if not member.packs}
         self.rise(KVPoll.TRANSFERRING)

@@ -7,23 +7,30 @@ from collections import Counter
 from pdcore.errors import KVTransferError
 from pdcore.model import Generation, KVPoll, PeerIdentity, RoomId
 from pdcore.protocol import awaited, words
-from pdcore.protocol.actions import Asked, Begun, CheckRow, Compare, WriteRow
+from pdcore.protocol.actions import Asked, Begun, CheckRow, WriteRow
 from pdcore.protocol.peer import RemoteRank
 from pdcore.protocol.peers import Peers
 from pdcore.protocol.receive.receive_room import ReceiveRoom
 from pdcore.protocol.receive.requests import Requests
+from pdcore.protocol.receive.unpacking import Unpacking
 from pdcore.protocol.room import Awaited, Turn, require_cleared
-from pdcore.protocol.stimuli import Choose, Compared, OpenReceive, Place, RowChecked, RowWritten
-from pdcore.wire import AuxRow, Digests, Failure, Inquiry, Released, RoomStatus, Standing, Verdict
+from pdcore.protocol.stimuli import (
+    BytesUnpacked,
+    Choose,
+    Compared,
+    OpenReceive,
+    Place,
+    RowChecked,
+    RowWritten,
+)
+from pdcore.wire import AuxRow, Digests, Failure, Inquiry, Packed, Released, RoomStatus, Standing, Verdict
 
 __all__ = ["Receiving"]
 
 LATE = 0.1
 """Seconds after which a room that has not asked tells prefill that it is open."""
-AGAIN = 20.0
-"""Seconds after which it says so again: prefill forgets who does not."""
 
-OfARoom = RoomStatus | AuxRow | Digests | Released | Standing
+OfARoom = RoomStatus | AuxRow | Digests | Released | Standing | Packed
 
 
 class Receiving:
@@ -32,6 +39,7 @@ class Receiving:
     def __init__(self, turn: Turn, peers: Peers, interval: float, limit: int, counts: Counter[str]) -> None:
         self._turn, self._peers, self._interval = turn, peers, interval
         self._requests = Requests(turn, peers, limit)
+        self._unpacking = Unpacking(turn, peers)
         self.present: dict[RoomId, ReceiveRoom] = {}
         self.rooms: dict[Generation, ReceiveRoom] = {}
         """Those that are not cleared, or may still be written to."""
@@ -107,6 +115,7 @@ class Receiving:
 
     def silent(self, identity: PeerIdentity, upto: Generation | None = None) -> None:
         """No byte of a peer can land any more in rooms up to a generation; None: in any."""
+        self._peers.rings.silent(identity, upto)
         for room in [r for r in self.rooms.values() if identity in r.writers]:
             if upto is None or room.generation <= upto:
                 self._drained(room, identity)
@@ -126,6 +135,10 @@ class Receiving:
         room = self.rooms.get(message.generation)
         if room is None or room.room != message.room or not self._uses(room, peer):
             self._counts["stale"] += 1
+            if isinstance(message, Packed):
+                self._unpacking.decline(peer, message)
+        elif isinstance(message, Packed):
+            self._unpacking.begin(room, peer, message)
         elif isinstance(message, RoomStatus):
             self._on_status(room, peer, message)
         elif isinstance(message, Released):
@@ -138,7 +151,7 @@ class Receiving:
         elif isinstance(message, Standing):
             room.standing[peer.identity] = message.waits_for
         elif not room.over:
-            self._turn.do(Compare(room.generation, peer.route, message))
+            self._unpacking.compare(room, peer, message)
 
     def compared(self, what: Compared) -> None:
         """Tell what a look at the bytes came to."""
@@ -149,6 +162,17 @@ class Receiving:
         self._turn.post(what.route, Verdict(sent.room, sent.generation, sent.chunk, sent.part, told))
         if failure is not None:
             self.give_up(room, failure, self._peers.by_route.get(what.route))
+
+    def unpacked(self, what: BytesUnpacked) -> None:
+        """What came packed is in its pages, or cannot be: that ends the room."""
+        room = self.rooms.get(what.generation)
+        if room is None:
+            return
+        self._unpacking.ended(room, what)
+        if what.failure is not None:
+            self.give_up(room, what.failure)
+        self._end_if_arrived(room)
+        self._look_for_silence(room)
 
     def row_written(self, what: RowWritten) -> None:
         """A row that came by message is in its slot, or cannot be: that ends the room."""
@@ -186,6 +210,7 @@ class Receiving:
 
     def all_silent(self) -> None:
         """The engine is closed: no byte lands any more."""
+        self._peers.rings.all_silent()
         for room in list(self.rooms.values()):
             for identity in list(room.writers):
                 self._drained(room, identity)
@@ -201,7 +226,7 @@ class Receiving:
         now = self._turn.now
         for room in self.present.values():
             if now - room.opened_at > LATE and not room.over:
-                self._look_after(room)
+                self._requests.look_after(room)
         if now >= self._remind_at:
             self._remind_at = now + self._interval
             for room in list(self.rooms.values()):
@@ -226,7 +251,11 @@ class Receiving:
         if message.status is not KVPoll.SUCCESS or room.over:
             return
         room.responded.add(peer.identity)
-        if not room.asking or not room.responded >= room.senders or room.checking:
+        room.packed[peer.identity] = message.packed
+        self._end_if_arrived(room)
+
+    def _end_if_arrived(self, room: ReceiveRoom) -> None:
+        if room.over or room.checking or not room.arrived:
             return
         slot = room.wanted.aux_index if room.wanted is not None else None
         if slot is None:
@@ -268,14 +297,3 @@ class Receiving:
         room.ask(group, self._turn.now)
         self._turn.do(Asked(room.room, room.generation, len(wanted.pages), len(group.members)))
         self._requests.ask(room, wanted, group)
-
-    def _look_after(self, room: ReceiveRoom) -> None:
-        """Let prefill know of a room that has not asked for long; ask what it waits for, near the end."""
-        group = room.group
-        if room.asking:
-            self._requests.inquire(room)
-        elif group is not None and group.ready:
-            now, last = self._turn.now, room.announced_at
-            if last is None or now - last > AGAIN:
-                room.announced_at = now
-                self._requests.announce(room, group)

@@ -14,6 +14,8 @@ from pdcore.wire import Abort, Failure, Inquiry, Opened, RequestMetadata, overwe
 
 __all__ = ["Requests"]
 
+AGAIN = 20.0
+"""Seconds after which a room that has not asked says again that it is open: prefill forgets who does not."""
 NEAR = 1.0
 """Seconds before its deadline in which a room asks prefill what it waits for."""
 
@@ -50,19 +52,26 @@ class Requests:
         for member in group.members:
             self._turn.post(member.route, request)
 
-    def announce(self, room: ReceiveRoom, group: PrefillGroup) -> None:
-        """Tell a group that a room is open which has not asked."""
-        for member in group.members:
-            self._turn.post(member.route, Opened(room.room, room.generation, self._turn.now - room.opened_at))
+    def look_after(self, room: ReceiveRoom) -> None:
+        """Let prefill know of a room that has not asked for long; ask what it waits for, near the end."""
+        group = room.group
+        if room.asking:
+            self._inquire(room)
+        elif group is not None and group.ready:
+            now, last = self._turn.now, room.announced_at
+            if last is None or now - last > AGAIN:
+                room.announced_at = now
+                for member in group.members:
+                    self._turn.post(member.route, Opened(room.room, room.generation, now - room.opened_at))
 
-    def inquire(self, room: ReceiveRoom) -> None:
-        """Ask those that have not said that all is sent what they wait for, once near the deadline."""
+    def _inquire(self, room: ReceiveRoom) -> None:
+        """Ask those that have not said that all is sent, once near the deadline."""
         if room.inquired or room.deadline - self._turn.now > NEAR:
             return
         room.inquired = True
         for identity, route in room.routes.items():
-            if identity not in room.responded and self._peers.reaches(identity, route) is not None:
-                self._turn.post(route, Inquiry(room.room, room.generation))
+            if identity not in room.responded:
+                self._peers.tell(identity, route, Inquiry(room.room, room.generation))
 
     def abandon(self, room: ReceiveRoom, failure: KVTransferError, told: RemoteRank | None = None) -> None:
         """Tell those that were asked that a room was given up; ``told`` knows it."""
@@ -75,6 +84,4 @@ class Requests:
     def _abort(self, room: ReceiveRoom, failure: KVTransferError, whom: Collection[PeerIdentity]) -> None:
         abort = Abort(room.room, room.generation, Failure.of(failure))
         for identity in whom:
-            route = room.routes[identity]
-            if self._peers.reaches(identity, route) is not None:
-                self._turn.post(route, abort)
+            self._peers.tell(identity, room.routes[identity], abort)

@@ -1,6 +1,7 @@
 """What ranks that receive are told of rooms that have ended, and who waits for a room that is not there.
 
-Owns the requests that came before their room, and who has one open and has not asked.
+Owns the requests that came before their room, who has one open and has not asked, and slots that they have to
+take.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from pdcore.model import Generation, KVPoll, RoomId
 from pdcore.protocol import words
 from pdcore.protocol.room import Turn
 from pdcore.protocol.send.early import EarlyRequests, Guests
+from pdcore.protocol.send.handed import HandedSlots
 from pdcore.protocol.send.send_room import SendRoom
 from pdcore.wire import Failure, RoomStatus, Route
 
@@ -17,11 +19,12 @@ __all__ = ["Answers"]
 
 
 class Answers:
-    """``rank`` is this side's unique rank."""
+    """``rank`` is this side's unique rank; ``interval``: seconds until something is said again."""
 
-    def __init__(self, turn: Turn, rank: int) -> None:
+    def __init__(self, turn: Turn, rank: int, interval: float) -> None:
         self._turn, self.rank = turn, rank
         self.early, self.guests = EarlyRequests(), Guests()
+        self.handed = HandedSlots(turn, interval)
 
     def refuse(
         self,
@@ -37,9 +40,10 @@ class Answers:
         told = Failure.of(failure)
         self._turn.post(route, RoomStatus(room, generation, self.rank, KVPoll.FAILED, drained, told))
 
-    def succeed(self, route: Route, room: RoomId, generation: Generation) -> None:
-        """Tell a rank that all of a room was sent."""
-        self._turn.post(route, RoomStatus(room, generation, self.rank, KVPoll.SUCCESS, drained=True))
+    def succeed(self, route: Route, room: RoomId, generation: Generation, packed: int) -> None:
+        """Tell a rank that all of a room was sent, of it so many slots packed."""
+        success = RoomStatus(room, generation, self.rank, KVPoll.SUCCESS, drained=True, packed=packed)
+        self._turn.post(route, success)
 
     def tell_guests(self, room: SendRoom) -> None:
         """A room has ended: tell those who have it open and did not ask."""

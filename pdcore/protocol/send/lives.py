@@ -52,13 +52,14 @@ class Life(Room):
 
     ``heard`` holds the newest generation of each decode rank that said a word of it, ``speakers`` who that
     was by unique rank; ``promised`` who has it. ``doubts`` are what decode ranks gave up before it was
-    opened, maybe a life that prefill never had.
+    opened, maybe a life that prefill never had. ``packed``: slots that were handed over, by unique rank.
     """
 
     heard: dict[Route, Generation] = attrs.field(factory=dict)
     speakers: dict[int, Route] = attrs.field(factory=dict)
     promised: dict[int, tuple[Route, Generation, PeerIdentity]] = attrs.field(factory=dict)
     complete: bool = False
+    packed: dict[int, int] = attrs.field(factory=dict)
     cleared_at: float | None = None
     doubts: dict[int, tuple[Word, KVTransferError]] = attrs.field(factory=dict)
 

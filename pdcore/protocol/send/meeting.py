@@ -45,9 +45,7 @@ class Meeting:
         self._turn, self._peers, self._answers, self._sending = turn, peers, answers, sending
         self._where, self._page_size = ours.address, ours.layout.page_size
         self._dp = f"DP rank {ours.topology.dp_rank} of {ours.topology.dp_size}"
-        self.lives = Lives()
-        self._counts = counts
-        self._sweep_at = 0.0
+        self.lives, self._counts, self._sweep_at = Lives(), counts, 0.0
         self._later: deque[tuple[float, Callable[[], None]]] = deque()
 
     def take_early(self, room: SendRoom) -> None:
@@ -168,13 +166,14 @@ class Meeting:
         lives: list[Life] = [*self.lives.earlier(room), *mine]
         life = next((one for one in reversed(lives) if one.is_promised_to(route, generation)), None)
         if life is not None and life.status is KVPoll.SUCCESS:
-            self._answers.succeed(route, room, generation)
+            self._answers.succeed(route, room, generation, life.packed.get(peer.rank, 0))
             return
         failure = (life.failure if life is not None else None) or words.unheard_of(room)
         self._answers.refuse(route, room, generation, failure, drained=all(one.silent for one in mine))
 
     def peer_lost(self, peer: RemoteRank, why: str) -> int:
         """Fail what was promised to a peer that is lost; return how many rooms that were."""
+        self._answers.handed.lost(peer)
         affected = [r for r in self._sending.present.values() if any(d.peer is peer for d in r.destinations)]
         early, now = self._answers.early.drop(lambda d: d.peer is peer), self._turn.now
         unmet = {**self._answers.guests.lost(peer), **{d.wanted.room: d.wanted.generation for d in early}}
@@ -192,8 +191,9 @@ class Meeting:
         return len(affected)
 
     def tick(self) -> None:
-        """Settle what was put off, and forget what is too old."""
+        """Settle what was put off, say again what was not answered, and forget what is too old."""
         now = self._turn.now
+        self._answers.handed.tick()
         while self._later and self._later[0][0] <= now:
             self._later.popleft()[1]()
         if self._answers.early:

@@ -55,7 +55,7 @@ class SendRoom(Life):
         """Return its life alone: the lists of pages that it was asked for go with the room."""
         life = Life(self.room, self.generation, self.opened_at, self.deadline, self.status, self.failure)
         life.ended_at, life.cleared, life.complete = self.ended_at, self.cleared, self.complete
-        life.cleared_at = self.cleared_at
+        life.cleared_at, life.packed = self.cleared_at, self.packed
         life.heard, life.speakers, life.promised = self.heard, self.speakers, self.promised
         return life
 

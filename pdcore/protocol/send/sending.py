@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import attrs
+
 from pdcore.errors import FailureCode, KVTransferError
 from pdcore.model import Generation, KVPoll, RoomId
-from pdcore.protocol.actions import AwaitSource, Begun, Cancel, Examine, ReadRow, Ship, Suspect
+from pdcore.protocol.actions import AwaitSource, Begun, Cancel, Examine, FreeSlot, ReadRow, Ship, Suspect
 from pdcore.protocol.chunk import DeliveryId, TransferKVChunk, delivery_id
 from pdcore.protocol.peer import RemoteRank
 from pdcore.protocol.room import Turn, require_cleared
@@ -17,6 +19,7 @@ from pdcore.protocol.stimuli import (
     Examined,
     OpenSend,
     RowRead,
+    SlotWritten,
     SourceReady,
     Supply,
 )
@@ -99,6 +102,17 @@ class Sending:
         self._dispatch(room, chunk)
         self.go_on(room)
 
+    def slot_written(self, what: SlotWritten) -> None:
+        """Bytes of a delivery lie in a slot of who wants them: tell it, unless nobody wants them any more."""
+        room = self._deliveries.get(what.delivery)
+        rank = None if room is None or room.over else room.outstanding.get(what.delivery)
+        peer = next((d.peer for d in room.destinations if d.peer.rank == rank), None) if room else None
+        if room is None or rank is None or peer is None or peer.lost:
+            self._turn.do(FreeSlot(what.route, what.identity, what.packed.slot, what.packed.number))
+            return
+        room.packed[rank] = room.packed.get(rank, 0) + 1
+        self._answers.handed.hand(peer, what.packed)
+
     def delivery_ended(self, what: DeliveryEnded) -> None:
         """Take what a delivery came to."""
         room, failure = self._deliveries.get(what.delivery), what.failure
@@ -137,8 +151,9 @@ class Sending:
             self.give_up(room, what.failure)
             return
         room.undecided = {(route, d.chunk, d.part) for route, d in what.digests}
+        packed = {d.peer.route: room.packed.get(d.peer.rank, 0) for d in room.destinations}
         for route, digests in what.digests:
-            self._turn.post(route, digests)
+            self._turn.post(route, attrs.evolve(digests, packed=packed.get(route, 0)))
         if not room.undecided:
             self._conclude(room)
 
@@ -252,7 +267,8 @@ class Sending:
                 continue
             if peer.route in rows:
                 self._turn.post(peer.route, rows[peer.route])
-            self._answers.succeed(peer.route, room.room, d.wanted.generation)
+            packed = room.packed.get(peer.rank, 0)
+            self._answers.succeed(peer.route, room.room, d.wanted.generation, packed)
         self._answers.tell_guests(room)
         self._forget_if_cleared(room)
 

@@ -28,6 +28,7 @@ def main() -> int:
     parser.add_argument(
         "--deadline", type=float, default=8.0, help="of a room, in seconds (default: %(default)g)"
     )
+    parser.add_argument("--packed", action="store_true", help="all bytes go through staging slots")
     args = parser.parse_args()
     settings = ChaosSettings(
         seconds=args.seconds,
@@ -37,6 +38,7 @@ def main() -> int:
         workers=args.workers,
         pause=args.pause,
         deadline=args.deadline,
+        packed=args.packed,
     )
     report = run_chaos(settings, _Teller())
     say("\n".join(report.lines()))

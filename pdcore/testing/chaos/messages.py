@@ -24,13 +24,17 @@ __all__ = [
 
 
 class ChaosWorkerSettings(msgspec.Struct, frozen=True):
-    """What worker to be. Ports of 0 are any free ones; rooms have ``deadline`` seconds."""
+    """What worker to be. Ports of 0 are any free ones; rooms have ``deadline`` seconds.
+
+    ``packed``: all their bytes go through slots.
+    """
 
     role: str
     backend: str
     options: dict[str, str]
     seed: int
     deadline: float
+    packed: bool = False
     control_port: int = 0
     bootstrap_port: int = 0
 

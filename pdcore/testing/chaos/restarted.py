@@ -37,6 +37,8 @@ class RestartedWorker:
         seed: int,
         deadline: float,
         report: ChaosReport,
+        *,
+        packed: bool = False,
     ) -> None:
         self.role = role
         self.name = f"{role.value} {number}"
@@ -45,7 +47,7 @@ class RestartedWorker:
         self.ready = False
         self.transport = ""
         self.fatal = ""
-        self._start = m.ChaosWorkerSettings(role.value, backend, dict(options), seed, deadline)
+        self._start = m.ChaosWorkerSettings(role.value, backend, dict(options), seed, deadline, packed)
         self._report = report
         self._paused = 0.0
         self._resume_at: float | None = None

@@ -29,7 +29,10 @@ MOST_PAGES = 16
 
 @attrs.frozen
 class ChaosSettings:
-    """``seconds`` of requests; ``pause`` is the mean time between two disturbances, in seconds."""
+    """``seconds`` of requests; ``pause`` is the mean time between two disturbances, in seconds.
+
+    ``packed``: all bytes go through slots.
+    """
 
     seconds: float
     seed: int
@@ -39,6 +42,7 @@ class ChaosSettings:
     in_flight: int = 24
     pause: float = 1.0
     deadline: float = 8.0
+    packed: bool = False
 
 
 def run_chaos(settings: ChaosSettings, tell: Callable[[ChaosReport], None] = lambda _: None) -> ChaosReport:
@@ -64,7 +68,14 @@ class _ChaosRun:
         self._workers = [
             stack.enter_context(
                 RestartedWorker(
-                    role, n, settings.backend, settings.options, settings.seed, settings.deadline, self.report
+                    role,
+                    n,
+                    settings.backend,
+                    settings.options,
+                    settings.seed,
+                    settings.deadline,
+                    self.report,
+                    packed=settings.packed,
                 )
             )
             for role in Role

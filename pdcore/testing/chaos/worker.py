@@ -15,7 +15,7 @@ import attrs
 from pdcore.bootstrap import BootstrapServer
 from pdcore.children import Parent, brief, run_child
 from pdcore.config.auth_key import auth_key
-from pdcore.config.records import Config, ControlConfig, LivenessConfig, Timeouts
+from pdcore.config.records import Config, ControlConfig, LivenessConfig, Timeouts, TransferConfig
 from pdcore.config.structuring import Text
 from pdcore.decode import DecodeManager
 from pdcore.errors import KVTransferError, PDCoreError
@@ -188,6 +188,7 @@ def _manager(
         control=ControlConfig(port=start.control_port),
         timeouts=Timeouts(request=start.deadline),
         liveness=LivenessConfig(interval=0.5, max_failures=4),
+        transfer=TransferConfig(staging="always" if start.packed else "auto"),
     )
     backend = select(start.backend, _options(start))
     if start.role == Role.DECODE.value:

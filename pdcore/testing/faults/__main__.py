@@ -28,10 +28,11 @@ def main() -> int:
         metavar="NAME",
         help=f"only these (default: {' '.join(fault.value for fault in MOST_FAULTS)})",
     )
+    parser.add_argument("--packed", action="store_true", help="all bytes go through staging slots")
     args = parser.parse_args()
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
     for seed in range(args.seed, args.seed + args.seeds):
-        run = replay(seed, args.steps, args.rate, args.fault or MOST_FAULTS)
+        run = replay(seed, args.steps, args.rate, args.fault or MOST_FAULTS, packed=args.packed)
         verdict = run.broken or f"{run.successes} requests arrived; {SETTLED}"
         if run.broken or args.seeds == 1:
             say("\n".join((*run.operations, *run.faults)))

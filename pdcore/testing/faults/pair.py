@@ -7,8 +7,10 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
+import attrs
+
 from pdcore.bootstrap import BootstrapServer
-from pdcore.config.records import Config, LivenessConfig, Timeouts
+from pdcore.config.records import Config, LivenessConfig, Timeouts, TransferConfig
 from pdcore.decode import KVReceiver
 from pdcore.errors import KVTransferError
 from pdcore.model import Deadline, KVPoll, RoomId
@@ -40,11 +42,14 @@ CONFIG = Config(
 class FaultyPair:
     """Does what it is told, and looks at the invariants after each step.
 
+    ``packed``: all bytes go through slots.
+
     A room is used again only when both sides have cleared it, as a router does.
     """
 
-    def __init__(self, schedule: Schedule) -> None:
+    def __init__(self, schedule: Schedule, *, packed: bool = False) -> None:
         self.schedule = schedule
+        self._config = attrs.evolve(CONFIG, transfer=TransferConfig(staging="always" if packed else "auto"))
         self.successes = 0
         self._backend = select("local")
         self._sender_memory, self._receiver_memory = WatchedMemory(), WatchedMemory()
@@ -180,10 +185,12 @@ class FaultyPair:
     # --- inside ----------------------------------------------------------------------------
 
     def _new_prefill(self) -> FaultyPrefill:
-        return FaultyPrefill(self.schedule, self._backend, self._sender_memory.pools, self._bootstrap, CONFIG)
+        return FaultyPrefill(
+            self.schedule, self._backend, self._sender_memory.pools, self._bootstrap, self._config
+        )
 
     def _new_decode(self) -> FaultyDecode:
-        return FaultyDecode(self.schedule, self._backend, self._receiver_memory.pools, CONFIG)
+        return FaultyDecode(self.schedule, self._backend, self._receiver_memory.pools, self._config)
 
     def _open(self, room: int, pages: int, sides: Sequence[bool]) -> None:
         if room in self._requests:

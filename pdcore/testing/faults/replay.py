@@ -39,10 +39,15 @@ class FaultyRun:
     broken: str
 
 
-def replay(seed: int, steps: int, rate: float, faults: Sequence[Fault] = MOST_FAULTS) -> FaultyRun:
-    """Run ``steps`` operations under the faults of a seed, then heal and prove that all ends."""
+def replay(
+    seed: int, steps: int, rate: float, faults: Sequence[Fault] = MOST_FAULTS, *, packed: bool = False
+) -> FaultyRun:
+    """Run ``steps`` operations under the faults of a seed, then heal and prove that all ends.
+
+    ``packed``: all bytes go through slots.
+    """
     schedule = Schedule(seed, rate, faults)
-    pair = FaultyPair(schedule)
+    pair = FaultyPair(schedule, packed=packed)
     done: list[str] = []
     broken = ""
     random = np.random.default_rng(seed)

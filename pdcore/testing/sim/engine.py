@@ -15,6 +15,7 @@ from pdcore.protocol.chunk import DeliveryId
 from pdcore.protocol.stimuli import DeliveryDrained, DeliveryEnded, WriterSilent
 from pdcore.testing.sim.clock import Clock
 from pdcore.testing.sim.faults import Faults
+from pdcore.testing.sim.packed import PackedWrites
 
 if TYPE_CHECKING:
     from pdcore.testing.sim.node import SimulatedRank
@@ -45,6 +46,8 @@ class Engine:
         self._flights: dict[tuple[int, DeliveryId], PagesInFlight] = {}
         self._revoked: dict[tuple[int, int], Generation] = {}
         """Up to which rooms of a node's life another one may not write."""
+        self.packed: PackedWrites = PackedWrites(clock, chance)
+        self.packed.revoked = self._revoked
         self.copied = 0
 
     def ship(self, node: SimulatedRank, target: SimulatedRank | None, ship: Ship) -> None:
@@ -53,6 +56,10 @@ class Engine:
         if target is None:
             node.feed(DeliveryEnded(ship.delivery, FAILED))
             node.feed(DeliveryDrained(ship.delivery))
+            return
+        slots = node.slots.pairs.get(ship.route)
+        if slots is not None and (node.world.always_packed or chance.random() < 0.5):
+            self.packed.ship(node, target, slots, ship)
             return
         flight = PagesInFlight(node, target, ship, len(ship.chunk.pages))
         self._flights[node.life, ship.delivery] = flight
@@ -70,12 +77,14 @@ class Engine:
 
     def cancel(self, node: SimulatedRank, generation: Generation) -> None:
         """Submit nothing more of a room; what is on its way lands."""
+        self.packed.cancel(node, generation)
         for flight in [f for f in self._flights.values() if f.node is node]:
             if flight.ship.generation == generation and not flight.ended:
                 self._end(flight, GIVEN_UP)
 
     def revoke(self, node: SimulatedRank, revoke: Revoke) -> None:
         """Have a writer write no more to rooms up to a generation, and prove it a moment later."""
+        self.packed.revoke(node, revoke)
         for flight in self._flights.values():
             if flight.target is node and flight.node.identity == revoke.identity:
                 flight.stopped = flight.stopped or flight.ship.wanted.generation <= revoke.upto
@@ -88,6 +97,7 @@ class Engine:
 
     def dies(self, node: SimulatedRank) -> None:
         """A process has ended: nothing of it moves any more."""
+        self.packed.dies(node)
         for flight in self._flights.values():
             if flight.node is node or flight.target is node:
                 flight.stopped = True

@@ -17,6 +17,7 @@ from pdcore.protocol import stimuli as s
 from pdcore.protocol.machine import Machine, Settings
 from pdcore.protocol.peer import Facts, Fit
 from pdcore.testing.sim.memory import Memory, ViolationError
+from pdcore.testing.sim.packed import SlotsOfRank
 from pdcore.testing.sim.requests import Side
 from pdcore.wire import Bye, Message, Route
 
@@ -49,13 +50,14 @@ class SimulatedRank:
         self.identity = PeerIdentity(role, incarnation, address)
         self.description = PeerDescription(
             role, incarnation, address, "0", "sim", "", world.shape.mapping.topology(role, rank), LAYOUT, (),
-            None, 0, (), b"", b"", max_message_bytes=2**20,
+            None, 0, (), b"", b"", max_message_bytes=2**20, staging=world.staging,
         )  # fmt: skip
         settings = Settings(pairing=5.0, interval=1.0, verify=world.verify)
         self.machine = Machine(self.description, Fit(self._introduce), settings)
         self.memory = Memory(f"{address}/{life}", pages)
         self.sides: dict[Generation, Side] = {}
         self.rows: dict[int, int] = {}
+        self.slots = SlotsOfRank()
         self.dialled: set[Route] = set()
         self.heard_of: dict[Route, int] = {}
         self._generations = 0
@@ -115,7 +117,7 @@ class SimulatedRank:
     def busy(self) -> bool:
         """Whether the next tick may do more than forget."""
         sending, receiving, answers = self.machine.sending, self.machine.receiving, self.machine.answers
-        return bool(sending.rooms or receiving.rooms or answers.early or answers.guests)
+        return bool(sending.rooms or receiving.rooms or answers.early or answers.guests or answers.handed)
 
     def tick(self) -> None:
         """Let time pass, and look whether a room waits in vain: past its deadline, or for who is lost."""
@@ -144,6 +146,16 @@ class SimulatedRank:
         """Be connected again."""
         if not self.sends:
             self.feed(s.Reconnected(other.route))
+
+    def connects(self, do: a.Connect) -> None:
+        """Have the engine connected to a rank that receives."""
+        self.slots.connect(do)
+        self.world.connect(self, do.route, do.identity)
+
+    def parts(self, route: Route) -> None:
+        """Let go of a peer."""
+        self.dialled.discard(route)
+        self.slots.part(route)
 
     def copies(self, target: SimulatedRank, ship: a.Ship, at: int) -> None:
         """Have the engine copy one page of a chunk, as it is in memory now."""
@@ -211,13 +223,15 @@ CARRIERS: Mapping[type, Callable[[SimulatedRank, Any], object]] = {
     a.Dial: lambda node, do: node.dialled.add(do.route),
     a.TurnedAway: lambda node, do: None,
     a.Paired: lambda node, do: None,
-    a.Lost: lambda node, do: node.dialled.discard(do.route),
+    a.Lost: lambda node, do: node.parts(do.route),
     a.Begun: lambda node, do: None,
     a.Promised: lambda node, do: None,
     a.Asked: lambda node, do: None,
-    a.Connect: lambda node, do: node.world.connect(node, do.route, do.identity),
+    a.Connect: lambda node, do: node.connects(do),
     a.Admit: lambda node, do: node.world.connect(node, do.route, do.identity),
     a.Revoke: lambda node, do: node.world.revoke(node, do),
+    a.FreeSlot: lambda node, do: node.world.engine.packed.free(node, do),
+    a.Unpack: lambda node, do: node.world.engine.packed.unpack(node, do),
     a.Suspect: lambda node, do: node.feed(s.PeerGone(do.route, do.failure.there_is, do.identity)),
     a.Ended: SimulatedRank._ended,
     a.Silent: SimulatedRank._silent,

@@ -6,6 +6,7 @@ import random
 from functools import partial
 
 from pdcore.errors import FailureCode, KVTransferError
+from pdcore.layout.staging import StagingLayout
 from pdcore.model import PeerIdentity, Role
 from pdcore.protocol import stimuli as s
 from pdcore.protocol.actions import Revoke
@@ -17,6 +18,7 @@ from pdcore.testing.sim.faults import Faults
 from pdcore.testing.sim.memory import ViolationError
 from pdcore.testing.sim.network import NOTICED, Network
 from pdcore.testing.sim.node import SimulatedRank
+from pdcore.testing.sim.packed import SLOTS
 from pdcore.testing.sim.requests import Request, Side
 from pdcore.testing.sim.router import Router
 from pdcore.testing.sim.shape import Mapping, Shape
@@ -27,6 +29,8 @@ __all__ = ["World"]
 TICK = 0.2
 IDLE_TICK, IDLE_TICKS = 2.0, 10
 """How often it ticks where nothing is under way."""
+SPARE_RINGS = 8
+"""Rings of a rank beside one for each peer: for peers that are lost, and have not paired again."""
 TRIES = 5
 """Requests within which two groups find together again, of which the first may meet what is stale."""
 FORGOTTEN = 62.0
@@ -50,6 +54,11 @@ class World:
         self.rows, self.verify = chance.random() < 0.5, chance.random() < 0.2
         self.reuse = chance.random() < 0.2
         self.provable = chance.random() < 0.6
+        kind = chance.choice(("direct", "direct", "either", "packed"))
+        self.always_packed = kind == "packed"
+        peers = self.shape.prefills * self.shape.mapping.prefill
+        rings = peers + SPARE_RINGS if self.always_packed else chance.randint(1, peers)
+        self.staging = None if kind == "direct" else StagingLayout(rings, SLOTS, 4096, self.always_packed)
         self.clock = Clock()
         self.network = Network(self.clock, chance, self.faults)
         self.engine: Engine = Engine(self.clock, chance, self.faults)
@@ -125,7 +134,12 @@ class World:
         """Connect an engine."""
         fails = self.chance.random() < self.faults.fail / 4
         what = s.PeerFailed(route, identity, REFUSED) if fails else s.PeerConnected(route, identity)
-        self.clock.after(0.003 * self.chance.random(), partial(node.feed, what))
+        self.clock.after(0.003 * self.chance.random(), partial(self._connected, node, route, what))
+
+    def _connected(self, node: SimulatedRank, route: Route, what: s.PeerConnected | s.PeerFailed) -> None:
+        node.feed(what)
+        if node.alive and node.sends:
+            self.engine.packed.paired(node, route)
 
     def revoke(self, node: SimulatedRank, revoke: Revoke) -> None:
         """Prove that a lost writer writes no more: by the engine, or once its process has ended."""
@@ -133,7 +147,9 @@ class World:
             return
         if self.provable or not any(n.identity == revoke.identity for n in self.nodes.values()):
             self.engine.revoke(node, revoke)
-        elif any(revoke.identity in room.writers for room in node.machine.receiving.rooms.values()):
+        elif node.machine.peers.rings.waits_for(revoke.identity) or any(
+            revoke.identity in room.writers for room in node.machine.receiving.rooms.values()
+        ):
             self.clock.after(1.0, partial(self.revoke, node, revoke))
 
     def choose(self) -> tuple[list[SimulatedRank], list[SimulatedRank]]:
@@ -243,6 +259,8 @@ class World:
                 "rooms that receive": len(machine.receiving.rooms),
                 "early requests": len(machine.answers.early),
                 "guests": len(machine.answers.guests),
+                "slots that were handed over": len(machine.answers.handed),
+                "slots": node.slots.out_of_use,
                 "pages": self._pages - len(node.memory.free),
             }
             if any(left.values()):
