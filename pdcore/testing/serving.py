@@ -46,7 +46,12 @@ class ServingPair:
     """A bootstrap service, a prefill manager here, and a decode manager in a far process."""
 
     def __init__(
-        self, target: Target, model: str, far: FarProcess, aux: Literal["auto", "engine"] = "auto"
+        self,
+        target: Target,
+        model: str,
+        far: FarProcess,
+        aux: Literal["auto", "engine"] = "auto",
+        staging: Literal["off", "always"] = "off",
     ) -> None:
         self.far = far
         self.patience = target.patience
@@ -56,10 +61,12 @@ class ServingPair:
         with contextlib.ExitStack() as stack:
             bootstrap = stack.enter_context(BootstrapServer())
             backend = select(target.name, target.options)
+            config = make_config(model, aux, staging)
             self._prefill = stack.enter_context(
-                PrefillManager(backend, self._pools, Topology(), bootstrap.address, make_config(model, aux))
+                PrefillManager(backend, self._pools, Topology(), bootstrap.address, config)
             )
-            far.ask(c.StartDecode(target.name, dict(target.options), bootstrap.address, model, aux))
+            where = target.name, dict(target.options), bootstrap.address
+            far.ask(c.StartDecode(*where, model, aux, staging))
             self._stack = stack.pop_all()
 
     def close(self) -> None:

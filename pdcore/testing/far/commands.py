@@ -130,6 +130,7 @@ class StartDecode(Question[None], frozen=True):
     bootstrap: str
     model: str
     aux: Literal["auto", "engine"]
+    staging: Literal["off", "always"]
 
 
 class ReceivePages(Question[None], frozen=True):

@@ -30,7 +30,7 @@ class FarDecode:
         self._pools = make_pools(apart=False)
         self._fill(FAR_POOL_SEED)
         self._manager = DecodeManager(
-            backend, self._pools, Topology(), make_config(command.model, command.aux)
+            backend, self._pools, Topology(), make_config(command.model, command.aux, command.staging)
         )
         self._receivers: dict[int, KVReceiver] = {}
 

@@ -30,10 +30,11 @@ def make_pools(*, apart: bool) -> Pools:
     return Pools.allocate(layout, aux=aux)
 
 
-def make_config(model: str, aux: Literal["auto", "engine"]) -> Config:
-    """Return a configuration with a quick heartbeat, for a transfer model and a way of aux rows."""
+def make_config(model: str, aux: Literal["auto", "engine"], staging: Literal["off", "always"]) -> Config:
+    """Return a configuration with a quick heartbeat, for a transfer model, a way of aux rows, and whether all
+    bytes go packed."""
     return Config(
-        transfer=TransferConfig(model=TransferModel(model), aux=aux),
+        transfer=TransferConfig(model=TransferModel(model), aux=aux, staging=staging),
         timeouts=Timeouts(request=60.0),
         liveness=LivenessConfig(interval=0.2, max_failures=5),
     )

@@ -33,10 +33,21 @@ class RoomsEnd:
         """A prefill and a decode worker, with worker threads submitting."""
         yield from self._serve(target, TransferModel.WORKERS)
 
-    def _serve(self, target: Target, model: TransferModel, aux: AuxChoice = "auto") -> Iterator[ServingPair]:
+    @pytest.fixture
+    def packing(self, target: Target) -> Iterator[ServingPair]:
+        """The same, and all bytes go packed, through staging slots."""
+        yield from self._serve(target, TransferModel.WORKERS, staging="always")
+
+    def _serve(
+        self,
+        target: Target,
+        model: TransferModel,
+        aux: AuxChoice = "auto",
+        staging: Literal["off", "always"] = "off",
+    ) -> Iterator[ServingPair]:
         far, clean = self.far_processes.take(), False
         try:
-            with contextlib.closing(ServingPair(target, model.value, far, aux)) as serving:
+            with contextlib.closing(ServingPair(target, model.value, far, aux, staging)) as serving:
                 yield serving
             clean = True
         finally:
@@ -58,6 +69,30 @@ class RoomsEnd:
         here, there = [*ALL[::3], *ALL[1::3]], [*ALL[41::-1], 60]
         serving.deliver(2, here, there, chunk=5)
         serving.require_arrived(dict(zip(there, here, strict=True)))
+
+    @Rule(
+        "pages and aux rows arrive packed as well: of large entries in a region that has no pages",
+        "an engine that writes whole items only, or is DONE before all of a large entry is there",
+    )
+    def test_pages_and_aux_arrive_packed(self, packing: ServingPair) -> None:
+        here, there = [*ALL[::3], *ALL[1::3]], [*ALL[41::-1], 60]
+        packing.deliver(21, here, there, chunk=20)
+        packing.require_arrived(dict(zip(there, here, strict=True)))
+
+    @Rule(
+        "an aborted room fails on both sides, and no byte lands once its pages are safe",
+        "bytes of a packed room that reach its pages by another way than its slots",
+    )
+    def test_an_aborted_room_whose_bytes_go_packed_is_released(self, packing: ServingPair) -> None:
+        packing.deliver(22, ALL[:1], ALL[:1])
+        sender = packing.sender(23, NUM_PAGES)
+        packing.receive(23, ALL)
+        sender.send(ALL[:32])
+        packing.wait_for_bytes({0: 0})
+        sender.abort()
+        assert packing.sent(sender) is KVPoll.FAILED
+        packing.require_failure(23, "aborted")
+        packing.require_still("both sides called the pages of an aborted room safe")
 
     @Rule(
         "rooms end without a thread that waits, if the engine is asynchronous; else inline submission is"
