@@ -29,7 +29,7 @@ class OwnRings:
         """Return the slots of a pair, in a ring of this side that is not used; None: bytes cannot go packed.
 
         Raises:
-            EngineError: no ring is left on either side, and they may go no other way.
+            EngineError: no ring is left on a side, and they may go no other way; or decode has no such ring.
         """
         there, layout = do.description, self._memory.layout
         taken = set(used)
@@ -44,6 +44,12 @@ class OwnRings:
                 full if number is None else "it has lent none: all of its own are lent or in doubt",
                 f"raise transfer.staging_rings on {'prefill' if number is None else 'decode'}, or start more "
                 "workers of that side",
+            )
+        if not 0 <= do.ring < there.staging.rings:
+            raise EngineError(
+                f"{do.identity} lends a staging ring that it does not have",
+                f"ring {do.ring} of {there.staging.rings}",
+                "run the same pdcore on both sides; report it if they are",
             )
         theirs = RegionTable.of(
             there.layout, there.state, there.aux_memory, there.aux_slots, there.staging

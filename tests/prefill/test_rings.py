@@ -56,3 +56,9 @@ def test_what_may_only_go_packed_does_not_go_another_way(mine: bool) -> None:
         rings(own).slots_for(asked(0, there), [0, 1])
     assert caught.value.there_is == "all 2 are used by decode workers that are paired or leaving"
     assert caught.value.to_do.startswith("raise transfer.staging_rings on prefill")
+
+
+@pytest.mark.parametrize("ring", [-1, 2, 2**62])
+def test_a_ring_that_decode_does_not_have_is_refused(ring: int) -> None:
+    with pytest.raises(EngineError, match=f"ring {ring} of 2"):
+        rings().slots_for(asked(ring), [])
