@@ -20,7 +20,6 @@ from pdcore.pairing.topology import DPChoice, dp_rank_of, map_ranks, topology_mi
 from pdcore.protocol.actions import Find
 from pdcore.protocol.groups import GroupKey, Member
 from pdcore.protocol.stimuli import GroupFailed, GroupFound, Stimulus
-from pdcore.wire import Route
 
 __all__ = ["DIAL_DESCRIPTORS", "GroupLookup"]
 
@@ -119,4 +118,4 @@ class GroupLookup:
 
 def _member(record: RankRecord) -> Member:
     identity = PeerIdentity(Role.PREFILL, record.incarnation, record.address)
-    return Member(identity, record.topology.unique_rank, Route(record.address.encode()))
+    return Member(identity, record.topology.unique_rank)

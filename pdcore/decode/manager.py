@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Sequence
 from functools import partial
 
@@ -98,16 +97,14 @@ class DecodeManager(Manager):
             self.events,
             self._revocations,
             self._held_by,
-            self._feed_in_order,
+            self.feed,
         )
         verify, staging = config.transfer.verify != "off", self.staging
         self._arrived = Lane("arrived") if verify or staging is not None else None
         self._verification = ArrivedVerification(self._arrived if verify else None, self.pools, self.feed)
         if staging is not None and self._arrived is not None:
             self._slots = ArrivedSlots(staging, self.pools, self.claims, self._arrived, self.feed)
-        self._lookup = GroupLookup(
-            ours, config.timeouts, config.auth_key, self._paired_at, self._feed_in_order
-        )
+        self._lookup = GroupLookup(ours, config.timeouts, config.auth_key, self._paired_at, self.feed)
         self.group_key = self._lookup.key
 
     def receiver(
@@ -182,19 +179,14 @@ class DecodeManager(Manager):
 
     # --- what the machine wants ------------------------------------------------------------
 
-    def _feed_in_order(self, stimulus: s.Stimulus) -> None:
-        """Feed what may end a connection or begin one, on the control thread: nothing that comes over the old
-        one is then taken for a word over the new one, which has the same route."""
-        self.channel.call(partial(self.feed, stimulus))
-
     def _dial(self, do: a.Dial) -> None:
         try:
             require_descriptors(DIAL_DESCRIPTORS, f"to dial prefill {do.identity.address}")
         except EngineError as shortage:
             self.feed(s.PeerFailed(do.route, do.identity, as_failure(FailureCode.ENGINE, shortage)))
             return
-        self.channel.dial(do.identity.address)
-        self.heartbeats.track(do.route, time.monotonic(), connected=False)
+        self._track(do.route, connected=False)
+        self.channel.dial(do.route.decode())
 
     def _asked(self, do: a.Asked) -> None:
         """Requests for a room go out now."""

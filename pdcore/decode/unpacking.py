@@ -64,7 +64,7 @@ class ArrivedSlots:
         self._tell(do, failure)
 
     def _tell(self, do: Unpack, failure: KVTransferError | None) -> None:
-        self._feed(BytesUnpacked(do.generation, do.route, do.identity, do.packed, failure))
+        self._feed(BytesUnpacked(do.generation, do.identity, do.packed, failure))
 
     def _wrong(self, packed: Packed, claim: Claim | None) -> str:
         """Return what is wrong with the entries that a peer names: each lies within what its room has, or a

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from pdcore import __version__
@@ -27,7 +28,7 @@ from pdcore.protocol import stimuli as s
 from pdcore.protocol.history.log import LoggedStimulus, StimulusLog, history
 from pdcore.protocol.history.transcript import write
 from pdcore.protocol.machine import Machine, Settings
-from pdcore.protocol.peer import Fit
+from pdcore.protocol.peer import Fit, PairingState
 from pdcore.rooms.endings import Endings
 from pdcore.selection.select import Backend
 from pdcore.wire import Channel, Heartbeat, Route
@@ -170,9 +171,13 @@ class Endpoint(Duties):
         both = (theirs, ours) if do.identity.role is Role.PREFILL else (ours, theirs)
         announce_pairing(self.events, do.identity, *both)
 
+    def _track(self, route: Route, *, connected: bool) -> None:
+        """Expect heartbeats of a peer: the control thread does, before it dials or hears of a connection."""
+        self.channel.call(partial(self.heartbeats.track, route, time.monotonic(), connected=connected))
+
     def _lost(self, do: a.Lost) -> None:
         """A peer is lost, or did not pair: forget it, and say so."""
-        self.heartbeats.forget(do.route)
+        self.channel.call(partial(self.heartbeats.forget, do.route))
         self._part(do)
         if self.events.on:
             node, peer, failure = self.events.node, do.identity, do.failure
@@ -198,6 +203,11 @@ class Endpoint(Duties):
         """Return the process of a paired peer, if it said which."""
         peer = self._machine.peers.by_route.get(route)
         return peer.description.process if peer is not None and peer.description is not None else None
+
+    def _is_asked(self, route: Route) -> bool:
+        """Whether a peer has not answered yet whether it pairs."""
+        peer = self._machine.peers.by_route.get(route)
+        return peer is not None and peer.state is PairingState.ASKED
 
     def _lose(self, route: Route, why: str) -> None:
         self.feed(s.PeerGone(route, why))

@@ -30,12 +30,18 @@ class Pulse:
     def beat(self, now: float, beat: Heartbeat) -> None:
         """Do what is due at ``now`` (monotonic seconds)."""
         each, beats = self.chores.each, self.heartbeats
-        each("a heartbeat", beats.beat_due(now), lambda route: self.post(route, beat))
+        each("a heartbeat", beats.beat_due(now), lambda route: self._beat(route, beat))
         if self.events.on:
             self.chores.do("reporting missed heartbeats", lambda: self._report_missed(now))
         each("looking for a process", beats.without_connection(), self._look_for_process)
         each("losing a peer", beats.silent(now), lambda lost: self.role._lose(*lost))
         each("looking at a quiet process", beats.quiet(now), self._look_whether_it_is_stopped)
+
+    def _beat(self, route: Route, beat: Heartbeat) -> None:
+        """Send one, unless the peer is yet to answer: to who has not read the request to pair, this is a
+        stranger."""
+        if not self.role._is_asked(route):
+            self.post(route, beat)
 
     def _look_for_process(self, route: Route) -> None:
         """Lose a peer of this machine whose process has ended; of others nothing is known so soon."""

@@ -191,7 +191,7 @@ class PrefillManager(Manager):
 
     def _connect(self, do: a.Connect) -> None:
         self._links.connect(do)
-        self.heartbeats.track(do.route, time.monotonic(), connected=True)
+        self._track(do.route, connected=True)
 
     def _free_slot(self, do: a.FreeSlot) -> None:
         link = self._links.at(do.route)

@@ -6,7 +6,6 @@ import attrs
 
 from pdcore.model import PeerIdentity, RoomId
 from pdcore.pairing.topology import DPChoice
-from pdcore.wire import Route
 
 __all__ = ["GroupKey", "Member"]
 
@@ -30,8 +29,7 @@ class GroupKey:
 
 @attrs.frozen
 class Member:
-    """One prefill rank: who, its unique rank, and where it answers."""
+    """One prefill rank: who, and its unique rank."""
 
     identity: PeerIdentity
     rank: int
-    route: Route

@@ -101,7 +101,7 @@ class Machine(Rooms):
             s.Examined: self.sending.examined,
             s.Compared: self.receiving.compared,
             s.BytesUnpacked: self.receiving.unpacked,
-            s.RingQuiet: lambda what: self.peers.tell(what.identity, what.route, Quiet(what.ring)),
+            s.RingQuiet: lambda what: self.peers.tell(what.identity, Quiet(what.ring), what.route),
             s.RowRead: self.sending.row_read,
             s.RowWritten: self.receiving.row_written,
             s.RowChecked: self.receiving.row_checked,
@@ -187,6 +187,9 @@ class Machine(Rooms):
             return self.receiving.peer_lost(peer, failure)
         return self.meeting.peer_lost(peer, failure.there_is)
 
+    def opened_again(self, room: Room) -> bool:
+        return self.receiving.present.get(room.room, room) is not room
+
     # --- stimuli -----------------------------------------------------------------------------
 
     def _open_send(self, what: s.OpenSend) -> None:
@@ -230,14 +233,13 @@ class Machine(Rooms):
                 self.counts["unexpected"] += 1
         elif isinstance(message, Bye):
             if peer is not None:
-                self.peers.lose(peer, words.gone(peer.identity, message.reason), in_order=True)
-                # Another life of it tells nothing of this one's writes.
-                if message.drained and message.incarnation == peer.identity.incarnation:
+                self.peers.left(peer, message)
+                if message.drained and message.incarnation == peer.identity.incarnation:  # not another life
                     self.receiving.silent(peer.identity)
         elif isinstance(message, Heartbeat) and peer is not None:
             if peer.dialled and message.incarnation != peer.identity.incarnation:
                 self.counts["stale"] += 1
-                self.peers.lose(peer, words.replaced(peer.identity, message.incarnation))
+                self.peers.replaced(peer, message.incarnation)
         elif peer is None or not (peer.ready or isinstance(message, WHILE_CONNECTING)):
             self._from_a_stranger(route, peer, message)
         elif listener is not None:
@@ -249,28 +251,25 @@ class Machine(Rooms):
         """Somebody who is not paired speaks: with an answer for a room, if it is about one."""
         if isinstance(message, RequestMetadata):
             self.meeting.not_paired(route, message)
-        elif isinstance(message, Abort) and (rank := self.peers.refused.get(route)) is not None:
+        elif isinstance(message, Abort) and (rank := self.peers.strangers.refused.get(route)) is not None:
             self.meeting.given_up(route, rank, message)
             return
         elif not isinstance(message, Abort | Opened | Inquiry | Heartbeat):
             self.counts["stale"] += 1
             return
         if peer is None:
-            self.peers.disown(route)
+            self.peers.strangers.disown(route)
 
     def _connected(self, what: s.PeerConnected) -> None:
-        peer = self.peers.at(what.route, what.identity)
-        if peer is not None:
+        if (peer := self.peers.at(what.route, what.identity)) is not None:
             self.peers.connected(peer)
 
     def _failed(self, what: s.PeerFailed) -> None:
-        peer = self.peers.at(what.route, what.identity)
-        if peer is not None:
+        if (peer := self.peers.at(what.route, what.identity)) is not None:
             self.peers.failed(peer, what.failure)
 
     def _lost(self, what: s.PeerGone) -> None:
-        peer = self.peers.at(what.route, what.identity)
-        if peer is not None:
+        if (peer := self.peers.at(what.route, what.identity)) is not None:
             self.peers.lose(peer, words.gone(peer.identity, what.why))
 
     def _reconnected(self, what: s.Reconnected) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import attrs
 
@@ -17,8 +18,27 @@ from pdcore.wire import PairReply, Route
 
 if TYPE_CHECKING:
     from pdcore.protocol.receive.receive_room import ReceiveRoom
+    from pdcore.protocol.room import Room
 
-__all__ = ["Facts", "Fit", "PairingState", "PrefillGroup", "RemoteRank", "Rooms"]
+__all__ = [
+    "Facts",
+    "Farewell",
+    "Fit",
+    "Introduce",
+    "PairingState",
+    "PrefillGroup",
+    "RemoteRank",
+    "Rooms",
+    "keep",
+]
+
+
+MOST = 1024
+"""Ranks that are not paired of which something is remembered."""
+
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 class PairingState(Enum):
@@ -70,12 +90,16 @@ class Fit:
     covers: Callable[[Sequence[PeerDescription]], tuple[Misfit, ...]] = _no_misfit
 
 
+Farewell = tuple["Room", KVTransferError]
+"""A room that was given up, and why, which a rank is yet to be told."""
+
+
 @attrs.define(eq=False)
 class RemoteRank:
     """One life of a rank on the other side; ``dialled`` by this side, it sends here, else it asked us.
 
     ``ring`` is the staging ring of this side that it has; ``packs``: it writes there and nowhere else.
-    ``number``: of the pairing, as who asked for it counts.
+    ``number``: of the pairing, as who asked for it counts; 0: it was dialled, and could not be asked.
     """
 
     route: Route
@@ -86,8 +110,10 @@ class RemoteRank:
     facts: Facts = attrs.field(factory=Facts)
     description: PeerDescription | None = None
     failure: KVTransferError | None = None
+    successor: bool = False
+    """Whether it was dialled to be told what was given up for the one that ran there before."""
     groups: list[PrefillGroup] = attrs.field(factory=list)
-    farewells: list[tuple[ReceiveRoom, KVTransferError]] = attrs.field(factory=list)
+    farewells: list[Farewell] = attrs.field(factory=list)
     ring: int | None = None
     number: int = 0
     packs: bool = False
@@ -107,7 +133,9 @@ class RemoteRank:
 
     @property
     def refused(self) -> bool:
-        """Whether it is lost because the two sides, or their engines, do not fit: it is there."""
+        """Whether it is lost because the two sides, or engines, do not fit: it was asked, and is there."""
+        if self.dialled and not self.number:
+            return False
         codes = FailureCode.INCOMPATIBLE, FailureCode.ENGINE
         return self.failure is not None and self.failure.code in codes
 
@@ -126,8 +154,8 @@ class PrefillGroup:
     senders: tuple[RemoteRank, ...] = ()
     writers: frozenset[PeerIdentity] = frozenset()
     """Who of them sends, and so may write."""
-    routes: Mapping[PeerIdentity, Route] = attrs.field(factory=dict)
-    """Where each of them is."""
+    asked: tuple[PeerIdentity, ...] = ()
+    """All of them: who is asked for each room."""
     failure: KVTransferError | None = None
     lost: bool = False
     """Whether it is of no use any more; the next request finds a new one."""
@@ -141,11 +169,16 @@ class PrefillGroup:
             return False
         return all(member.state is PAIRED for member in self.members)
 
+    def take_waiting(self) -> list[ReceiveRoom]:
+        """Return the rooms that waited for it: none does any more."""
+        waiting, self.waiting = self.waiting, []
+        return waiting
+
     def consist_of(self, senders: Sequence[RemoteRank], others: Sequence[RemoteRank]) -> None:
         """Take the members, once they are known; the ``others`` send nothing."""
         self.senders, self.members = tuple(senders), (*senders, *others)
         self.writers = frozenset(member.identity for member in senders)
-        self.routes = {member.identity: member.route for member in self.members}
+        self.asked = tuple(member.identity for member in self.members)
 
 
 class Rooms:
@@ -162,3 +195,15 @@ class Rooms:
     def peer_lost(self, peer: RemoteRank, failure: KVTransferError) -> int:
         """A peer is lost; return how many rooms need it."""
         raise NotImplementedError
+
+    def opened_again(self, room: Room) -> bool:
+        """Whether the id of a room that was given up is in use again: nobody waits for that one then."""
+        raise NotImplementedError
+
+
+def keep(of: OrderedDict[K, V], key: K, value: V) -> None:
+    """Remember something of a rank with what was remembered last, as far as there is room."""
+    of[key] = value
+    of.move_to_end(key)
+    if len(of) > MOST:
+        of.popitem(last=False)

@@ -5,27 +5,25 @@ Both roles have them. Who receives dials and asks; who sends answers.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 import attrs
 
 from pdcore.errors import KVTransferError
 from pdcore.layout.staging import packs
-from pdcore.model import PeerIdentity
+from pdcore.model import Incarnation, PeerIdentity
 from pdcore.pairing.description import PeerDescription
 from pdcore.protocol import words
-from pdcore.protocol.actions import Admit, Connect, Dial, Find, Lost, Paired, Revoke, TurnedAway
+from pdcore.protocol.actions import Admit, Connect, Dial, Find, Lost, Paired, Revoke
 from pdcore.protocol.groups import GroupKey, Member
 from pdcore.protocol.peer import Fit, PairingState, PrefillGroup, RemoteRank, Rooms
+from pdcore.protocol.receive.dialled import DialledRanks
 from pdcore.protocol.receive.receive_room import ReceiveRoom
 from pdcore.protocol.receive.rings import Rings
-from pdcore.protocol.room import Turn
+from pdcore.protocol.room import Room, Turn
+from pdcore.protocol.send.strangers import Strangers
 from pdcore.protocol.stimuli import GroupFound
-from pdcore.wire import Bye, Failure, Message, PairReply, PairRequest, Route, limit_of, overweight
+from pdcore.wire import Bye, Failure, Message, PairReply, PairRequest, Route, limit_of
 
 __all__ = ["Peers"]
-
-MOST_REFUSED = 1024
 
 
 class Peers:
@@ -35,28 +33,23 @@ class Peers:
         self._turn, self._ours, self._fit = turn, ours, fit
         self._pairing, self._rooms = pairing, rooms
         self.by_route: dict[Route, RemoteRank] = {}
-        self._pairings = 0
         self.rings = Rings(ours.staging.rings if ours.staging is not None else 0)
         self.groups: dict[GroupKey, PrefillGroup] = {}
         self.trouble: dict[str, str] = {}
         self._look_at = 0.0
         """When the next group may be out of time; it is lost, or was not ready when somebody looked."""
-        self.refused: OrderedDict[Route, int] = OrderedDict()
+        self.strangers, self.dialled = Strangers(turn, ours.incarnation), DialledRanks(turn, ours, self.rings)
 
     def at(self, route: Route, identity: PeerIdentity | None = None) -> RemoteRank | None:
         """Return who is at a route, if that is still who was meant."""
         peer = self.by_route.get(route)
         return peer if peer is not None and identity in (peer.identity, None) else None
 
-    def reaches(self, identity: PeerIdentity, route: Route) -> RemoteRank | None:
-        """Return a process that is paired, perhaps anew."""
-        peer = self.by_route.get(route)
-        return peer if peer is not None and peer.ready and peer.identity == identity else None
-
-    def tell(self, identity: PeerIdentity, route: Route, message: Message) -> None:
-        """Tell a process something, if it is paired, perhaps anew."""
-        if self.reaches(identity, route) is not None:
-            self._turn.post(route, message)
+    def tell(self, identity: PeerIdentity, message: Message, route: Route | None = None) -> None:
+        """Tell a process something, if it is paired, perhaps anew; one that dialled us is at a ``route``."""
+        peer = self.dialled.paired_with(identity) if route is None else self.at(route, identity)
+        if peer is not None and peer.ready:
+            self._turn.post(peer.route, message)
 
     # --- who receives: look up, dial, ask ----------------------------------------------------
 
@@ -122,15 +115,17 @@ class Peers:
             if member is told:
                 continue
             if member.ready or (member.lost and member.refused):
-                self._turn.post(member.route, room.farewell(failure, self._turn.now))
-            elif not member.lost:
+                self._farewell(member, room, failure)
+            elif member.lost:
+                self.dialled.owe(member, [(room, failure)])
+            else:
                 member.farewells.append((room, failure))
 
     def answered(self, peer: RemoteRank, reply: PairReply) -> None:
         """Take a prefill rank's answer; the engine admits its writes before any request goes out."""
         there = reply.description
         if there.incarnation != peer.identity.incarnation:
-            self.lose(peer, words.replaced(peer.identity, there.incarnation))
+            self.replaced(peer, there.incarnation)
         elif reply.number not in (0, peer.number):
             pass  # it is to an earlier request
         elif misfits := reply.misfits or self._fit.suits(there):
@@ -147,7 +142,7 @@ class Peers:
 
     def asked_to_pair(self, route: Route, request: PairRequest) -> bool:
         """Begin to pair with a rank that receives; what it had before is over. False: it may not ask here."""
-        there, introduce = request.description, self._fit.introduce
+        introduce = self._fit.introduce
         old = self.by_route.get(route)
         if introduce is None or (old is not None and old.dialled):
             return False
@@ -155,24 +150,11 @@ class Peers:
             return True  # the answer is under way
         if old is not None:
             self.lose(old, words.gone(old.identity, "it paired anew"))
-        facts = introduce(there)
-        identity = PeerIdentity(there.role, there.incarnation, there.address)
-        rank = there.topology.unique_rank
-        if isinstance(facts, PairReply):
-            self._refuse(route, rank, attrs.evolve(facts, number=request.number))
-            why = facts.failure.error() if facts.failure else words.misfits(identity, facts.misfits)
-            self._turn.do(TurnedAway(identity, why))
-        else:
-            self.refused.pop(route, None)
-            peer = RemoteRank(route, identity, rank, False, PairingState.CONNECTING, facts, there)
-            peer.number, self.by_route[route] = request.number, peer
-            self._turn.do(Connect(route, identity, there, request.ring))
+        peer = self.strangers.take_in(route, request, introduce)
+        if peer is not None:
+            self.by_route[route] = peer
+            self._turn.do(Connect(route, peer.identity, request.description, request.ring))
         return True
-
-    def disown(self, route: Route) -> None:
-        """Tell a rank that it is not paired, so that its next request pairs anew."""
-        reason = "it doesn't know this decode worker"
-        self._turn.post(route, Bye(self._ours.incarnation, reason, drained=False))
 
     # --- both --------------------------------------------------------------------------------
 
@@ -187,7 +169,7 @@ class Peers:
             self._turn.post(peer.route, PairReply(self._ours, number=peer.number))
         groups, farewells, peer.groups, peer.farewells = peer.groups, peer.farewells, [], []
         for room, failure in farewells:
-            self._turn.post(peer.route, room.farewell(failure, self._turn.now))
+            self._farewell(peer, room, failure)
         for group in groups:
             self._tell_if_ready(group)
 
@@ -196,11 +178,32 @@ class Peers:
         if peer.lost:
             return
         if not peer.dialled:
-            self._refuse(peer.route, peer.rank, PairReply(self._ours, (), Failure.of(failure), peer.number))
+            reply = PairReply(self._ours, (), Failure.of(failure), peer.number)
+            self.strangers.refuse(peer.route, peer.rank, reply)
         self.lose(peer, failure)
 
-    def lose(self, peer: RemoteRank, failure: KVTransferError, *, in_order: bool = False) -> None:
-        """Note that a peer is lost, and fail what needs it; ``in_order``: it said that it leaves."""
+    def replaced(self, peer: RemoteRank, there: Incarnation) -> None:
+        """Another life of a peer speaks."""
+        self.lose(peer, words.replaced(peer.identity, there), there=there)
+
+    def left(self, peer: RemoteRank, bye: Bye) -> None:
+        """A peer leaves; or it goes on, and knows this side, or a request of it, no more."""
+        there = self.dialled.goes_on_as(peer, bye)
+        self.lose(peer, words.gone(peer.identity, bye.reason), in_order=True, there=there)
+
+    def lose(
+        self,
+        peer: RemoteRank,
+        failure: KVTransferError,
+        *,
+        in_order: bool = False,
+        there: Incarnation | None = None,
+    ) -> None:
+        """Note that a peer is lost, and fail what needs it; ``in_order``: it said that it leaves.
+
+        One who runs ``there``, and to whom this side is a stranger, is dialled if it is to be told something:
+        once, or who has another name each time would be dialled for ever.
+        """
         if peer.lost:
             return
         paired = peer.ready
@@ -213,19 +216,24 @@ class Peers:
         groups, farewells, peer.groups, peer.farewells = peer.groups, peer.farewells, [], []
         if peer.refused:
             for room, why in farewells:
-                self._turn.post(peer.route, room.farewell(why, self._turn.now))
+                self._farewell(peer, room, why)
         for group in groups:
             self.fail_group(group, failure)
-        rooms, dialled = self._rooms.peer_lost(peer, failure), peer.dialled
+        rooms, dialled, stays = self._rooms.peer_lost(peer, failure), peer.dialled, peer.refused
         self.rings.part(peer.ring, peer.identity, self._turn.newest, paired=paired)
-        stays = peer.refused
         self._turn.do(Lost(peer.route, peer.identity, failure, paired, dialled, stays, rooms, in_order))
         if dialled and peer.description is not None:
             self._turn.do(Revoke(peer.identity, peer.description, self._turn.newest))
+        if dialled:
+            self.dialled.lose(peer, farewells)
+            if there is not None and not peer.successor and self.dialled.owed(peer.identity.address):
+                identity = attrs.evolve(peer.identity, incarnation=there)
+                self._dial(identity, peer.rank, sends=peer.ring is not None, successor=True)
 
     def tick(self) -> None:
         """Give up the pairings that take too long, and forget the groups that are lost."""
         now = self._turn.now
+        self.dialled.sweep()
         if now < self._look_at:
             return
         self._look_at = float("inf")
@@ -256,23 +264,19 @@ class Peers:
             self._look_at = 0.0
 
     def _known(self, member: Member, *, sends: bool = False) -> RemoteRank:
-        old = self.by_route.get(member.route)
+        old = self.dialled.at(member.identity.address)
         if old is not None:
             if old.identity == member.identity:
                 return old
             self.lose(old, words.replaced(old.identity, member.identity.incarnation))
-        peer = self.by_route[member.route] = RemoteRank(member.route, member.identity, member.rank, True)
-        self._turn.do(Dial(peer.route, peer.identity))
-        peer.ring = self.rings.lend() if sends else None
-        self._pairings = peer.number = self._pairings + 1
-        request, limit = PairRequest(self._ours, peer.ring, peer.number), self._ours.max_message_bytes
-        size = overweight(request, limit)
-        if sends and peer.ring is None and packs(self._ours.staging, None):
-            self.lose(peer, words.no_ring(peer.identity, self.rings.total, self.rings.in_doubt))
-        elif size is None:
-            self._turn.post(peer.route, request)
-        else:
-            self.lose(peer, words.indescribable(peer.identity, size, limit))
+        return self._dial(member.identity, member.rank, sends=sends)
+
+    def _dial(self, identity: PeerIdentity, rank: int, *, sends: bool, successor: bool = False) -> RemoteRank:
+        peer = self.dialled.add(identity, rank, successor=successor)
+        self.by_route[peer.route] = peer
+        self._turn.do(Dial(peer.route, identity))
+        if (failure := self.dialled.ask(peer, sends=sends)) is not None:
+            self.lose(peer, failure)
         return peer
 
     def _tell_if_ready(self, group: PrefillGroup) -> None:
@@ -282,19 +286,15 @@ class Peers:
         if misfits:
             self._end_group(group, words.misfits(group.key, misfits))
             return
-        waiting, group.waiting = group.waiting, []
-        for room in waiting:
+        for room in group.take_waiting():
             self._rooms.paired(room)
 
     def _end_group(self, group: PrefillGroup, failure: KVTransferError) -> None:
         group.failure, group.lost, self._look_at = failure, True, 0.0
-        waiting, group.waiting = group.waiting, []
         group.parting.clear()
-        for room in waiting:
+        for room in group.take_waiting():
             self._rooms.unpaired(room, failure)
 
-    def _refuse(self, route: Route, rank: int, reply: PairReply) -> None:
-        self.refused[route] = rank
-        if len(self.refused) > MOST_REFUSED:
-            self.refused.popitem(last=False)
-        self._turn.post(route, reply)
+    def _farewell(self, peer: RemoteRank, room: Room, failure: KVTransferError) -> None:
+        if not self._rooms.opened_again(room):
+            self._turn.post(peer.route, room.farewell(failure, self._turn.now))

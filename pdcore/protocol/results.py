@@ -124,7 +124,6 @@ class BytesUnpacked:
     """What lay in a slot is where it belongs, or why it cannot be there."""
 
     generation: Generation
-    route: Route
     identity: PeerIdentity
     packed: Packed
     failure: KVTransferError | None = None

@@ -9,7 +9,7 @@ import attrs
 from pdcore.errors import FailureCode, KVTransferError, RoomError
 from pdcore.model import TERMINAL, Generation, KVPoll, RoomId
 from pdcore.protocol.actions import Action, Ended, Forget, Post, Silent
-from pdcore.wire import Message, Route
+from pdcore.wire import Abort, Failure, Message, Route
 
 __all__ = ["Awaited", "Room", "Turn", "may_follow", "require_cleared"]
 
@@ -61,6 +61,11 @@ class Room:
         """Move up, unless it is past that: FAILED and SUCCESS are final."""
         if may_follow(self.status, status):
             self.status = status
+
+    def farewell(self, failure: KVTransferError, now: float) -> Abort:
+        """Return the word that it was given up, for who was not asked for it."""
+        age, ended = now - self.opened_at, now - (self.ended_at or now)
+        return Abort(self.room, self.generation, Failure.of(failure), asked=False, age=age, ended=ended)
 
     def missed(self, awaited: Awaited, now: float) -> KVTransferError:
         """Return the error of a room whose deadline passed."""

@@ -25,7 +25,6 @@ class Unpack:
     """Put what lies in a slot where it belongs; answered by ``BytesUnpacked``."""
 
     generation: Generation
-    route: Route
     identity: PeerIdentity
     ring: int
     packed: Packed

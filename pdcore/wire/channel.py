@@ -30,7 +30,7 @@ from pdcore.wire.frames import Frames
 from pdcore.wire.messages import Message
 from pdcore.wire.monitor import ConnectionEvent
 from pdcore.wire.pieces import join, split
-from pdcore.wire.sockets import Route, Sockets
+from pdcore.wire.sockets import Route, Sockets, place
 from pdcore.wire.stamp import Stamps
 from pdcore.wire.wakeup import Wakeup
 
@@ -109,7 +109,7 @@ class Channel:
         return self._thread.is_alive()
 
     def dial(self, address: str) -> Route:
-        """Connect to a bound channel; returns at once, from any thread."""
+        """Connect to a bound channel, ``host:port`` or that of a Route; returns at once, from any thread."""
         route = Route(address.encode())
         self.call(partial(self._dial, route))
         return route
@@ -252,7 +252,7 @@ class Channel:
                 self._guarded(what, partial(self._on_connection, route, event), who)
 
     def _refused(self, route: Route, error: AuthenticationError) -> None:
-        self._unauthenticated(_name(route), error)
+        self._unauthenticated(place(route), error)
         if self._on_refused is not None:
             self._guarded("refusal", partial(self._on_refused, route, error), route)
 
@@ -265,19 +265,21 @@ class Channel:
             action()
         except PDCoreError as error:
             self.counts["refused"] += 1
-            name = _name(sender)
+            name = place(sender)
             self._complaints.about(f"{what} {name}", f"{what}, peer {name}: {error}")
         # One peer's message must never end the thread that serves all of them.
         except Exception as error:
             self.counts["errors"] += 1
-            name = _name(sender)
+            name = place(sender)
             self._complaints.about(f"{what} {name}", f"handling a {what} failed, peer {name}", error)
 
     def _complain(self, what: str, route: Route, error: Exception) -> None:
-        self._complaints.about(f"{what} {_name(route)}", f"{what} message, peer {_name(route)}: {error}")
+        self._complaints.about(f"{what} {place(route)}", f"{what} message, peer {place(route)}: {error}")
 
     def _dial(self, route: Route) -> None:
         self._leaving.pop(route, None)
+        for other in [left for left in self._leaving if place(left) == place(route)]:
+            self._hang_up(other)  # or each would take the other's name there, again and again
         self._sockets.dial(route)
 
     def _leave(self, route: Route) -> None:
@@ -292,7 +294,3 @@ class Channel:
         if self._sockets.hang_up(route):
             self._stamps.forget(route)
             self._admission.forget(route)
-
-
-def _name(peer: bytes) -> str:
-    return peer.decode("ascii", "backslashreplace")

@@ -22,10 +22,11 @@ from pdcore.wire.monitor import ConnectionEvent, Monitor
 from pdcore.wire.pieces import PIECE_BYTES
 from pdcore.wire.wakeup import Wakeup
 
-__all__ = ["HANDSHAKE_SECONDS", "Route", "Sockets"]
+__all__ = ["HANDSHAKE_SECONDS", "Route", "Sockets", "place"]
 
 Route = NewType("Route", bytes)
-"""Names one peer of a channel: a dialled address, or the identity with which it dialled us."""
+"""Names one peer of a channel: the identity with which it dialled us, or one connection that was dialled:
+``host:port``, and after a # what tells it from others to the same place."""
 
 HANDSHAKE_SECONDS = 10.0
 """So long may one that dialled us take to say who it is, without being let in."""
@@ -123,7 +124,7 @@ class Sockets:
         """
         if route in self._dialled:
             return
-        name = route.decode("ascii", "backslashreplace")
+        name = place(route)
         line: _Line | None = None
         try:
             line = self._poll(self._socket(zmq.DEALER), route)
@@ -160,7 +161,7 @@ class Sockets:
         """
         self.stop_asking(route)
         with suppress(zmq.ZMQError):
-            self._asking[route] = greeting = Greeting(self._context, f"tcp://{route.decode()}")
+            self._asking[route] = greeting = Greeting(self._context, f"tcp://{place(route)}")
             self._watch(greeting.socket)
 
     def stop_asking(self, route: Route) -> None:
@@ -283,3 +284,8 @@ class Sockets:
             descriptor = socket.fileno()
         self._poller.unregister(descriptor)
         del self._polled[descriptor]
+
+
+def place(peer: bytes) -> str:
+    """Return who a route leads to, by whichever connection: ``host:port``, or the name of who dialled us."""
+    return peer.partition(b"#")[0].decode("ascii", "backslashreplace")

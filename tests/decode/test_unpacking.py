@@ -24,7 +24,7 @@ from pdcore.prefill.lanes.lane import Lane
 from pdcore.protocol.actions import Unpack
 from pdcore.protocol.stimuli import BytesUnpacked, Stimulus
 from pdcore.rooms.claims import Claim, Claims
-from pdcore.wire import Packed, Route
+from pdcore.wire import Packed
 
 LAYOUT = KVLayout.heads(layers=range(2), kv_heads=2, head_dim=8, page_size=4, num_pages=16)
 PAGE = LAYOUT.buffers[0].item_len
@@ -35,7 +35,6 @@ SCHEMA = AuxSchema((AuxField("first_token", "int64"), AuxField("logprobs", "floa
 RINGS = StagingLayout(2, 3, 4096)
 ROOM, OTHER = RoomId(7), RoomId(8)
 PREFILL = PeerIdentity(Role.PREFILL, Incarnation("a" * 32), "10.0.0.1:4711")
-ROUTE = Route(b"prefill")
 Entries = Sequence[tuple[int, int, int]]
 """Region, offset and length each."""
 
@@ -97,11 +96,11 @@ class Decode:
 
     def unpack(self, packed: Packed, claim: Claim | None, ring: int = 0) -> BytesUnpacked:
         """Have it taken out, and return what came of it."""
-        do = Unpack(packed.generation, ROUTE, PREFILL, ring, packed)
+        do = Unpack(packed.generation, PREFILL, ring, packed)
         self.slots.begin(do, claim)
         told = self._told.get(timeout=30)
         assert isinstance(told, BytesUnpacked)
-        assert (told.generation, told.route, told.identity) == (packed.generation, ROUTE, PREFILL)
+        assert (told.generation, told.identity) == (packed.generation, PREFILL)
         assert told.packed is packed
         return told
 

@@ -502,13 +502,14 @@ def test_a_lost_peer_pairs_again_with_its_next_request() -> None:
 
 
 def test_a_request_to_a_prefill_that_forgot_its_peer_fails_at_once_and_the_next_one_pairs() -> None:
-    with paired(config(interval=30.0)) as pair:  # too rare to tell
+    with paired(config(request=300.0, interval=30.0)) as pair:  # too rare to tell
         pair.move(1, [1], [1])
+        (before,) = peers(pair.decode)
         route = peers(pair.prefill)[0].route
         pair.prefill.channel.call(lambda: pair.prefill._lose(route, "a test"))
         while peers(pair.prefill):  # what decode asks comes after that
             pair.prefill.finished(Deadline.after(0.01))
-        _, receiver = pair.open(2)
+        sender, receiver = pair.open(2)
         receiver.send_metadata([5])
         assert receiver.wait(soon()) is KVPoll.FAILED
         failure = receiver.failure()
@@ -516,10 +517,12 @@ def test_a_request_to_a_prefill_that_forgot_its_peer_fails_at_once_and_the_next_
         assert failure.code is FailureCode.PEER_LOST
         # Decode's first heartbeat may be on its way at that moment, and is answered in its own words.
         assert "is not paired with who asked for room 2" in str(failure) or "doesn't know" in str(failure)
-        while peers(pair.decode):
+        while before in peers(pair.decode):
             pair.decode.finished(Deadline.after(0.01))
         pair.settle()
         pair.move(3, [3], [5])
+        assert sender.wait(soon()) is KVPoll.FAILED
+        assert str(sender.failure()) == str(failure)
 
 
 def test_a_heartbeat_of_another_process_at_a_peers_address_loses_the_old_one_at_once() -> None:

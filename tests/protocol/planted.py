@@ -14,7 +14,7 @@ import pytest
 from pdcore.model import KVPoll
 from pdcore.protocol import machine, peers, room
 from pdcore.protocol import peer as peer_
-from pdcore.protocol.receive import receiving
+from pdcore.protocol.receive import dialled, receiving
 from pdcore.protocol.send import answers, lives, meeting, send_room, sending
 from pdcore.protocol.send.early import EarlyRequests
 from pdcore.wire import Released
@@ -161,6 +161,10 @@ def who_is_not_paired_yet_is_not_told_that_decode_gave_up(patch: pytest.MonkeyPa
     patch.setattr(peers.Peers, "part", part)
 
 
+def who_runs_in_the_place_of_a_lost_rank_is_not_told(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(dialled.DialledRanks, "owe", lambda self, *what: None)
+
+
 def a_room_that_was_cleared_is_not_remembered(patch: pytest.MonkeyPatch) -> None:
     def cleared(self: Any, life: Any, now: Any) -> None:
         life.cleared = True
@@ -228,7 +232,7 @@ def what_is_in_doubt_is_never_settled(patch: pytest.MonkeyPatch) -> None:
 
 
 def pages_are_lost_when_a_peer_was_away_for_a_moment(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(peers.Peers, "reaches", lambda self, identity, route: None)
+    patch.setattr(dialled.DialledRanks, "paired_with", lambda self, identity: None)
 
 
 def a_request_for_a_room_that_has_ended_is_kept(patch: pytest.MonkeyPatch) -> None:
@@ -259,6 +263,7 @@ PLANTED: dict[str, Plant] = {
         a_lost_abort_is_not_said_again,
         who_has_a_room_open_is_not_told_of_its_end,
         who_is_not_paired_yet_is_not_told_that_decode_gave_up,
+        who_runs_in_the_place_of_a_lost_rank_is_not_told,
         a_room_that_was_cleared_is_not_remembered,
         what_decode_gave_up_is_not_remembered,
         the_first_of_several_senders_ends_a_room,

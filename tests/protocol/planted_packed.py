@@ -35,7 +35,7 @@ def what_is_said_again_is_taken_again(patch: pytest.MonkeyPatch) -> None:
             self.decline(peer, packed)
             return
         room.unpacking.add((peer.identity, packed.number))
-        self._turn.do(Unpack(room.generation, peer.route, peer.identity, peer.ring, packed))
+        self._turn.do(Unpack(room.generation, peer.identity, peer.ring, packed))
 
     patch.setattr(unpacking.Unpacking, "begin", begin)
 

@@ -123,7 +123,7 @@ def test_an_abort_frees_no_page_that_prefill_may_write_to(order: tuple[bool, ...
         writes = len(two.prefill.held) + len(prefill.shipped)
         while two.prefill.posted:
             _, message = two.prefill.posted.popleft()
-            two.feed(two.decode, s.Heard(two.prefill.route, message))
+            two.feed(two.decode, s.Heard(two.decode.to(two.prefill), message))
         if is_safe(receiver):
             assert not two.prefill.held
             assert writes == len(prefill.shipped)
@@ -189,7 +189,7 @@ def test_an_abort_never_overtakes_its_request(names_pages_first: bool) -> None:
 def test_a_request_of_a_lost_pairing_does_not_go_out_over_the_next_one(two: Two) -> None:
     two.holding |= {a.Post, a.Lost, a.Dial, a.Asked}
     receiver = two.asked(ROOM)
-    two.feed(two.decode, s.PeerGone(two.prefill.route, "as if heartbeats were missing"))
+    two.feed(two.decode, s.PeerGone(two.decode.to(two.prefill), "as if heartbeats were missing"))
     assert receiver.failed
     two.opened(RoomId(8))
     kinds = [type(do) for do in two.decode.held]
@@ -318,9 +318,9 @@ def test_every_early_request_is_answered_of_a_room_that_ends_as_it_is_opened() -
 
 
 def again(two: Two) -> None:
-    """Have prefill lose its decode rank, which pairs again: the same process, over the same route."""
+    """Have prefill lose its decode rank, which pairs again: the same process."""
     two.feed(two.prefill, s.PeerGone(two.decode.route, "it is gone", two.decode.identity))
-    two.feed(two.decode, s.PeerGone(two.prefill.route, "it is gone", two.prefill.identity))
+    two.feed(two.decode, s.PeerGone(two.decode.to(two.prefill), "it is gone", two.prefill.identity))
     paired(two)
 
 
@@ -366,8 +366,8 @@ def test_the_first_word_that_a_peer_is_gone_is_taken(two: Two) -> None:
 def test_what_is_said_of_another_process_at_a_route_is_not_taken(two: Two) -> None:
     receiver = two.opened(ROOM)
     for stimulus in (
-        s.PeerGone(two.prefill.route, "it is gone", two.other.identity),
-        s.PeerFailed(two.prefill.route, two.other.identity, GONE),
+        s.PeerGone(two.decode.to(two.prefill), "it is gone", two.other.identity),
+        s.PeerFailed(two.decode.to(two.prefill), two.other.identity, GONE),
         s.WriterSilent(two.other.identity),
     ):
         two.feed(two.decode, stimulus)
@@ -380,7 +380,7 @@ def test_a_room_that_chooses_a_group_which_is_lost_fails_or_finds_it_anew(lost_f
     two.feed(two.decode, s.OpenReceive(ROOM, generation, two.now + LONG, GROUP))
     room = two.decode.machine.receiving.rooms[generation]
     steps: list[s.Stimulus] = [
-        s.PeerGone(two.prefill.route, "it is gone"),
+        s.PeerGone(two.decode.to(two.prefill), "it is gone"),
         s.Choose(generation, GROUP),
     ]
     for stimulus in steps if lost_first else reversed(steps):

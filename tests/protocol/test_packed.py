@@ -21,7 +21,9 @@ from pdcore.protocol.machine import Machine, Settings
 from pdcore.protocol.peer import Facts, Fit
 from pdcore.protocol.receive.receive_room import ReceiveRoom
 from pdcore.wire import (
+    Abort,
     Bye,
+    Heartbeat,
     Message,
     Packed,
     PairReply,
@@ -29,6 +31,7 @@ from pdcore.wire import (
     Quiet,
     RequestMetadata,
     RoomStatus,
+    Route,
     Unpacked,
 )
 
@@ -84,7 +87,7 @@ class PackedTwo(Two):
 
     def unpack(self, nth: int = 0, failure: KVTransferError | None = None) -> None:
         do = self.to_unpack[nth]
-        what = s.BytesUnpacked(do.generation, do.route, do.identity, do.packed, failure)
+        what = s.BytesUnpacked(do.generation, do.identity, do.packed, failure)
         self.feed(self.decode, what)
         self.settle()
 
@@ -143,10 +146,8 @@ def test_the_ring_that_decode_lends_is_the_one_its_bytes_are_taken_from() -> Non
     two.write()
     two.settle()
     (do,) = two.to_unpack
-    assert do.ring == two.decode.machine.peers.by_route[two.prefill.route].ring == 0
-    assert (do.generation, do.identity, do.route) == (
-        two.receiving.generation, two.prefill.identity, two.prefill.route,
-    )  # fmt: skip
+    assert do.ring == two.decode.machine.peers.by_route[two.decode.to(two.prefill)].ring == 0
+    assert (do.generation, do.identity) == (two.receiving.generation, two.prefill.identity)
 
 
 def test_a_lost_word_of_a_slot_is_said_again_and_ends_the_room() -> None:
@@ -193,7 +194,7 @@ def test_a_word_said_again_is_answered_again_and_its_bytes_are_not_unpacked_twic
     two.write()
     two.settle()
     do = two.to_unpack[0]
-    two.feed(two.decode, s.BytesUnpacked(do.generation, do.route, do.identity, do.packed))
+    two.feed(two.decode, s.BytesUnpacked(do.generation, do.identity, do.packed))
     assert two.lose(two.decode, Unpacked) == 1
     assert not two.freed
     two.wait(INTERVAL + 0.2)
@@ -209,7 +210,7 @@ def test_a_lost_last_word_is_said_again_with_all_it_said() -> None:
     two.settle()
     two.arrive(two.prefill, two.delivery)
     assert two.lose(two.prefill, RoomStatus) == 1
-    two.feed(two.decode, s.Reconnected(two.prefill.route))
+    two.feed(two.decode, s.Reconnected(two.decode.to(two.prefill)))
     two.settle()
     assert not two.receiving.room.over  # what came packed is not unpacked
     two.unpack()
@@ -223,7 +224,7 @@ def test_and_so_it_is_of_a_room_that_prefill_has_cleared() -> None:
     two.arrive(two.prefill, two.delivery)
     two.lose(two.prefill, RoomStatus)
     two.sending.feed(s.Clear(two.sending.generation))
-    two.feed(two.decode, s.Reconnected(two.prefill.route))
+    two.feed(two.decode, s.Reconnected(two.decode.to(two.prefill)))
     two.settle()
     assert not two.receiving.room.over
     two.unpack()
@@ -284,7 +285,7 @@ def test_a_room_whose_writers_always_pack_is_silent_as_soon_as_it_fails(
     staging: StagingLayout, silent: bool
 ) -> None:
     two = PackedTwo(staging)
-    two.feed(two.decode, s.PeerGone(two.prefill.route, "it is silent"))
+    two.feed(two.decode, s.PeerGone(two.decode.to(two.prefill), "it is silent"))
     assert two.receiving.failed
     assert two.receiving.room.silent is silent
 
@@ -310,7 +311,7 @@ def test_a_room_is_not_silent_while_its_bytes_are_being_unpacked(lost: bool) -> 
     two.write()
     two.settle()
     if lost:
-        two.feed(two.decode, s.PeerGone(two.prefill.route, "it is silent"))
+        two.feed(two.decode, s.PeerGone(two.decode.to(two.prefill), "it is silent"))
     else:
         two.receiving.abort()
     two.receiving.feed(s.Clear(two.receiving.generation))
@@ -318,9 +319,7 @@ def test_a_room_is_not_silent_while_its_bytes_are_being_unpacked(lost: bool) -> 
     assert not is_silent(two.receiving)
     assert two.decode.machine.room(two.receiving.generation) is not None
     do = two.to_unpack[0]
-    done = two.decode.machine.handle(
-        s.BytesUnpacked(do.generation, do.route, do.identity, do.packed), two.now
-    )
+    done = two.decode.machine.handle(s.BytesUnpacked(do.generation, do.identity, do.packed), two.now)
     assert [type(one) for one in done if not isinstance(one, a.Post)] == [a.Silent, a.Forget]
     assert [do.message for do in done if isinstance(do, a.Post)] == ([] if lost else [Unpacked(0, 1)])
     assert is_silent(two.receiving)
@@ -421,7 +420,12 @@ class Decode:
         return actions
 
     def hear(self, rank: One, message: Message) -> list[a.Action]:
-        return self(s.Heard(rank.route, message))
+        return self(s.Heard(self.route(rank), message))
+
+    def route(self, rank: One, nth: int = -1) -> Route:
+        """The connection that was dialled to a rank, by default the last one."""
+        dials = [do for do in self.done if isinstance(do, a.Dial)]
+        return [do.route for do in dials if do.identity.address == rank.identity.address][nth]
 
     def open(self, *ranks: One) -> ReceiveRoom:
         """A room that looks for ranks, which are found."""
@@ -429,14 +433,14 @@ class Decode:
         generation, key = Generation(self._rooms), KEYS[ranks[0].name]
         self(s.OpenReceive(RoomId(generation), generation, self.now + LONG, key))
         self(s.Choose(generation, key))
-        members = tuple(Member(rank.identity, n, rank.route) for n, rank in enumerate(ranks))
+        members = tuple(Member(rank.identity, n) for n, rank in enumerate(ranks))
         self(s.GroupFound(key, members))
         return self.machine.receiving.rooms[generation]
 
     def pair(self, *ranks: One) -> None:
         for rank in ranks:
             self.answer(rank)
-            self(s.PeerConnected(rank.route, rank.identity))
+            self(s.PeerConnected(self.route(rank), rank.identity))
 
     def answer(self, rank: One) -> None:
         """Have a rank answer the last request to pair."""
@@ -453,7 +457,7 @@ class Decode:
         return room
 
     def lose(self, rank: One) -> None:
-        self(s.PeerGone(rank.route, "it is silent"))
+        self(s.PeerGone(self.route(rank), "it is silent"))
 
     @property
     def lent(self) -> list[int | None]:
@@ -466,7 +470,8 @@ class Decode:
         return self.machine.peers.rings.in_doubt
 
     def said(self, rank: One, kind: type[T]) -> list[T]:
-        posts = [do for do in self.done if isinstance(do, a.Post) and do.route == rank.route]
+        posts = [do for do in self.done if isinstance(do, a.Post)]
+        posts = [post for post in posts if post.route.startswith(rank.route + b"#")]
         return [post.message for post in posts if isinstance(post.message, kind)]
 
 
@@ -475,7 +480,7 @@ def success(room: ReceiveRoom, packed: int = 0) -> RoomStatus:
 
 
 def unpacked(do: a.Unpack) -> s.BytesUnpacked:
-    return s.BytesUnpacked(do.generation, do.route, do.identity, do.packed)
+    return s.BytesUnpacked(do.generation, do.identity, do.packed)
 
 
 def unpacks(actions: Sequence[a.Action]) -> list[a.Unpack]:
@@ -647,6 +652,64 @@ def test_where_all_must_go_packed_a_room_fails_at_once_if_no_ring_is_left() -> N
     assert "1 wait until lost peers" in again.failure.there_is
     decode(s.WriterSilent(FIRST.identity, None))
     assert not decode.asked(SECOND).over  # nobody holds the refusal against it
+    assert sorted(told.room for told in decode.said(SECOND, Abort)) == [room.room, again.room]
+
+
+NEXT = having(one("prefill-0", Role.PREFILL, 99), AUTO)
+"""The next life at the address of the first rank."""
+
+
+def test_who_runs_in_the_place_of_who_had_a_ring_is_lent_one_and_keeps_it_when_it_is_needed() -> None:
+    decode = Decode(2, always=True)
+    room = decode.asked(FIRST)
+    decode.hear(FIRST, Heartbeat(NEXT.identity.incarnation))
+    assert room.over
+    assert decode.lent == [0, 1]
+    assert decode.in_doubt == 1
+    decode.pair(NEXT)
+    assert [told.room for told in decode.said(NEXT, Abort) if not told.asked] == [room.room]
+    needs = decode.open(NEXT)
+    assert decode.lent == [0, 1]  # it is paired
+    (peer,) = decode.machine.peers.by_route.values()
+    assert (peer.ring, peer.number, peer.packs) == (1, 2, True)
+    decode.lose(NEXT)
+    assert needs.over
+    assert decode.in_doubt == 2
+
+
+def test_who_runs_in_the_place_of_who_had_none_is_lent_none() -> None:
+    decode = Decode(1)
+    decode.asked(SECOND)
+    room = decode.asked(FIRST)
+    decode.lose(SECOND)
+    decode(s.WriterSilent(SECOND.identity, None))
+    decode.hear(FIRST, Heartbeat(NEXT.identity.incarnation))
+    decode.pair(NEXT)
+    assert [told.room for told in decode.said(NEXT, Abort) if not told.asked] == [room.room]
+    assert decode.lent == [0, None, None]
+
+
+def test_where_all_must_go_packed_who_runs_in_the_place_of_another_is_told_once_a_ring_is_left() -> None:
+    decode = Decode(1, always=True)
+    room = decode.asked(FIRST)
+    decode.hear(FIRST, Heartbeat(NEXT.identity.incarnation))
+    assert decode.lent == [0]
+    assert decode.in_doubt == 1
+    assert not decode.machine.peers.by_route
+    decode(s.WriterSilent(FIRST.identity, None))
+    assert not decode.asked(NEXT).over
+    assert [told.room for told in decode.said(NEXT, Abort) if not told.asked] == [room.room]
+
+
+def test_a_slot_is_given_back_over_the_connection_that_there_is_now() -> None:
+    decode = Decode(2)
+    room = decode.asked(FIRST)
+    (do,) = unpacks(decode.hear(FIRST, packed(room.room, room.generation)))
+    decode.lose(FIRST)
+    decode.asked(FIRST)
+    decode(unpacked(do))
+    (post,) = [do for do in decode.done if isinstance(do, a.Post) and isinstance(do.message, Unpacked)]
+    assert post.route == decode.route(FIRST, 1) != decode.route(FIRST, 0)
 
 
 def test_a_ring_that_is_lent_back_and_forth_is_never_lent_twice_at_once() -> None:
@@ -674,7 +737,7 @@ def test_without_rings_none_is_lent() -> None:
     key = KEYS[FIRST.name]
     machine.handle(s.OpenReceive(RoomId(1), Generation(1), LONG, key), 1.0)
     machine.handle(s.Choose(Generation(1), key), 1.0)
-    done = machine.handle(s.GroupFound(key, (Member(FIRST.identity, 0, FIRST.route),)), 1.0)
+    done = machine.handle(s.GroupFound(key, (Member(FIRST.identity, 0),)), 1.0)
     posts = [do.message for do in done if isinstance(do, a.Post)]
     assert [message.ring for message in posts if isinstance(message, PairRequest)] == [None]
 

@@ -25,12 +25,14 @@ from pdcore.wire import (
     AuxRow,
     Bye,
     Failure,
+    Heartbeat,
     Message,
     PairReply,
     PairRequest,
     Released,
     RequestMetadata,
     RoomStatus,
+    Route,
 )
 
 RANKS = [one(f"prefill-{n}", Role.PREFILL, 10 + n) for n in range(3)]
@@ -72,17 +74,21 @@ class Decode:
         )
 
     def find(self, key: GroupKey, ranks: Sequence[One] = RANKS[:1], known_as: GroupKey | None = None) -> None:
-        members = tuple(Member(rank.identity, n, rank.route) for n, rank in enumerate(ranks))
+        members = tuple(Member(rank.identity, n) for n, rank in enumerate(ranks))
         self(s.GroupFound(key, members, (), known_as))
 
     def accept(self, *ranks: One) -> None:
         """Have ranks answer the request to pair, and the engine admit them."""
         for rank in ranks or (FIRST,):
             self.hear(rank, PairReply(rank.description))
-            self(s.PeerConnected(rank.route, rank.identity))
+            self(s.PeerConnected(self.route(rank), rank.identity))
 
-    def hear(self, rank: One, message: Message) -> list[a.Action]:
-        return self(s.Heard(rank.route, message))
+    def route(self, rank: One, nth: int = -1) -> Route:
+        """The connection that was dialled to a rank, by default the last one."""
+        return [do.route for do in self.of(a.Dial) if do.identity.address == rank.identity.address][nth]
+
+    def hear(self, rank: One, message: Message, nth: int = -1) -> list[a.Action]:
+        return self(s.Heard(self.route(rank, nth), message))
 
     def asked(self, aux: int | None = None) -> ReceiveRoom:
         """A room that the first rank was asked for."""
@@ -97,7 +103,7 @@ class Decode:
         return [action for action in self.done if isinstance(action, kind)]
 
     def said(self, rank: One, kind: type[T]) -> list[T]:
-        posts = [post for post in self.of(a.Post) if post.route == rank.route]
+        posts = [post for post in self.of(a.Post) if post.route.startswith(rank.route + b"#")]
         return [post.message for post in posts if isinstance(post.message, kind)]
 
 
@@ -270,7 +276,7 @@ def test_only_who_can_be_reached_is_reminded_of_a_failed_room() -> None:
     room = decode.asked()
     decode(s.GiveUp(room.generation, GIVEN_UP))
     assert len(decode.said(FIRST, Abort)) == 1
-    decode(s.PeerGone(FIRST.route, "it is silent"))
+    decode(s.PeerGone(decode.route(FIRST), "it is silent"))
     for _ in range(3):
         decode.now += Settings().interval
         decode(s.Tick())
@@ -280,13 +286,13 @@ def test_only_who_can_be_reached_is_reminded_of_a_failed_room() -> None:
     decode.accept()
     decode.now += Settings().interval
     decode(s.Tick())
-    assert len(decode.said(FIRST, Abort)) == 2
+    assert [told.asked for told in decode.said(FIRST, Abort)] == [True, False, True]
 
 
 def test_a_word_of_an_earlier_room_is_taken_while_its_process_pairs_anew() -> None:
     decode = Decode()
     room = decode.asked()
-    decode(s.PeerGone(FIRST.route, "it is silent"))
+    decode(s.PeerGone(decode.route(FIRST), "it is silent"))
     assert room.writers
     decode.choose(decode.open(8))
     decode.find(ZERO)
@@ -299,7 +305,7 @@ def test_a_prefill_rank_that_asks_to_be_paired_is_not_heard() -> None:
     decode = Decode()
     room = decode.asked()
     assert not decode.hear(FIRST, PairRequest(FIRST.description))
-    assert not decode.hear(SECOND, PairRequest(SECOND.description))
+    assert not decode(s.Heard(SECOND.route, PairRequest(SECOND.description)))
     assert decode.counts == {"unexpected": 2}
     assert not room.over
 
@@ -310,7 +316,7 @@ def test_a_prefill_rank_that_asks_to_be_paired_is_not_heard() -> None:
 def test_a_pairing_is_told_of_once() -> None:
     decode = Decode()
     decode.asked()
-    decode(s.PeerConnected(FIRST.route, FIRST.identity))
+    decode(s.PeerConnected(decode.route(FIRST), FIRST.identity))
     assert [do.identity for do in decode.of(a.Paired)] == [FIRST.identity]
 
 
@@ -320,8 +326,8 @@ def test_one_that_is_lost_while_it_is_admitted_is_revoked_and_never_was_paired()
     decode.choose(room)
     decode.find(ZERO)
     decode.hear(FIRST, PairReply(FIRST.description))
-    decode(s.PeerGone(FIRST.route, "it is silent"))
-    decode(s.PeerConnected(FIRST.route, FIRST.identity))
+    decode(s.PeerGone(decode.route(FIRST), "it is silent"))
+    decode(s.PeerConnected(decode.route(FIRST), FIRST.identity))
     assert [do.identity for do in decode.of(a.Revoke)] == [FIRST.identity]
     assert not decode.of(a.Paired)
     assert room.status is KVPoll.FAILED
@@ -330,7 +336,7 @@ def test_one_that_is_lost_while_it_is_admitted_is_revoked_and_never_was_paired()
 def test_a_proof_of_silence_is_about_the_rooms_that_it_was_asked_for() -> None:
     decode = Decode()
     old = decode.asked()
-    decode(s.PeerGone(FIRST.route, "it is silent"))
+    decode(s.PeerGone(decode.route(FIRST), "it is silent"))
     (revoke,) = decode.of(a.Revoke)
     new = decode.open(8)
     decode.choose(new)
@@ -340,6 +346,176 @@ def test_a_proof_of_silence_is_about_the_rooms_that_it_was_asked_for() -> None:
     decode(s.WriterSilent(FIRST.identity, revoke.upto))
     assert old.silent
     assert new.writers == {FIRST.identity}
+
+
+# --- who runs in the place of who was meant ----------------------------------------------------
+
+
+ANOTHER = one("prefill-0", Role.PREFILL, 99)
+"""The next life at the address of the first rank."""
+STRANGER = Bye(ANOTHER.identity.incarnation, "it doesn't know this decode worker", drained=False)
+SPEAKS: dict[str, tuple[Message, ...]] = {
+    "answers the request to pair": (PairReply(ANOTHER.description),),
+    "sends a heartbeat": (Heartbeat(ANOTHER.identity.incarnation),),
+    "knows nobody": (STRANGER,),
+    "refuses a request, and knows nobody": (
+        RoomStatus(RoomId(7), Generation(1), 0, KVPoll.FAILED, True, Failure.of(GIVEN_UP)),
+        STRANGER,
+    ),
+}
+
+
+@pytest.mark.parametrize("cleared", [True, False])
+@pytest.mark.parametrize("aborted", [True, False])
+@pytest.mark.parametrize("how", SPEAKS)
+def test_who_runs_in_the_place_of_who_was_meant_is_dialled_and_told(
+    how: str, aborted: bool, cleared: bool
+) -> None:
+    decode, words = Decode(), SPEAKS[how]
+    room = decode.open()
+    decode.choose(room)
+    decode.find(ZERO)
+    if not isinstance(words[0], PairReply):
+        decode.accept()
+        decode.place(room)
+    if aborted:
+        decode(s.GiveUp(room.generation, GIVEN_UP))
+    for word in words:
+        decode.hear(FIRST, word, nth=0)
+        if cleared:
+            decode(s.Clear(room.generation))
+    assert room.status is KVPoll.FAILED
+    assert [do.identity for do in decode.of(a.Dial)] == [FIRST.identity, ANOTHER.identity]
+    assert not [word for word in decode.said(ANOTHER, Abort) if not word.asked]
+    assert not decode.of(a.Lost)[0].stays
+    decode.accept(ANOTHER)
+    (told,) = [word for word in decode.said(ANOTHER, Abort) if not word.asked]
+    assert (told.room, told.generation) == (room.room, room.generation)
+    assert room.failure is not None
+    assert told.failure.error().happened == room.failure.happened
+    decode.choose(decode.open(8))
+    decode.find(ZERO, [ANOTHER])
+    assert len(decode.of(a.Dial)) == 2  # it is paired
+
+
+def test_nobody_is_dialled_in_the_place_of_who_had_no_room() -> None:
+    decode = Decode()
+    room = decode.asked()
+    decode.hear(FIRST, ended(room, KVPoll.SUCCESS))
+    decode(s.Clear(room.generation))
+    decode.hear(FIRST, STRANGER)
+    assert decode.of(a.Lost)
+    assert len(decode.of(a.Dial)) == 1
+
+
+def test_who_has_another_name_each_time_is_dialled_no_more_until_it_is_needed() -> None:
+    decode = Decode()
+    room = decode.asked()
+    decode.hear(FIRST, STRANGER)
+    decode.hear(FIRST, PairReply(THIRD.description))
+    assert len(decode.of(a.Dial)) == 2
+    decode.choose(decode.open(8))
+    decode.find(ZERO)
+    decode.accept()
+    assert [told.room for told in decode.said(FIRST, Abort)] == [room.room]
+
+
+def test_who_is_dialled_next_is_told_what_was_given_up_unless_its_id_is_in_use_again() -> None:
+    decode = Decode()
+    rooms = [decode.open(n) for n in (7, 8)]
+    for room in rooms:
+        decode.choose(room)
+        decode.place(room)
+    decode.find(ZERO)
+    decode.accept()
+    decode(s.PeerGone(decode.route(FIRST), "its process has ended"))
+    for room in rooms:
+        decode(s.Clear(room.generation))
+    assert len(decode.of(a.Dial)) == 1
+    again = decode.open(7)
+    decode.choose(again)
+    decode.find(ZERO, [ANOTHER])
+    decode.accept(ANOTHER)
+    assert [told.room for told in decode.said(ANOTHER, Abort)] == [8]
+    assert not again.over
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_of_an_id_that_was_used_again_nobody_is_owed_what_was_given_up_before(lost: bool) -> None:
+    decode = Decode()
+    room = decode.asked()
+    decode(s.GiveUp(room.generation, GIVEN_UP))
+    decode.hear(FIRST, Released(room.room, room.generation))
+    decode(s.Clear(room.generation))
+    if lost:
+        decode(s.PeerGone(decode.route(FIRST), "its process has ended"))
+        assert decode.machine.peers.dialled.owed("prefill-0") == 1
+    again = decode.open()
+    if not lost:
+        decode.choose(again)
+        decode.place(again)
+        decode.hear(FIRST, ended(again, KVPoll.SUCCESS))
+    decode(s.Clear(again.generation))
+    if not lost:
+        decode.hear(FIRST, Heartbeat(ANOTHER.identity.incarnation))
+    assert [told.generation for told in decode.said(FIRST, Abort)] == [room.generation]
+    assert decode.machine.peers.dialled.owed("prefill-0") == 0
+    assert len(decode.of(a.Dial)) == 1
+
+
+def test_what_nobody_waits_for_any_more_is_not_kept() -> None:
+    decode = Decode()
+    decode.asked()
+    decode(s.PeerGone(decode.route(FIRST), "its process has ended"))
+    assert decode.machine.peers.dialled.owed("prefill-0") == 1
+    decode.now += LONG
+    decode(s.Tick())
+    assert decode.machine.peers.dialled.owed("prefill-0") == 0
+
+
+@pytest.mark.parametrize(
+    "word", [STRANGER, PairReply(ANOTHER.description), Heartbeat(ANOTHER.identity.incarnation)]
+)
+def test_what_was_said_over_an_earlier_connection_is_nobodys_word(word: Message) -> None:
+    decode = Decode()
+    decode.asked()
+    decode(s.PeerGone(decode.route(FIRST), "it is silent"))
+    room = decode.open(8)
+    decode.choose(room)
+    decode.find(ZERO)
+    assert decode.route(FIRST, 0) != decode.route(FIRST, 1)
+    decode.hear(FIRST, word, nth=0)
+    decode.accept()
+    assert room.status is KVPoll.WAITING_FOR_INPUT
+
+
+def test_a_life_that_was_refused_is_asked_again_over_the_connection_that_it_knows() -> None:
+    decode = Decode()
+    decode.choose(decode.open())
+    decode.find(ZERO)
+    decode.hear(FIRST, PairReply(FIRST.description, (MISFIT,)))
+    decode.choose(decode.open(8))
+    decode.find(ZERO)
+    assert decode.route(FIRST, 0) == decode.route(FIRST, 1)
+    decode.hear(FIRST, PairReply(FIRST.description, (MISFIT,)))
+    decode.choose(decode.open(9))
+    decode.find(ZERO, [ANOTHER])
+    assert decode.route(FIRST, 1) != decode.route(FIRST, 2)
+
+
+def test_an_answer_to_an_earlier_request_over_the_same_connection_is_not_taken_for_the_next() -> None:
+    decode = Decode()
+    decode.choose(decode.open())
+    decode.find(ZERO)
+    (first,) = decode.said(FIRST, PairRequest)
+    decode.hear(FIRST, PairReply(FIRST.description, (MISFIT,)))
+    room = decode.open(8)
+    decode.choose(room)
+    decode.find(ZERO)
+    decode.hear(FIRST, PairReply(FIRST.description, (MISFIT,), number=first.number))
+    assert not room.over
+    decode.accept()
+    assert room.status is KVPoll.WAITING_FOR_INPUT
 
 
 @pytest.mark.parametrize("own", [True, False])

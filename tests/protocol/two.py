@@ -37,6 +37,7 @@ class One:
     posted: deque[tuple[Route, Message]] = attrs.field(factory=deque)
     todo: deque[a.Action] = attrs.field(factory=deque)
     held: list[a.Action] = attrs.field(factory=list)
+    dialled: dict[str, Route] = attrs.field(factory=dict)
 
     @property
     def identity(self) -> PeerIdentity:
@@ -45,6 +46,10 @@ class One:
     @property
     def route(self) -> Route:
         return Route(self.name.encode())
+
+    def to(self, other: One) -> Route:
+        """The route by which this one knows another."""
+        return self.dialled.get(other.name, other.route)
 
 
 def one(name: str, role: Role, number: int, tp: tuple[int, int] = (1, 0), *asking: int) -> One:
@@ -110,9 +115,11 @@ class Two:
             who.held.append(do)
         elif isinstance(do, a.Post):
             who.posted.append((do.route, do.message))
+        elif isinstance(do, a.Dial):
+            who.dialled[do.identity.address] = do.route
         elif isinstance(do, a.Find):
             there = self.prefill
-            self.feed(who, s.GroupFound(do.key, (Member(there.identity, 0, there.route),)))
+            self.feed(who, s.GroupFound(do.key, (Member(there.identity, 0),)))
         elif isinstance(do, a.Connect | a.Admit):
             self.feed(who, s.PeerConnected(do.route, do.identity))
         elif isinstance(do, a.Ship):
@@ -131,7 +138,8 @@ class Two:
             for who in everybody.values():
                 posted, who.posted = who.posted, deque()
                 for route, message in posted:
-                    self.feed(everybody[route], s.Heard(who.route, message))
+                    there = everybody[Route(route.partition(b"#")[0])]
+                    self.feed(there, s.Heard(there.to(who), message))
 
     def wait(self, seconds: float) -> None:
         """Let time pass, with what arrives meanwhile."""

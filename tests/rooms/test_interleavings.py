@@ -232,7 +232,11 @@ def test_another_process_at_a_peers_address_says_nothing_of_what_the_peer_writes
             select("local"), pools(), Topology(), pair.bootstrap.address, attrs.evolve(cfg, control=control)
         ):
             receiver.abort()
-            until(lambda: not peers(pair.decode))
+            until(
+                lambda: (
+                    pair.prefill.incarnation not in {peer.identity.incarnation for peer in peers(pair.decode)}
+                )
+            )
             time.sleep(0.2)
             assert not receiver.release_safe()
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import attrs
 import pytest
@@ -16,6 +16,7 @@ from pair import MHA, Pair, config, early, finish, paired, peers, pools, same_pa
 
 from pdcore import (
     Config,
+    ControlConfig,
     Deadline,
     DecodeManager,
     FailureCode,
@@ -24,13 +25,26 @@ from pdcore import (
     KVSender,
     KVTransferError,
     PageOrder,
+    PrefillManager,
     RoomId,
     Topology,
     select,
 )
+from pdcore.children import Child
 from pdcore.protocol import stimuli as s
 from pdcore.protocol.machine import Machine
 from pdcore.protocol.send.lives import DOUBT
+from pdcore.testing.chaos.messages import (
+    BeginRoom,
+    ChaosWorkerSettings,
+    Command,
+    Event,
+    RoomOver,
+    WorkerServes,
+    decode_event,
+)
+from pdcore.testing.chaos.worker import LAYOUT, SLOTS
+from pdcore.testing.faults.memory import WatchedMemory
 from pdcore.wire import Route
 
 CONFIG = config(request=300.0)
@@ -238,6 +252,80 @@ def test_decode_learns_that_prefill_gave_up(
     assert failure.code is FailureCode.ABORTED
     assert failure.happened == f"prefill aborted room {room}"
     until(receiver.release_safe)
+
+
+# --- prefill is started anew ----------------------------------------------------------------
+
+
+def started_anew(pair: Pair) -> PrefillManager:
+    """A prefill at the address of the one that there was, which ends without a word; decode doesn't know."""
+    port = int(pair.prefill.address.rpartition(":")[2])
+    pair.prefill.channel.close(soon())
+    anew = attrs.evolve(CONFIG, control=ControlConfig(port=port))
+    return PrefillManager(select("local"), pools(), Topology(), pair.bootstrap.address, anew)
+
+
+@pytest.mark.parametrize("stage", ["opened", "asked", "aborted"])
+@pytest.mark.parametrize("prefill_first", [True, False])
+def test_a_prefill_that_was_started_anew_learns_at_once_what_decode_gave_up_with_the_one_before(
+    stage: str, prefill_first: bool
+) -> None:
+    with paired(CONFIG) as both:
+        both.move(1, [0], [0])
+        room = RoomId(2)
+        receiver = (opened if stage == "opened" else asked)(both, room)
+        if stage == "asked":
+            until(lambda: parked(both, room))
+        with started_anew(both) as anew:
+            after = Pair(both.bootstrap, anew, both.decode)
+            sender = offered(after, room) if prefill_first else None
+            if stage == "aborted":
+                receiver.abort()
+            theirs = failed(receiver)
+            if sender is None:
+                until(lambda: given_up(after, room))
+                sender = offered(after, room)
+            ours = failed(sender)
+            # Decode may have noticed before it aborted.
+            assert ours.code in (FailureCode.PEER_LOST, *([FailureCode.ABORTED] * (stage == "aborted")))
+            assert str(ours) == str(theirs)
+            both.settle()
+            after.move(3, [1], [1])
+
+
+def prefill_process(stack: ExitStack, *ports: int) -> tuple[Child[Command, Event], WorkerServes]:
+    """A prefill in a process of its own, behind these ports."""
+    settings = ChaosWorkerSettings("prefill", "local", {}, 1, 300.0, False, *ports)
+    child: Child[Command, Event] = Child(
+        "the prefill worker", "pdcore.testing.chaos.worker", settings, decode_event
+    )
+    stack.enter_context(child)
+    return child, child.expect(WorkerServes, soon(), "did not start")
+
+
+def test_a_prefill_process_that_was_started_anew_learns_it_with_the_next_request() -> None:
+    memory = WatchedMemory(LAYOUT, SLOTS).pools
+    with ExitStack() as stack:
+        first, ports = prefill_process(stack)
+        decode = stack.enter_context(DecodeManager(select("local"), memory, Topology(), CONFIG))
+
+        def wants(room: int) -> KVReceiver:
+            receiver = decode.receiver(f"127.0.0.1:{ports.bootstrap_port}", RoomId(room))
+            receiver.init()
+            receiver.send_metadata([room], room)
+            return receiver
+
+        first.tell(BeginRoom(1, 1))
+        assert wants(1).wait(soon()) is KVPoll.SUCCESS
+        lost = wants(2)
+        first.crash()
+        assert failed(lost).code is FailureCode.PEER_LOST
+        anew, _ = prefill_process(stack, ports.control_port, ports.bootstrap_port)
+        anew.tell(BeginRoom(2, 1))
+        anew.tell(BeginRoom(3, 1))
+        assert wants(3).wait(soon()) is KVPoll.SUCCESS
+        over = [anew.expect(RoomOver, soon(), "did not end its room") for _ in range(2)]
+        assert {one.room: one.code for one in over} == {2: FailureCode.PEER_LOST.value, 3: ""}
 
 
 def test_decode_learns_that_prefill_missed_its_deadline_before_decode_asked(pair: Pair, room: RoomId) -> None:

@@ -392,6 +392,18 @@ def test_after_hanging_up_messages_are_undeliverable(prefill: End, decode: End) 
     assert prefill.next() == released(3)
 
 
+@pytest.mark.parametrize("last_words", [True, False])
+def test_connections_to_one_place_are_told_apart(last_words: bool, prefill: End, decode: End) -> None:
+    for n in range(3):
+        route = decode.channel.dial(f"{prefill.address}#{n}")
+        decode.channel.post(route, released(n))
+        who, heard = prefill.received.get(timeout=30)
+        assert heard == released(n)
+        prefill.channel.post(who, released(n, 9))
+        assert decode.received.get(timeout=30) == (route, released(n, 9))
+        decode.channel.hang_up(route, last_words=last_words)
+
+
 def test_a_message_that_the_peer_would_not_take_is_not_sent(
     prefill: End, decode: End, caplog: pytest.LogCaptureFixture
 ) -> None:

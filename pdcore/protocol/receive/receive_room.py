@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import attrs
 
-from pdcore.errors import KVTransferError
 from pdcore.model import KVPoll, PeerIdentity
 from pdcore.protocol.groups import GroupKey
 from pdcore.protocol.room import Room
-from pdcore.wire import Abort, Digests, Failure, RequestMetadata, Route
+from pdcore.wire import Digests, RequestMetadata, Route
 
 if TYPE_CHECKING:
     from pdcore.protocol.peer import PrefillGroup
@@ -24,9 +22,9 @@ class ReceiveRoom(Room):
     """``default`` is the group that it has unless another is chosen: ``group``, by ``key``. ``wanted`` is
     where it shall land.
 
-    Once it is ``asking``, all whose ``routes`` it has were asked, of whom the ``senders`` send. ``writers``
-    may write; ``responded`` have said that all is sent; ``standing`` is what they wait for. So many ``rows``
-    that came by message are being written.
+    Once it is ``asking``, all ``asked`` were, of whom the ``senders`` send. ``writers`` may write;
+    ``responded`` have said that all is sent; ``standing`` is what they wait for. So many ``rows`` that came
+    by message are being written.
 
     Who ``packs`` is no writer: this side takes its bytes out of slots. By rank and number, uses of slots are
     ``unpacking`` or ``unpacked``; a rank that has sent all has ``packed`` so many.
@@ -37,8 +35,8 @@ class ReceiveRoom(Room):
     group: PrefillGroup | None = None
     wanted: RequestMetadata | None = None
     asking: bool = False
+    asked: tuple[PeerIdentity, ...] = ()
     senders: frozenset[PeerIdentity] = frozenset()
-    routes: Mapping[PeerIdentity, Route] = attrs.field(factory=dict)
     writers: set[PeerIdentity] = attrs.field(factory=set)
     rows: int = 0
     responded: set[PeerIdentity] = attrs.field(factory=set)
@@ -63,14 +61,9 @@ class ReceiveRoom(Room):
             return False
         return len(self.unpacked) >= sum(self.packed.values())
 
-    def farewell(self, failure: KVTransferError, now: float) -> Abort:
-        """Return what to say to a rank that was not asked for it: it was given up."""
-        age, ended = now - self.opened_at, now - (self.ended_at or now)
-        return Abort(self.room, self.generation, Failure.of(failure), asked=False, age=age, ended=ended)
-
     def ask(self, group: PrefillGroup, now: float) -> None:
         """Ask all of a group: from now on those that send may write."""
         self.asking, self.first_at = True, now
-        self.senders, self.routes = group.writers, group.routes
+        self.senders, self.asked = group.writers, group.asked
         self.writers = {member.identity for member in group.senders if not member.packs}
         self.rise(KVPoll.TRANSFERRING)

@@ -59,6 +59,7 @@ class Receiving:
         now = self._turn.now
         room = ReceiveRoom(what.room, what.generation, now, what.deadline, default=what.default)
         self.present[room.room] = self.rooms[room.generation] = room
+        self._peers.dialled.opened(room.room)
         self._turn.expect(room)
         self._turn.do(Begun(room.room, room.generation))
         return room
@@ -165,8 +166,7 @@ class Receiving:
 
     def unpacked(self, what: BytesUnpacked) -> None:
         """What came packed is in its pages, or cannot be: that ends the room."""
-        room = self.rooms.get(what.generation)
-        if room is None:
+        if (room := self.rooms.get(what.generation)) is None:
             return
         self._unpacking.ended(room, what)
         if what.failure is not None:
@@ -197,6 +197,7 @@ class Receiving:
         """End a room as FAILED and tell who was to send; ``told`` knows it."""
         if not self._end(room, failure):
             return
+        self._peers.dialled.note(room, failure)
         if room.asking:
             self._requests.abandon(room, failure, told)
         elif room.group is not None:
@@ -237,8 +238,8 @@ class Receiving:
 
     def _uses(self, room: ReceiveRoom, peer: RemoteRank) -> bool:
         if room.asking:
-            return peer.identity in room.routes
-        return room.group is not None and peer.identity in room.group.routes
+            return peer.identity in room.asked
+        return room.group is not None and peer.identity in room.group.asked
 
     def _on_status(self, room: ReceiveRoom, peer: RemoteRank, message: RoomStatus) -> None:
         if message.drained:

@@ -69,19 +69,20 @@ class Requests:
         if room.inquired or room.deadline - self._turn.now > NEAR:
             return
         room.inquired = True
-        for identity, route in room.routes.items():
-            if identity not in room.responded:
-                self._peers.tell(identity, route, Inquiry(room.room, room.generation))
+        inquiry = Inquiry(room.room, room.generation)
+        self._tell(inquiry, [who for who in room.asked if who not in room.responded])
 
     def abandon(self, room: ReceiveRoom, failure: KVTransferError, told: RemoteRank | None = None) -> None:
         """Tell those that were asked that a room was given up; ``told`` knows it."""
-        self._abort(room, failure, [who for who in room.routes if told is None or who != told.identity])
+        self._abort(room, failure, [who for who in room.asked if told is None or who != told.identity])
 
     def remind(self, room: ReceiveRoom, failure: KVTransferError) -> None:
         """Say it again to those that may write."""
-        self._abort(room, failure, [who for who in room.routes if who in room.writers])
+        self._abort(room, failure, [who for who in room.asked if who in room.writers])
 
     def _abort(self, room: ReceiveRoom, failure: KVTransferError, whom: Collection[PeerIdentity]) -> None:
-        abort = Abort(room.room, room.generation, Failure.of(failure))
+        self._tell(Abort(room.room, room.generation, Failure.of(failure)), whom)
+
+    def _tell(self, message: Abort | Inquiry, whom: Collection[PeerIdentity]) -> None:
         for identity in whom:
-            self._peers.tell(identity, room.routes[identity], abort)
+            self._peers.tell(identity, message)

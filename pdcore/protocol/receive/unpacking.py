@@ -30,7 +30,7 @@ class Unpacking:
             self.decline(peer, packed)
             return
         room.unpacking.add(use)
-        self._turn.do(Unpack(room.generation, peer.route, peer.identity, peer.ring, packed))
+        self._turn.do(Unpack(room.generation, peer.identity, peer.ring, packed))
 
     def decline(self, peer: RemoteRank, packed: Packed) -> None:
         """Give a slot back whose bytes are of no use, or were taken: that was not heard."""
@@ -49,7 +49,7 @@ class Unpacking:
         use = identity, packed.number
         room.unpacking.discard(use)
         room.unpacked.add(use)
-        self._peers.tell(identity, what.route, Unpacked(packed.slot, packed.number))
+        self._peers.tell(identity, Unpacked(packed.slot, packed.number))
         waiting, room.uncompared = room.uncompared, []
         for route, sender, digests in waiting:
             if self._taken_of(room, sender) < digests.packed:

@@ -46,6 +46,14 @@ class Word:
     ended_at: float | None = None
 
 
+def first_reason(
+    known: tuple[Word, KVTransferError] | None, word: Word, failure: KVTransferError
+) -> KVTransferError:
+    """Return why a rank gave a room up: what is ``known`` of that, if anything, was said first."""
+    same = known is not None and (known[0].route, known[0].generation) == (word.route, word.generation)
+    return known[1] if known is not None and same else failure
+
+
 @attrs.define(eq=False)
 class Life(Room):
     """One life of a room on prefill's side.
@@ -86,6 +94,10 @@ class Life(Room):
     def in_doubt(self, word: Word) -> bool:
         """Whether a word that it awaits may as well be of the next life: nobody of decode was heard of it."""
         return self.cleared and not self.heard and word.opened_at > (self.mine_before or 0.0)
+
+    def first_reason(self, word: Word, failure: KVTransferError) -> KVTransferError:
+        """Return why a rank gave it up, or what is in doubt of that: that was said first."""
+        return first_reason(self.doubts.get(word.rank), word, failure)
 
     def believe(self) -> KVTransferError | None:
         """Take what was given up before it opened as its own; return why. None: all came, or it ended."""
@@ -212,7 +224,9 @@ class Lives:
         """Remember for ``SECONDS`` that a decode rank gave a room up that prefill has yet to open."""
         at = now - (0.0 if seconds is None else SECONDS - seconds)
         ranks = self._given_up.pop(word.room, {})
-        self._given_up[word.room] = {**ranks, word.rank: (at, word, failure)}
+        known = ranks.get(word.rank)
+        why = first_reason(known[1:] if known is not None else None, word, failure)
+        self._given_up[word.room] = {**ranks, word.rank: (at, word, why)}
         if len(self._given_up) > MOST:
             self._given_up.popitem(last=False)
 

@@ -136,9 +136,9 @@ class Meeting:
 
     def given_up(self, route: Route, rank: int, abort: Abort) -> None:
         """Take the word that a rank gave up what it has not asked for, or only of a room not opened yet."""
-        now, failure = self._turn.now, abort.failure.error()
+        now, room, failure = self._turn.now, self._sending.present.get(abort.room), abort.failure.error()
         word = Word(abort.room, route, rank, abort.generation, now - abort.age, now - abort.ended)
-        room = self._sending.present.get(word.room)
+        failure = failure if room is None else room.first_reason(word, failure)
         what, life = self._meaning(word, room)
         if what in LATER:
             self.lives.given_up(word, failure, now)

@@ -41,15 +41,17 @@ class Faults:
 
     @classmethod
     def drawn(cls, chance: random.Random) -> Faults:
-        """Return a mixture: in some worlds nothing goes wrong, in some no message is lost."""
-        kind = chance.choice(("none", "lossless", "lossless", "lossy", "lossy"))
+        """Return a mixture: in some worlds nothing goes wrong, in some no message is lost but by deaths."""
+        kind = chance.choice(("none", "lossless", "lossless", "lossy", "lossy", "deadly"))
         rates = {"unready": chance.choice((0.0, 0.3)), "closing": chance.random()}
         if kind == "none":
             return cls(unready=rates["unready"])
-        names = list(HARM) if kind == "lossless" else [*HARM, *LOSS]
+        names = [*HARM, *LOSS] if kind == "lossy" else list(HARM)
         share = chance.choice((0.05, 0.2, 0.4))
         chosen = chance.sample(names, chance.randint(1, len(names)))
         rates |= {name: share * chance.random() for name in chosen}
+        if kind == "deadly":
+            rates["restart"] = 0.8
         for name in ("cut", "restart"):
             if name in rates:
                 rates[name] = chance.choice((0.2, 0.8))

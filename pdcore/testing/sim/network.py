@@ -11,7 +11,7 @@ import attrs
 
 from pdcore.testing.sim.clock import Clock
 from pdcore.testing.sim.faults import Faults
-from pdcore.wire import Message
+from pdcore.wire import Message, Route
 
 if TYPE_CHECKING:
     from pdcore.testing.sim.node import SimulatedRank
@@ -41,8 +41,8 @@ class Network:
         self._clock, self._chance, self.faults = clock, chance, faults
         self._links: defaultdict[tuple[int, int], OneWay] = defaultdict(OneWay)
 
-    def send(self, source: SimulatedRank, target: SimulatedRank, message: Message) -> None:
-        """Carry a message from one life of a node to one of another."""
+    def send(self, source: SimulatedRank, target: SimulatedRank, message: Message, over: Route) -> None:
+        """Carry a message from one life of a node to one of another, who knows the connection as ``over``."""
         link, clock = self._links[source.life, target.life], self._clock
         chance, faults, now = self._chance, self.faults, clock.now
         link.sent += 1
@@ -52,7 +52,7 @@ class Network:
         if draw < faults.drop:
             return
         arrives = max(now + LATENCY * (0.2 + chance.random()), link.arrives)
-        deliver = partial(self._deliver, link, link.sent, target, source, message)
+        deliver = partial(self._deliver, link, link.sent, target, source, message, over)
         if draw < faults.drop + faults.slow:
             clock.after(arrives - now + chance.expovariate(2.0), deliver)
             return
@@ -86,8 +86,9 @@ class Network:
         target: SimulatedRank,
         source: SimulatedRank,
         message: Message,
+        over: Route,
     ) -> None:
         if number <= link.taken or not target.alive:
             return
         link.taken = number
-        target.hears(source, message)
+        target.hears(source, message, over)

@@ -58,7 +58,9 @@ class SimulatedRank:
         self.sides: dict[Generation, Side] = {}
         self.rows: dict[int, int] = {}
         self.slots = SlotsOfRank()
-        self.dialled: set[Route] = set()
+        self.dialled: dict[str, Route] = {}
+        """The connection to each address; what comes over an earlier one is lost."""
+        self.paired_at: dict[PeerIdentity, float] = {}
         self.heard_of: dict[Route, int] = {}
         self._generations = 0
         self._todo: deque[a.Action] = deque()
@@ -103,15 +105,22 @@ class SimulatedRank:
 
     # --- what reaches it ---------------------------------------------------------------------
 
-    def hears(self, source: SimulatedRank, message: Message) -> None:
-        """Take a message of another node, unless a later life of it was heard of."""
-        if source.life >= self.heard_of.get(source.route, 0):
-            self.heard_of[source.route] = source.life
-            self.feed(s.Heard(source.route, message))
+    def hears(self, source: SimulatedRank, message: Message, over: Route) -> None:
+        """Take a message of another node over a connection that is there, unless a later life of it was heard
+        of."""
+        if source.life < self.heard_of.get(source.route, 0):
+            return
+        self.heard_of[source.route] = source.life
+        if self.connection(source) == over:
+            self.feed(s.Heard(over, message))
+
+    def connection(self, other: SimulatedRank) -> Route:
+        """Return the route by which this node knows another one."""
+        return self.dialled.get(other.identity.address, other.route)
 
     def loses(self, other: SimulatedRank, why: str) -> None:
         """Hear of another node no more."""
-        self.feed(s.PeerGone(other.route, why, other.identity))
+        self.feed(s.PeerGone(self.connection(other), why, other.identity))
 
     @property
     def busy(self) -> bool:
@@ -135,8 +144,8 @@ class SimulatedRank:
             if not waiting.over:
                 if waiting.deadline < now:
                     self._fail(f"room {waiting.room} outlives its deadline")
-                for identity, route in waiting.routes.items():
-                    if peers.at(route, identity) is None:
+                for identity in waiting.asked:
+                    if peers.dialled.paired_with(identity) is None:
                         self._fail(f"room {waiting.room} waits for a peer that is lost")
 
     def _fail(self, what: str) -> None:
@@ -145,17 +154,12 @@ class SimulatedRank:
     def meets_again(self, other: SimulatedRank) -> None:
         """Be connected again."""
         if not self.sends:
-            self.feed(s.Reconnected(other.route))
+            self.feed(s.Reconnected(self.connection(other)))
 
     def connects(self, do: a.Connect) -> None:
         """Have the engine connected to a rank that receives."""
         self.slots.connect(do)
         self.world.connect(self, do.route, do.identity)
-
-    def parts(self, route: Route) -> None:
-        """Let go of a peer."""
-        self.dialled.discard(route)
-        self.slots.part(route)
 
     def copies(self, target: SimulatedRank, ship: a.Ship, at: int) -> None:
         """Have the engine copy one page of a chunk, as it is in memory now."""
@@ -172,6 +176,18 @@ class SimulatedRank:
     def _introduce(self, there: PeerDescription) -> Facts:
         mapping = self.world.shape.mapping
         return mapping.facts(self.rank, there.topology.unique_rank, rows=self.world.rows)
+
+    def _dial(self, do: a.Dial) -> None:
+        self.dialled[do.identity.address] = do.route
+
+    def _pair(self, do: a.Paired) -> None:
+        self.paired_at[do.identity] = self.world.clock.now
+
+    def _let_go(self, do: a.Lost) -> None:
+        self.paired_at.pop(do.identity, None)
+        self.slots.part(do.route)
+        if self.dialled.get(do.identity.address) == do.route:
+            del self.dialled[do.identity.address]
 
     def _watch(self, do: a.AwaitSource) -> None:
         self._clock.after(
@@ -220,10 +236,10 @@ CARRIERS: Mapping[type, Callable[[SimulatedRank, Any], object]] = {
     a.WriteRow: SimulatedRank._write_row,
     a.CheckRow: SimulatedRank._check_row,
     a.Find: lambda node, do: node.world.find(node, do.key),
-    a.Dial: lambda node, do: node.dialled.add(do.route),
+    a.Dial: SimulatedRank._dial,
     a.TurnedAway: lambda node, do: None,
-    a.Paired: lambda node, do: None,
-    a.Lost: lambda node, do: node.parts(do.route),
+    a.Paired: SimulatedRank._pair,
+    a.Lost: SimulatedRank._let_go,
     a.Begun: lambda node, do: None,
     a.Promised: lambda node, do: None,
     a.Asked: lambda node, do: None,

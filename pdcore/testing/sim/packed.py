@@ -236,4 +236,4 @@ class PackedWrites:
         found = node.slots.content.get((do.ring, packed.slot), [])
         for page, (rank, value) in zip(packed.offsets.tolist(), found, strict=False):
             node.memory.write(page, side.serial, rank, value)
-        node.feed(BytesUnpacked(do.generation, do.route, do.identity, packed))
+        node.feed(BytesUnpacked(do.generation, do.identity, packed))

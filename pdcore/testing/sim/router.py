@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+import attrs
 import numpy as np
 
-from pdcore.errors import KVTransferError, RoomError
+from pdcore.errors import FailureCode, KVTransferError, RoomError
 from pdcore.model import Role, RoomId
 from pdcore.protocol import stimuli as s
 from pdcore.protocol import words
@@ -58,6 +59,7 @@ class Router:
         self.last_end = 0.0
         strict = not world.reuse
         self._calm, self._strict = strict and world.faults.none, strict and world.faults.loses_nothing
+        self._heard = strict and attrs.evolve(world.faults, restart=0.0).loses_nothing
         for _ in range(at_once):
             self._world.clock.after(self._chance.random() * 0.01, self._begin)
 
@@ -69,6 +71,8 @@ class Router:
             raise ViolationError(
                 f"{side.node.identity}: request {side.serial} failed where nothing goes wrong: {failure}"
             )
+        if self._heard and failure is not None and failure.code is FailureCode.DEADLINE:
+            self._check_not_in_vain(side)
         if self._strict and side.failed:
             self._world.clock.after(AT_ONCE, partial(self._check_told, side))
 
@@ -243,6 +247,20 @@ class Router:
                 raise ViolationError(
                     f"{side.node.identity}: request {side.serial} has ended elsewhere, and nobody told it "
                     "(invariant 19)"
+                )
+
+    def _check_not_in_vain(self, late: Side) -> None:
+        """Nobody waits until its deadline for a room that has ended elsewhere, if the two know each other,
+        whatever died before."""
+        now, here = self._world.clock.now, late.node
+        for side in self._across(late):
+            there = side.node
+            paired = here.paired_at.get(there.identity), there.paired_at.get(here.identity)
+            known_at = max((now if at is None else at) for at in paired)
+            if side.failed and there.alive and now - max(known_at, side.ended_at, late.opened_at) > AT_ONCE:
+                raise ViolationError(
+                    f"{here.identity}: request {late.serial} waits for its deadline, and {there.identity}, "
+                    "which has ended it, does not tell (invariant 19)"
                 )
 
     def _check_silent(self, silent: Side) -> None:

@@ -121,10 +121,10 @@ class World:
         return self.by_route.get(route)
 
     def post(self, node: SimulatedRank, route: Route, message: Message) -> None:
-        """Send a message to whoever is at a route."""
-        target = self.by_route.get(route)
-        if target is not None and (node.sends or route in node.dialled):
-            self.network.send(node, target, message)
+        """Send a message to whoever is at a route, over the connection that there is now."""
+        target = self.by_route.get(Route(route.partition(b"#")[0]))
+        if target is not None and (node.sends or node.connection(target) == route):
+            self.network.send(node, target, message, target.connection(node))
 
     def find(self, node: SimulatedRank, key: GroupKey) -> None:
         """Look a prefill group up."""
@@ -246,7 +246,7 @@ class World:
 
     def _found(self, node: SimulatedRank, key: GroupKey) -> None:
         group = self.groups[Role.PREFILL, int(key.bootstrap.rpartition("-")[2])]
-        members = [Member(n.identity, n.rank, n.route) for n in group]
+        members = [Member(n.identity, n.rank) for n in group]
         mapping = self.shape.mapping
         senders = tuple(members[rank] for rank in mapping.senders(node.rank))
         node.feed(s.GroupFound(key, senders, tuple(members[rank] for rank in mapping.others(node.rank))))
@@ -261,6 +261,7 @@ class World:
                 "guests": len(machine.answers.guests),
                 "slots that were handed over": len(machine.answers.handed),
                 "slots": node.slots.out_of_use,
+                "farewells": sum(machine.peers.dialled.owed(n.identity.address) for n in self.nodes.values()),
                 "pages": self._pages - len(node.memory.free),
             }
             if any(left.values()):
