@@ -13,7 +13,7 @@ import attrs
 import numpy as np
 import pytest
 from distributions import install
-from pair import MHA, MLA, SCHEMA, Pair, config, fill, finish, paired, peers, pools, same_pages, soon
+from pair import MHA, MLA, SCHEMA, Pair, config, fill, finish, paired, peers, pools, same_pages, soon, until
 
 from pdcore import (
     AuxField,
@@ -38,8 +38,9 @@ from pdcore import (
     TransferModel,
     select,
 )
+from pdcore.managers.liveness import Heartbeats
 from pdcore.model import Incarnation
-from pdcore.wire import Heartbeat
+from pdcore.wire import Heartbeat, Message, Route
 
 MODELS = list(TransferModel)
 AuxName = Literal["engine", "tcp"]
@@ -541,6 +542,41 @@ def test_a_heartbeat_of_another_process_at_a_peers_address_loses_the_old_one_at_
         assert failure.there_is == "incarnation bbbbbbbb runs there now"
         assert pair.decode.channel.counts["stale"] == 1
         pair.move(3, [3], [6])
+
+
+def test_no_heartbeat_goes_to_who_has_not_answered_the_request_to_pair(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers = threading.Event()
+    with paired(config(request=300.0, interval=30.0)) as pair:
+        connect = pair.prefill.engine.do_connect
+
+        def late(*args: object) -> object:
+            assert answers.wait(30)
+            return connect(*args)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(pair.prefill.engine, "do_connect", late)
+        beats: Heartbeats[Route] = Heartbeats(interval=1.0, max_failures=3)
+        said: list[tuple[Route, Message]] = []
+        pulse = attrs.evolve(
+            pair.decode._pulse, heartbeats=beats, post=lambda route, message: said.append((route, message))
+        )
+        beat = Heartbeat(pair.decode.incarnation)
+        try:
+            sender, receiver = pair.open(1)
+            receiver.send_metadata([5])
+            until(lambda: bool(peers(pair.prefill)))  # it has the request to pair
+            (route,) = pair.decode._peers()
+            beats.track(route, 100.0, connected=True)
+            pulse.beat(101.0, beat)
+            assert not said
+        finally:
+            answers.set()
+        sender.init(1)
+        sender.send([3])
+        finish(sender, receiver)
+        pulse.beat(102.0, beat)
+        assert said == [(route, beat)]
 
 
 def test_heartbeats_reach_the_hook_on_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:

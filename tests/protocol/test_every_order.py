@@ -435,3 +435,21 @@ def test_a_room_ends_once_whatever_ends_it_at_once(order: tuple[int, ...], two: 
     two.feed(two.prefill, s.DeliveryDrained(ship.delivery))
     assert [m for _, m in two.prefill.posted if isinstance(m, Released)]
     assert two.prefill.held[-1] == a.Silent(sender.generation)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_what_one_worker_gave_up_before_a_room_opened_ends_it_unless_another_asks(
+    asked: bool, two: Two
+) -> None:
+    two.opened(RoomId(7), two.other).clear()
+    sending = two.offered(RoomId(7))
+    two.settle()
+    assert not sending.failed
+    receiving = two.asked(RoomId(7)) if asked else None
+    two.wait(1.0)
+    if receiving is not None:
+        assert sending.succeeded
+        assert receiving.succeeded
+    else:
+        assert sending.room.failure is not None
+        assert sending.room.failure.happened == GIVEN_UP.happened

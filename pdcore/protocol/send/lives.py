@@ -95,6 +95,10 @@ class Life(Room):
         """Whether a word that it awaits may as well be of the next life: nobody of decode was heard of it."""
         return self.cleared and not self.heard and word.opened_at > (self.mine_before or 0.0)
 
+    def may_be_older(self, word: Word) -> bool:
+        """Whether what was given up may be an earlier life of its id: this one was not open yet."""
+        return word.ended_at is not None and word.ended_at <= self.opened_at
+
     def first_reason(self, word: Word, failure: KVTransferError) -> KVTransferError:
         """Return why a rank gave it up, or what is in doubt of that: that was said first."""
         return first_reason(self.doubts.get(word.rank), word, failure)

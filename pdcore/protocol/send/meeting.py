@@ -90,9 +90,8 @@ class Meeting:
 
     def not_paired(self, route: Route, wanted: RequestMetadata) -> None:
         """Refuse a request of somebody who is not paired."""
-        self._answers.refuse(
-            route, wanted.room, wanted.generation, words.not_paired(wanted.room, self._where)
-        )
+        failure = words.not_paired(wanted.room, self._where)
+        self._answers.refuse(route, wanted.room, wanted.generation, failure)
 
     def opened(self, peer: RemoteRank, opened: Opened, arrived: float | None = None) -> None:
         """Take the word that a rank has a room open; ``arrived`` is when it came, if not now."""
@@ -113,9 +112,8 @@ class Meeting:
         elif what not in (Meaning.OLD, Meaning.TAKEN):
             self.lives.wanted_again(word, life)
         if life is not None and what in (Meaning.OVER, Meaning.TAKEN):
-            self._answers.refuse(
-                peer.route, word.room, word.generation, words.ended_before(life, word.rank, now)
-            )
+            failure = words.ended_before(life, word.rank, now)
+            self._answers.refuse(peer.route, word.room, word.generation, failure)
         elif what is not Meaning.OLD:  # it has asked since
             self._supersede(what, room)
             self._answers.guests.add(word.room, Guest(peer, word.generation, now))
@@ -123,9 +121,8 @@ class Meeting:
     def aborted(self, peer: RemoteRank, abort: Abort) -> None:
         """Take an abort; it is answered now, or when the room's last write is drained."""
         room, route, generation = abort.room, peer.route, abort.generation
-        early = self._answers.early.drop_one(route, room, generation)
         self._answers.guests.came(room, route, generation)
-        if early or not abort.asked:
+        if self._answers.early.drop_one(route, room, generation) or not abort.asked:
             self.given_up(route, peer.rank, abort)
         for mine in self._sending.lives_of(room):
             if mine.is_promised_to(route, generation):
@@ -142,6 +139,10 @@ class Meeting:
         what, life = self._meaning(word, room)
         if what in LATER:
             self.lives.given_up(word, failure, now)
+        elif what is Meaning.PRESENT and room is not None and room.may_be_older(word):
+            room.doubts[word.rank] = (word, failure)
+            self._put_off(partial(self._believe, room))
+            return
         elif life is not None and what in OF_A_LIFE:
             if life.in_doubt(word):
                 self._doubt(word, failure, room)
@@ -233,9 +234,8 @@ class Meeting:
             if what is Meaning.PRESENT and room is not None:
                 self._accept(room, destination)
             if not life.is_promised_to(word.route, word.generation):
-                self._answers.refuse(
-                    peer.route, word.room, word.generation, words.ended_before(life, word.rank, now)
-                )
+                failure = words.ended_before(life, word.rank, now)
+                self._answers.refuse(peer.route, word.room, word.generation, failure)
 
     def _keep(self, destination: Destination, word: Word) -> None:
         """Keep a request for a later life of its room; what gives way to it is told."""
@@ -277,7 +277,7 @@ class Meeting:
     def _doubt(self, word: Word, failure: KVTransferError, room: SendRoom | None) -> None:
         if room is None:
             self.lives.given_up(word, failure, self._turn.now, DOUBT)
-        elif word.ended_at is not None and word.ended_at > room.opened_at:
+        elif not room.may_be_older(word):
             room.doubts[word.rank] = (word, failure)
             self._put_off(partial(self._believe, room))
 
