@@ -14,7 +14,7 @@ from pdcore.testing.sim.run import Figures, run
 
 EACH = 60
 MOST = 8_000
-"""Rooms within which a planted fault must be found, from seed 1 on: about 8 s of one idle core."""
+"""Rooms within which a planted fault must be found, from its seed on: about 8 s of one idle core."""
 
 
 @pytest.mark.parametrize("first", range(1, 101, 20))
