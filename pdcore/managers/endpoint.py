@@ -204,10 +204,10 @@ class Endpoint(Duties):
         peer = self._machine.peers.by_route.get(route)
         return peer.description.process if peer is not None and peer.description is not None else None
 
-    def _is_asked(self, route: Route) -> bool:
-        """Whether a peer has not answered yet whether it pairs."""
+    def _awaits_beats(self, route: Route) -> bool:
+        """Whether a peer expects heartbeats: it is not lost, and has answered whether it pairs."""
         peer = self._machine.peers.by_route.get(route)
-        return peer is not None and peer.state is PairingState.ASKED
+        return peer is not None and peer.state is not PairingState.ASKED
 
     def _lose(self, route: Route, why: str) -> None:
         self.feed(s.PeerGone(route, why))

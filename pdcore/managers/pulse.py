@@ -38,9 +38,9 @@ class Pulse:
         each("looking at a quiet process", beats.quiet(now), self._look_whether_it_is_stopped)
 
     def _beat(self, route: Route, beat: Heartbeat) -> None:
-        """Send one, unless the peer is yet to answer: to who has not read the request to pair, this is a
-        stranger."""
-        if not self.role._is_asked(route):
+        """Send one, unless the peer was lost a moment ago, or is yet to answer: to who has not read the
+        request to pair, this is a stranger."""
+        if self.role._awaits_beats(route):
             self.post(route, beat)
 
     def _look_for_process(self, route: Route) -> None:

@@ -74,7 +74,7 @@ class RoomsEnd:
         "pages and aux rows arrive packed as well: of large entries in a region that has no pages",
         "an engine that writes whole items only, or is DONE before all of a large entry is there",
     )
-    def test_pages_and_aux_arrive_packed(self, packing: ServingPair) -> None:
+    def test_packed_bytes_arrive(self, packing: ServingPair) -> None:
         here, there = [*ALL[::3], *ALL[1::3]], [*ALL[41::-1], 60]
         packing.deliver(21, here, there, chunk=20)
         packing.require_arrived(dict(zip(there, here, strict=True)))
