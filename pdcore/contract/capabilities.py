@@ -15,7 +15,8 @@ class EngineCapabilities:
 
     ``max_outstanding_entries`` is per peer over all threads and ``max_entry_bytes`` per entry
     (None: no limit). ``entry_cost`` is the engine's own cost of one more entry, in
-    seconds: a large transfer begins in pieces of what it affords in 30 ms.
+    seconds: a large transfer begins in pieces of what it affords in 30 ms, and goes packed where copies cost
+    less (``transfer.staging``).
     ``asynchronous``: ``write`` returns before the bytes moved, so that inline submission works. ``prompt``:
     a ``write`` of up to a MiB takes no longer than copying it, whatever state the peer is in, so that it may
     be called where other peers wait for their turn; an asynchronous engine need not say it.
