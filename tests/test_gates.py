@@ -258,3 +258,19 @@ def test_the_modules_that_a_package_explains_are_there(package: str) -> None:
     explained = set(re.findall(r"``([a-z_]+)``", said))
     assert explained
     assert not explained - {path.stem for path in folder.glob("*")}
+
+
+def test_the_tests_that_the_docs_name_are_there() -> None:
+    """Those of an invariant are named by their file, and then by themselves: `test_a.py`: `test_b`."""
+    modules = [*(ROOT / "tests").rglob("test_*.py"), *PACKAGE.rglob("test_*.py")]
+    inside = {path.name: set(re.findall(r"def (test_\w+)", path.read_text())) for path in modules}
+    named = 0
+    for doc in (ROOT / "docs").rglob("*.md"):
+        text = doc.read_text()
+        files, tests = set(re.findall(r"`(test_\w+\.py)`", text)), set(re.findall(r"`(test_\w+)`", text))
+        assert not files - set(inside), doc
+        assert not tests - set().union(*inside.values()), doc
+        for file, those in re.findall(r"`(test_\w+\.py)`: ((?:`test_\w+`(?:, | and )?)+)", text):
+            assert not set(re.findall(r"`(test_\w+)`", those)) - inside[file], doc
+            named += 1
+    assert named >= 10

@@ -9,10 +9,10 @@ from functools import partial
 import numpy as np
 
 from pdcore.errors import FailureCode, KVTransferError
-from pdcore.memory.packing import unpack
+from pdcore.memory.packing import Entries, unpack
 from pdcore.memory.pools import Pools
 from pdcore.memory.staging import StagingMemory
-from pdcore.plan import IndexArray
+from pdcore.plan import IndexArray, spread
 from pdcore.prefill.lanes.lane import Lane
 from pdcore.protocol.actions import Unpack
 from pdcore.protocol.stimuli import BytesUnpacked, Stimulus
@@ -56,7 +56,7 @@ class ArrivedSlots:
             if not wrong:
                 offsets, lengths = packed.offsets.view(np.uint64), packed.lengths.view(np.uint64)
                 slot = self._memory.slot(do.ring, packed.slot, int(packed.lengths.sum()))
-                unpack(self._memory.pools, packed.regions, packed.starts, offsets, lengths, slot)
+                unpack(self._memory.pools, Entries(packed.regions, packed.starts, offsets, lengths), slot)
             failure = _refused(packed, wrong) if wrong else None
         except Exception as error:  # a device may lack the memory; the room must end
             _log.exception("a slot of room %s cannot be unpacked", packed.room)
@@ -97,10 +97,7 @@ class ArrivedSlots:
         first, last = offsets // strides, (offsets + lengths - 1) // strides
         for pool in np.unique(pools).tolist():
             mine = pools == pool
-            items, more = first[mine], (last - first)[mine] + 1
-            if len(more) and int(more.max()) > 1:
-                begun = more.cumsum() - more
-                items = (items - begun).repeat(more) + np.arange(int(more.sum()))
+            items = spread(first[mine], (last - first)[mine] + 1)
             if (other := self._claims.foreign(claim, pool, items)) is not None:
                 return f"{other} does not belong to it"
         return ""

@@ -20,12 +20,22 @@ import numpy.typing as npt
 from pdcore.contract.regions import OffsetArray, Region
 from pdcore.memory.device_bytes import CudaArray, stream_of
 from pdcore.model import CPU, Device, DeviceKind
-from pdcore.plan import IndexArray
+from pdcore.plan import IndexArray, spread
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["CopyCost", "HostBytes", "Packable", "TableRows", "memory_to_pack", "pack", "rows_of", "unpack"]
+__all__ = [
+    "CopyCost",
+    "Entries",
+    "HostBytes",
+    "Packable",
+    "TableRows",
+    "memory_to_pack",
+    "pack",
+    "table_rows",
+    "unpack",
+]
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -48,11 +58,22 @@ class Packable(Protocol):
 
 @attrs.frozen(eq=False)
 class TableRows:
-    """TableRows ``numbers`` (int64) of a table whose rows are ``unit`` bytes, the first ``base`` bytes on."""
+    """Rows ``numbers`` (int64) of a table whose rows are ``unit`` bytes, the first ``base`` bytes on."""
 
     base: int
     unit: int
     numbers: IndexArray
+
+
+@attrs.frozen(eq=False)
+class Entries:
+    """One side of a :class:`~pdcore.contract.regions.WriteBatch`: entries ``starts[i]`` to ``starts[i + 1]``
+    lie in region ``regions[i]``; offsets and lengths are in bytes."""
+
+    regions: IndexArray
+    starts: IndexArray
+    offsets: OffsetArray
+    lengths: OffsetArray
 
 
 @attrs.frozen(eq=False)
@@ -158,29 +179,15 @@ def memory_to_pack(regions: Sequence[Region]) -> list[Packable]:
     return [DeviceTable.of(r) if r.device.kind is DeviceKind.CUDA else HostBytes.of(r) for r in regions]
 
 
-def pack(
-    memory: Sequence[Packable],
-    regions: IndexArray,
-    starts: IndexArray,
-    offsets: OffsetArray,
-    lengths: OffsetArray,
-    slot: Packable,
-) -> None:
-    """Copy entries, grouped by region as in a :class:`~pdcore.contract.regions.WriteBatch`, into a slot."""
-    for region, rows, packed in _moves(regions, starts, offsets, lengths, slot):
+def pack(memory: Sequence[Packable], entries: Entries, slot: Packable) -> None:
+    """Copy entries into a slot, one behind the other."""
+    for region, rows, packed in _moves(entries, slot):
         memory[region].take(rows, packed)
 
 
-def unpack(
-    memory: Sequence[Packable],
-    regions: IndexArray,
-    starts: IndexArray,
-    offsets: OffsetArray,
-    lengths: OffsetArray,
-    slot: Packable,
-) -> None:
+def unpack(memory: Sequence[Packable], entries: Entries, slot: Packable) -> None:
     """Copy what was packed with the same lengths from a slot to entries; those lie inside their regions."""
-    for region, rows, packed in _moves(regions, starts, offsets, lengths, slot):
+    for region, rows, packed in _moves(entries, slot):
         memory[region].put(rows, packed)
 
 
@@ -203,28 +210,21 @@ def _seconds_for(one: Packable, other: Packable, unit: int) -> float:
     return min(times)
 
 
-def _moves(
-    regions: IndexArray, starts: IndexArray, offsets: OffsetArray, lengths: OffsetArray, slot: Packable
-) -> Iterator[tuple[int, TableRows, Packable]]:
+def _moves(entries: Entries, slot: Packable) -> Iterator[tuple[int, TableRows, Packable]]:
     """Yield for each region the rows that its entries are, and their part of the slot."""
-    bounds, at = starts.tolist(), 0
-    for region, first, last in zip(regions.tolist(), bounds, bounds[1:], strict=False):
-        sizes = lengths[first:last]
+    bounds, at = entries.starts.tolist(), 0
+    for region, first, last in zip(entries.regions.tolist(), bounds, bounds[1:], strict=False):
+        sizes = entries.lengths[first:last]
         nbytes = int(sizes.sum())
-        yield region, rows_of(offsets[first:last], sizes), slot.part(at, nbytes)
+        yield region, table_rows(entries.offsets[first:last], sizes), slot.part(at, nbytes)
         at += nbytes
 
 
-def rows_of(offsets: OffsetArray, lengths: OffsetArray) -> TableRows:
+def table_rows(offsets: OffsetArray, lengths: OffsetArray) -> TableRows:
     """Return the rows of one table that some entries of a region are, each of one row or several."""
     unit = int(np.gcd.reduce(lengths))
     base = int(offsets[0]) % unit
     if np.count_nonzero(offsets % np.uint64(unit) != base):
         unit, base = math.gcd(unit, int(np.gcd.reduce(offsets))), 0
     numbers = ((offsets - np.uint64(base)) // np.uint64(unit)).astype(np.int64)
-    counts = (lengths // np.uint64(unit)).astype(np.int64)
-    total = int(counts.sum())
-    if total > len(counts):
-        begun = counts.cumsum() - counts
-        numbers = (numbers - begun).repeat(counts) + np.arange(total)
-    return TableRows(base, unit, numbers)
+    return TableRows(base, unit, spread(numbers, (lengths // np.uint64(unit)).astype(np.int64)))

@@ -12,7 +12,7 @@ from pdcore.plan.indices import IndexArray, check_lists, index_array
 from pdcore.plan.items import ItemCopier
 from pdcore.plan.kv import KVCopier
 from pdcore.plan.pieces import PieceCopier, Pieces
-from pdcore.plan.runs import Runs, merge_runs
+from pdcore.plan.runs import Runs, merge_runs, spread
 from pdcore.plan.state import plan_state
 
 __all__ = [
@@ -31,4 +31,5 @@ __all__ = [
     "plan_state",
     "slices",
     "split_entries",
+    "spread",
 ]

@@ -7,7 +7,7 @@ import numpy as np
 
 from pdcore.plan.indices import IndexArray
 
-__all__ = ["Runs", "merge_runs"]
+__all__ = ["Runs", "merge_runs", "spread"]
 
 _FIRST, _ONE = np.zeros(1, np.int64), np.ones(1, np.int64)
 
@@ -32,3 +32,15 @@ def merge_runs(local: IndexArray, remote: IndexArray) -> Runs:
     np.subtract(first[1:], first[:-1], out=counts[:-1])
     counts[-1] = n - first[-1]
     return Runs(local[first], remote[first], counts)
+
+
+def spread(first: IndexArray, counts: IndexArray) -> IndexArray:
+    """Return the items of runs, one by one: ``first[i]`` and the ``counts[i] - 1`` behind it, in order.
+
+    No count is zero. Shape (sum of counts,), int64.
+    """
+    total = int(counts.sum())
+    if total == len(counts):
+        return first
+    begun = counts.cumsum() - counts
+    return (first - begun).repeat(counts) + np.arange(total)

@@ -115,7 +115,7 @@ class PrefillManager(Manager):
                 a.ReadRow: self._read_row,
             },
         )
-        state_plan, staging, dear = self.backend.state_plan, self.staging, self.engine.capabilities.entry_cost
+        state_plan, staging = self.backend.state_plan, self.staging
         self._links = Links(
             self.engine,
             self.pools,
@@ -125,7 +125,7 @@ class PrefillManager(Manager):
             self.channel.soon,
             self.events,
             self.feed,
-            None if staging is None else OwnRings(staging, ours, dear),
+            None if staging is None else OwnRings(staging, ours, self.engine.capabilities),
         )
         self._shipping = Shipping(
             self.engine, self.quarantine, self._links, self.events, self.driver, inline=self.inline

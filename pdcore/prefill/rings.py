@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from pdcore.contract.engine import EngineCapabilities
 from pdcore.errors import EngineError
 from pdcore.layout.staging import packs
 from pdcore.memory.packing import CopyCost
@@ -19,10 +20,10 @@ __all__ = ["OwnRings"]
 
 
 class OwnRings:
-    """``entry_cost``: what an entry costs the engine, in seconds."""
+    """``engine``: what the one that writes to slots can do, and what an entry costs it."""
 
-    def __init__(self, memory: StagingMemory, ours: PeerDescription, entry_cost: float) -> None:
-        self._memory, self._ours, self._entry_cost = memory, ours, entry_cost
+    def __init__(self, memory: StagingMemory, ours: PeerDescription, engine: EngineCapabilities) -> None:
+        self._memory, self._ours, self._engine = memory, ours, engine
         self._copying = CopyCost.measured(memory.region.device)
 
     def slots_for(self, do: Connect, used: Iterable[int]) -> PeerSlots | None:
@@ -56,13 +57,9 @@ class OwnRings:
         ).expected
         return PeerSlots(
             self._memory,
-            Ring(layout, self._region, number),
+            Ring(layout, len(self._memory.pools), number),
             Ring(there.staging, len(theirs) - 1, do.ring),
             self._copying,
-            self._entry_cost,
+            self._engine,
             limit_of(self._ours.max_message_bytes, there),
         )
-
-    @property
-    def _region(self) -> int:
-        return len(self._memory.pools)

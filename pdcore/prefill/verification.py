@@ -98,7 +98,7 @@ class SentVerification:
             columns = spans.remote_regions, spans.remote_offsets, spans.lengths, found
             most = min(MOST_AT_ONCE, (destination.peer.facts.limit - FRAME_BYTES) // DIGEST_BYTES)
             for part in range(0, len(found), most):
-                one, two, three, four = (column[part : part + most] for column in columns)
-                name = wanted.room, wanted.generation, self._rank, number, part
-                out.append(Digests(*name, one, two, three, four))
+                regions, offsets, lengths, digests = (column[part : part + most] for column in columns)
+                which = wanted.room, wanted.generation, self._rank, number, part
+                out.append(Digests(*which, regions, offsets, lengths, digests))
         return out

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import attrs
 import pytest
-from pair import paired
+from pair import config, paired
 
+from pdcore import TransferConfig
 from pdcore.cli import main
 from pdcore.model import RoomId
 
 
-@pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """What both sides of two requests wrote, of which the second was given up."""
+@pytest.fixture(scope="module", params=["off", "always"])
+def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """What both sides of two requests wrote, of which the second was given up; as they lie, and packed."""
     folder = tmp_path_factory.mktemp("recorded")
-    with paired() as pair:
+    with paired(attrs.evolve(config(), transfer=TransferConfig(staging=request.param))) as pair:
         pair.move(7, [1, 2], [3, 4])
         sender, receiver = pair.open(8)
         receiver.send_metadata([5])
@@ -25,6 +27,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         names = [type(entry.stimulus).__name__ for entry in pair.prefill.history(RoomId(7))]
         assert names[:2] == ["OpenSend", "AnnouncePages"]
         assert "Clear" in names
+        assert ("SlotWritten" in names) is (request.param == "always")
         assert not pair.prefill.history(RoomId(99))
         pair.prefill.record(folder / "prefill")
         pair.decode.record(folder / "decode")

@@ -14,19 +14,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pdcore.contract.regions import OffsetArray, Region
+from pdcore.contract.regions import Region
 from pdcore.memory.packing import (
     CopyCost,
     DeviceTable,
+    Entries,
     HostBytes,
     Packable,
     memory_to_pack,
     pack,
-    rows_of,
+    table_rows,
     unpack,
 )
 from pdcore.model import CPU
-from pdcore.plan import IndexArray
 
 Bytes = npt.NDArray[np.uint8]
 Entry = tuple[int, int]
@@ -58,13 +58,13 @@ class Copies:
         return sum(length for some in self.entries for _, length in some)
 
     @property
-    def columns(self) -> tuple[IndexArray, IndexArray, OffsetArray, OffsetArray]:
-        """As in a batch: regions, starts, offsets and lengths."""
+    def in_numpy(self) -> Entries:
+        """The same in arrays."""
         counts = [len(some) for some in self.entries]
         flat = [entry for some in self.entries for entry in some]
         starts = np.concatenate((np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)))
         offsets, lengths = (np.array([entry[n] for entry in flat], np.uint64) for n in (0, 1))
-        return np.array(self.regions, np.int64), starts, offsets, lengths
+        return Entries(np.array(self.regions, np.int64), starts, offsets, lengths)
 
     def packed(self, memory: Sequence[Bytes]) -> Bytes:
         """Return the bytes one behind the other, copied one entry at a time."""
@@ -157,7 +157,7 @@ def test_what_is_packed_is_what_a_loop_copies(kind: str, what: tuple[int, Copies
     expected = ring.copy()
     expected[GAP : GAP + chosen.nbytes] = chosen.packed(memory)
     slot = KINDS[kind](ring).part(GAP, chosen.nbytes)
-    pack([KINDS[kind](array) for array in memory], *chosen.columns, slot)
+    pack([KINDS[kind](array) for array in memory], chosen.in_numpy, slot)
     assert np.array_equal(ring, expected)  # what lies around the slot is as it was
     assert all(np.array_equal(a, b) for a, b in zip(memory, before, strict=True))
 
@@ -174,7 +174,7 @@ def test_what_is_unpacked_is_where_a_loop_puts_it_and_nothing_else_is_touched(
     slot, before = ring[GAP : GAP + chosen.nbytes], ring.copy()
     expected = chosen.unpacked(memory, slot)
     unpack(
-        [KINDS[kind](array) for array in memory], *chosen.columns, KINDS[kind](ring).part(GAP, chosen.nbytes)
+        [KINDS[kind](array) for array in memory], chosen.in_numpy, KINDS[kind](ring).part(GAP, chosen.nbytes)
     )
     assert all(np.array_equal(a, b) for a, b in zip(memory, expected, strict=True))
     assert np.array_equal(ring, before)
@@ -188,8 +188,8 @@ def test_bytes_come_out_of_a_slot_as_they_went_in(kind: str, what: tuple[int, Co
     source, ring = [filled(seed + n, SIZE) for n in range(count)], np.zeros(SIZE * count, np.uint8)
     target = [np.zeros(SIZE, np.uint8) for _ in range(count)]
     slot = KINDS[kind](ring).part(0, chosen.nbytes)
-    pack([KINDS[kind](array) for array in source], *chosen.columns, slot)
-    unpack([KINDS[kind](array) for array in target], *chosen.columns, slot)
+    pack([KINDS[kind](array) for array in source], chosen.in_numpy, slot)
+    unpack([KINDS[kind](array) for array in target], chosen.in_numpy, slot)
     assert np.array_equal(chosen.packed(target), chosen.packed(source))
     assert sum(np.count_nonzero(array) for array in target) == chosen.nbytes
 
@@ -211,7 +211,7 @@ def test_entries_are_rows_of_the_longest_unit(
     entries: list[Entry], base: int, unit: int, numbers: list[int]
 ) -> None:
     offsets, lengths = (np.array([entry[n] for entry in entries], np.uint64) for n in (0, 1))
-    rows = rows_of(offsets, lengths)
+    rows = table_rows(offsets, lengths)
     assert (rows.base, rows.unit, rows.numbers.tolist()) == (base, unit, numbers)
     assert rows.numbers.dtype == np.int64
 
@@ -221,7 +221,7 @@ def test_entries_are_rows_of_the_longest_unit(
 def test_rows_are_the_bytes_of_their_entries_in_order(what: tuple[int, Copies]) -> None:
     for some in what[1].entries:
         offsets, lengths = (np.array([entry[n] for entry in some], np.uint64) for n in (0, 1))
-        rows = rows_of(offsets, lengths)
+        rows = table_rows(offsets, lengths)
         places = [rows.base + n * rows.unit + k for n in rows.numbers.tolist() for k in range(rows.unit)]
         assert places == [offset + k for offset, length in some for k in range(length)]
         unit = math.gcd(*lengths.tolist())
@@ -233,10 +233,10 @@ def test_the_memory_of_a_region_is_packed_where_it_lies() -> None:
     array, slot = filled(5, 64), np.zeros(16, np.uint8)
     (memory,) = memory_to_pack([Region.of("region", array)])
     once = Copies((0,), (((8, 8), (32, 8)),))
-    pack([memory], *once.columns, HostBytes(slot))
+    pack([memory], once.in_numpy, HostBytes(slot))
     assert slot.tobytes() == array[8:16].tobytes() + array[32:40].tobytes()
     array[:] = 0
-    unpack([memory], *once.columns, HostBytes(slot))
+    unpack([memory], once.in_numpy, HostBytes(slot))
     assert array[8:16].tobytes() + array[32:40].tobytes() == slot.tobytes()
     assert not array[:8].any()
     assert not array[40:].any()

@@ -6,6 +6,7 @@ import attrs
 import pytest
 from wire_samples import DESCRIPTION
 
+from pdcore.contract.engine import EngineCapabilities
 from pdcore.errors import EngineError
 from pdcore.layout.kv import KVLayout
 from pdcore.layout.staging import StagingLayout
@@ -23,9 +24,11 @@ OURS = attrs.evolve(DESCRIPTION, role=Role.PREFILL, layout=LAYOUT, state=(), top
 THERE = attrs.evolve(OURS, role=Role.DECODE, staging=AUTO)
 IDENTITY = PeerIdentity(Role.DECODE, THERE.incarnation, THERE.address)
 
+DEAR = EngineCapabilities(entry_cost=45e-6)
+
 
 def rings(mine: StagingLayout = AUTO) -> OwnRings:
-    return OwnRings(StagingMemory.allocate(mine, Pools.allocate(LAYOUT), CPU), OURS, 45e-6)
+    return OwnRings(StagingMemory.allocate(mine, Pools.allocate(LAYOUT), CPU), OURS, DEAR)
 
 
 def asked(ring: int | None = 1, there: StagingLayout | None = AUTO) -> Connect:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from pair import soon
 
+from pdcore.contract.engine import EngineCapabilities
 from pdcore.contract.regions import WriteBatch
 from pdcore.errors import FailureCode
 from pdcore.layout.kv import KVLayout
@@ -21,6 +22,7 @@ from pdcore.prefill.lanes.slots import PeerSlots, Ring, pays
 
 DEAR = 45e-6
 """What an entry costs some engines, in seconds."""
+ENGINE, CHEAP = EngineCapabilities(entry_cost=DEAR), EngineCapabilities()
 COPYING = CopyCost(per_entry=30e-9, per_byte=0.1e-9)
 """As on a host: 10 GB/s."""
 KIB, MIB = 2**10, 2**20
@@ -32,12 +34,16 @@ HERE, THERE = StagingLayout(2, 3, 4096), StagingLayout(4, 5, 8192)
 
 
 def slots(
-    here: StagingLayout = HERE, there: StagingLayout = THERE, *, entry_cost: float = DEAR, limit: int = MIB
+    here: StagingLayout = HERE,
+    there: StagingLayout = THERE,
+    *,
+    engine: EngineCapabilities = ENGINE,
+    limit: int = MIB,
 ) -> PeerSlots:
     """The slots of a pair that has ring 1 here and ring 2 there."""
     pools = Pools.allocate(LAYOUT)
     memory = StagingMemory.allocate(here, pools, CPU)
-    return PeerSlots(memory, Ring(here, 4, 1), Ring(there, 9, 2), COPYING, entry_cost, limit)
+    return PeerSlots(memory, Ring(here, 4, 1), Ring(there, 9, 2), COPYING, engine, limit)
 
 
 # --- whether it pays -------------------------------------------------------------------------
@@ -62,10 +68,10 @@ def test_packing_pays_where_entries_are_many_dear_and_small(
 
 
 def test_what_is_always_packed_is_so_though_it_does_not_pay() -> None:
-    assert not slots(entry_cost=0.0).wanted_for(100, 100)
+    assert not slots(engine=CHEAP).wanted_for(100, 100)
     always = StagingLayout(2, 3, 4096, always=True)
     for here, there in ((always, THERE), (HERE, always)):
-        pair = slots(here, there, entry_cost=0.0)
+        pair = slots(here, there, engine=CHEAP)
         assert pair.always
         assert pair.wanted_for(1, 100)
         assert not pair.wanted_for(0, 0)
@@ -86,13 +92,15 @@ def test_what_pays_goes_packed_until_no_slot_comes_free_any_more() -> None:
 def test_a_pair_has_what_both_sides_have() -> None:
     pair = slots()
     assert pair.slot_bytes == 4096
+    assert slots(engine=attrs.evolve(ENGINE, max_entry_bytes=300)).slot_bytes == 300
+    assert slots(engine=attrs.evolve(ENGINE, max_entry_bytes=2**32)).slot_bytes == 4096
     assert (pair.ring, pair.lent) == (1, 2)
     assert [pair.take() for _ in range(4)] == [0, 1, 2, None]
 
 
 def test_entries_of_one_message_fit_what_the_peer_takes() -> None:
     few, many = slots(limit=64 * KIB), slots(limit=MIB)
-    assert 1 <= few.most_entries * 24 < 64 * KIB
+    assert 1 <= few.most_entries * 32 < 64 * KIB
     assert few.most_entries < many.most_entries
     assert slots(limit=1).most_entries == 1
 
@@ -247,7 +255,7 @@ def test_a_piece_is_packed_into_its_slot_and_goes_to_that_of_the_peer() -> None:
     for number, array in enumerate(pools.arrays):
         array[:] = np.random.default_rng(number).integers(1, 256, array.shape, np.uint8)
     memory = StagingMemory.allocate(HERE, pools, CPU)
-    pair = PeerSlots(memory, Ring(HERE, 4, 1), Ring(THERE, 9, 2), COPYING, DEAR, MIB)
+    pair = PeerSlots(memory, Ring(HERE, 4, 1), Ring(THERE, 9, 2), COPYING, ENGINE, MIB)
     piece = WriteBatch(
         np.array([3, 0]),
         np.array([1, 2]),
@@ -282,7 +290,7 @@ def test_a_full_slot_is_packed_to_its_end_and_not_into_the_next() -> None:
     for array in pools.arrays:
         array[:] = 7
     memory = StagingMemory.allocate(HERE, pools, CPU)
-    pair = PeerSlots(memory, Ring(HERE, 2, 1), Ring(THERE, 2, 0), COPYING, DEAR, MIB)
+    pair = PeerSlots(memory, Ring(HERE, 2, 1), Ring(THERE, 2, 0), COPYING, ENGINE, MIB)
     piece = WriteBatch.of(0, 0, [0, 4096], [0, 4096], [2048, 2048])
     assert pair.pack(0, piece, lambda: None).lengths.tolist() == [4096]
     ring = memory_of(memory)

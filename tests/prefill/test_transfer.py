@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import threading
 from collections.abc import Callable
 from functools import partial
 from types import ModuleType
 
+import attrs
 import numpy as np
 import pytest
 from distributions import install
@@ -21,8 +23,10 @@ from pdcore import (
     Pools,
     StateBuffer,
     StateComponent,
+    TransferConfig,
     TransferModel,
 )
+from pdcore.contract.budget import EntryBudget
 
 MODELS = list(TransferModel)
 
@@ -65,6 +69,40 @@ def test_the_limits_of_an_engine_are_kept(scripted: ModuleType, model: TransferM
     assert scripted.script.longest_entry == 300
     assert scripted.script.most_outstanding <= 10
     assert scripted.script.calls >= 3 * 8 * (6 + 3) // 10
+
+
+PACKED = attrs.evolve(config(), transfer=TransferConfig(staging="always"))
+
+
+def test_the_limits_of_an_engine_are_kept_by_what_goes_packed(scripted: ModuleType) -> None:
+    with paired(PACKED, backend="scripted") as pair:
+        for room in range(3):
+            pair.move(room, list(range(30, 50)), list(range(20)), aux_slot=None)
+        assert scripted.script.longest_entry == 300
+    assert scripted.script.most_outstanding <= 10
+
+
+def test_who_has_a_slot_and_lacks_budget_waits_for_budget(
+    scripted: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited, wait = threading.Event(), EntryBudget.wait
+
+    def noted(self: EntryBudget, entries: int, deadline: Deadline) -> bool:
+        waited.set()
+        return wait(self, entries, deadline)
+
+    with paired(PACKED, backend="scripted") as pair:
+        pair.move(1, [1], [2], aux_slot=None)
+        (link,) = pair.prefill._links._links.values()
+        monkeypatch.setattr(EntryBudget, "wait", noted)
+        assert link.budget.take(10)
+        sender, receiver = pair.open(2)
+        sender.init(1)
+        receiver.send_metadata([3])
+        sender.send([5])
+        assert waited.wait(30)
+        link.budget.give(10)
+        finish(sender, receiver)
 
 
 @pytest.mark.parametrize("model", MODELS)

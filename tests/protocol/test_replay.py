@@ -6,10 +6,11 @@ import itertools
 from collections.abc import Iterator
 
 import attrs
+import numpy as np
 import pytest
 
 from pdcore.errors import ArgumentError, FailureCode, KVTransferError
-from pdcore.model import Generation, RoomId
+from pdcore.model import Generation, Incarnation, PeerIdentity, Role, RoomId
 from pdcore.pairing.description import PeerDescription
 from pdcore.plan import index_array
 from pdcore.protocol import stimuli as s
@@ -23,6 +24,7 @@ from pdcore.protocol.machine import Machine, Settings
 from pdcore.protocol.peer import Fit
 from pdcore.testing.sim import node, router
 from pdcore.testing.sim.world import World
+from pdcore.wire import Packed, Route
 
 MOST = 1_000_000
 CLOSED = KVTransferError(FailureCode.ABORTED, "it closed", "so", "-")
@@ -167,13 +169,31 @@ def test_a_log_is_bounded_in_entries_and_bytes_and_ticks_push_no_room_out() -> N
     assert [entry.number for entry in kept] == list(range(105, 111))
 
 
+def test_the_entries_of_what_goes_packed_count_in_a_log_on_either_side() -> None:
+    columns = np.zeros(100, np.int64), np.arange(101), np.zeros(100, np.int64), np.ones(100, np.int64)
+    packed = Packed(RoomId(1), Generation(1), 0, 1, *columns)
+    delivery, route = delivery_id(Generation(1), 1), Route(b"decode")
+    identity = PeerIdentity(Role.PREFILL, Incarnation("one"), "here")
+    for stimulus in (
+        s.SlotWritten(delivery, route, identity, packed),
+        s.BytesUnpacked(Generation(1), identity, packed),
+        s.Heard(route, packed),
+    ):
+        log = StimulusLog(most=10, most_bytes=10_000)
+        for _ in range(9):
+            log.note(stimulus, 0.0, acted=True)
+        assert [entry.number for entry in log.entries()] == [7, 8, 9]
+
+
 def test_the_history_of_a_room_is_all_that_was_about_it(monkeypatch: pytest.MonkeyPatch) -> None:
     told = set()
-    for recording in worlds(monkeypatch, range(330, 332)).recordings():
-        rooms = {e.stimulus.room for e in recording.entries if isinstance(e.stimulus, s.OpenSend)}
+    for recording in worlds(monkeypatch, range(330, 334)).recordings():
+        opening = s.OpenSend | s.OpenReceive
+        rooms = {e.stimulus.room for e in recording.entries if isinstance(e.stimulus, opening)}
         for room in itertools.islice(rooms, 5):
             told |= {type(entry.stimulus) for entry in history(recording.entries, room)}
     assert {s.OpenSend, s.AnnouncePages, s.Supply, s.Heard, s.DeliveryEnded, s.DeliveryDrained} <= told
+    assert {s.SlotWritten, s.BytesUnpacked} <= told
     assert s.Tick not in told
 
 

@@ -28,12 +28,12 @@ __all__ = ["Delivery", "all_drained"]
 class Delivery:
     """One chunk for one peer, how to plan it, and whom to tell.
 
-    ``on_end(error)`` is called once, and ``on_drained`` once after it, when no byte of it can move any more:
-    with its ``number``, and those of others that drained together. ``hand(slot, piece)``: a slot of the peer
-    has a piece of it, of which it went out in so many ``slots``.
+    ``on_end(error)`` is called once; ``on_drained`` too, when no byte of it can move any more, with its
+    ``number`` and those of others that drained together: before its end, if nobody wants it and nobody reads
+    it. ``hand(slot, piece)``: a slot of the peer has a piece of it; it went out in so many ``slots``.
 
     ``hold`` keeps its pages from being given back while somebody reads them: the engine, until it is drained,
-    or who packs them. The lock guards ``_held`` and ``_unwanted``.
+    or who packs them. The lock guards ``_held``, ``_unwanted`` and ``_told``.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Delivery:
         self._plan = plan
         self._on_end = on_end
         self._lock = threading.Lock()
-        self._held = self._unwanted = False
+        self._held = self._unwanted = self._told = False
 
     def plan(self) -> list[WriteBatch]:
         """Return the copies, and hold it; none if it ended here, unwanted or impossible."""
@@ -128,10 +128,13 @@ class Delivery:
         if self._events.on:
             self._events.emit(ChunkQuarantined(*self._step))
 
-    def drained(self) -> None:
-        """No byte of it can move any more: tell who follows it, if it was in quarantine."""
-        if self._suspect and self._events.on:
+    def drained(self) -> bool:
+        """No byte of it can move any more: tell who follows it, if it was in quarantine; False: again."""
+        with self._lock:
+            known, self._told = self._told, True
+        if not known and self._suspect and self._events.on:
             self._events.emit(ChunkDrained(*self._step, time.monotonic() - self._planned_at))
+        return not known
 
     @property
     def _step(self) -> tuple[Node, RoomId, Generation, PeerIdentity, int]:
@@ -153,8 +156,7 @@ class Delivery:
 
 
 def all_drained(together: Sequence[Delivery]) -> None:
-    """No byte of deliveries that went out together can move any more: report all of them at once."""
-    for delivery in together:
-        delivery.drained()
-    if together:
-        together[0].on_drained([delivery.number for delivery in together])
+    """No byte of deliveries that went out together can move any more: report those not yet reported."""
+    numbers = [delivery.number for delivery in together if delivery.drained()]
+    if numbers:
+        together[0].on_drained(numbers)

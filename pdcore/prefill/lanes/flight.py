@@ -54,3 +54,9 @@ class Flight:
         entries, self._entries = self._entries, 0
         if entries:
             self._link.budget.give(entries)
+
+    def believe(self) -> None:
+        """No byte of it can land any more, after it was given up: so its slot may be used."""
+        self.give_back()
+        if self.filled is not None:
+            self.filled.slots.believe(self.filled.slot)

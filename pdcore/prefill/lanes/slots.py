@@ -7,10 +7,11 @@ from collections.abc import Callable
 
 import attrs
 
+from pdcore.contract.engine import EngineCapabilities
 from pdcore.contract.regions import WriteBatch
 from pdcore.errors import FailureCode, KVTransferError
 from pdcore.layout.staging import StagingLayout, packs
-from pdcore.memory.packing import CopyCost, pack
+from pdcore.memory.packing import CopyCost, Entries, pack
 from pdcore.memory.staging import StagingMemory
 from pdcore.model import Deadline
 from pdcore.wire import FRAME_BYTES
@@ -21,8 +22,8 @@ HANDOVER = 400e-6
 """Seconds that it takes to tell of a slot, and to hear that it is free again."""
 CLEARLY = 2.0
 """How many times faster packing must look: both sides' processors pay for it."""
-ENTRY_BYTES = 24
-"""Of a message, for each entry in it, or pair of regions."""
+NAMED_BYTES = 32
+"""Of a message, for each entry that it names: offset and length, and at worst a region and a start."""
 
 
 def pays(entries: int, nbytes: int, entry_cost: float, copying: CopyCost, slot_bytes: int) -> bool:
@@ -45,21 +46,29 @@ class Ring:
 
 
 class PeerSlots:
-    """``limit``: bytes that the peer takes in one message. ``always``: nothing goes another way.
+    """``limit``: bytes that the peer takes in one message. ``always``: nothing goes another way. Of a slot,
+    ``slot_bytes`` are used: what both sides have, and the ``engine`` writes with one entry.
 
     ``ring`` is the one of this side, ``lent`` that of the peer. Of those that are taken, the engine may
     have ``_out``, some of them ``_in_doubt``. The condition guards all that changes.
     """
 
     def __init__(
-        self, memory: StagingMemory, here: Ring, there: Ring, copying: CopyCost, entry_cost: float, limit: int
+        self,
+        memory: StagingMemory,
+        here: Ring,
+        there: Ring,
+        copying: CopyCost,
+        engine: EngineCapabilities,
+        limit: int,
     ) -> None:
         self._memory, self._here, self._there = memory, here, there
-        self._copying, self._entry_cost = copying, entry_cost
+        self._copying, self._entry_cost = copying, engine.entry_cost
         self.ring, self.lent = here.number, there.number
         self.always = packs(here.layout, there.layout)
-        self.slot_bytes = min(here.layout.slot_bytes, there.layout.slot_bytes)
-        self.most_entries = max(1, (limit - 2 * FRAME_BYTES) // (2 * ENTRY_BYTES))
+        both = min(here.layout.slot_bytes, there.layout.slot_bytes)
+        self.slot_bytes = min(both, engine.max_entry_bytes or both)
+        self.most_entries = max(1, (limit - 2 * FRAME_BYTES) // NAMED_BYTES)
         self._free = list(range(min(here.layout.slots, there.layout.slots)))
         self._handed: dict[int, int] = {}
         self._out = self._in_doubt = 0
@@ -148,9 +157,9 @@ class PeerSlots:
         ``read`` is told that the piece is not read any more.
         """
         nbytes, here, there = piece.nbytes, self._here, self._there
-        entries = piece.local_regions, piece.starts, piece.local_offsets, piece.lengths
+        entries = Entries(piece.local_regions, piece.starts, piece.local_offsets, piece.lengths)
         try:
-            pack(self._memory.pools, *entries, self._memory.slot(here.number, slot, nbytes))
+            pack(self._memory.pools, entries, self._memory.slot(here.number, slot, nbytes))
         finally:
             read()
         at = here.layout.offset(here.number, slot), there.layout.offset(there.number, slot)

@@ -42,7 +42,7 @@ _log = logging.getLogger("pdcore.transfer")
 class Shipment:
     """Deliveries to one peer that go out together; one thread drives it at a time.
 
-    ``left`` is ``nbytes``, an estimate, until they are planned. With a ``pace`` (workers) they go out in
+    ``nbytes`` is an estimate, until they are planned. With a ``pace`` (workers) they go out in
     pieces of it, else in what the engine takes at once. Where that is faster, or nothing else is allowed,
     they go packed, each by itself: then no byte can land in a page, and they are drained as soon as they end.
     The lock guards ``_unsettled``.
@@ -58,7 +58,7 @@ class Shipment:
         pace: Pace | None = None,
     ) -> None:
         self.ended = False
-        self.left = nbytes
+        self._estimate = nbytes
         self._engine = engine
         self._quarantine = quarantine
         self._link = link
@@ -71,6 +71,11 @@ class Shipment:
         self._unsettled = 0
         self._lock = threading.Lock()
         self._landed_at = 0.0
+
+    @property
+    def left(self) -> int:
+        """Bytes that the engine has not been given; an estimate until they are planned."""
+        return self._estimate if self._parts is None else sum(part.rest.nbytes for part in self._parts)
 
     def step(self, *, alone: bool) -> Progress:
         """Go on by one piece at most; doesn't wait.
@@ -104,7 +109,8 @@ class Shipment:
         if self._flights:
             self._flights[0].transfer.wait(step)
         elif slots is not None and self._next is not None and self._next.packed is not None:
-            slots.wait(step)
+            if slots.wait(step) and not slots.dead:
+                self._link.budget.wait(1, step)
         else:
             self._link.budget.wait(self._most_entries, step)
 
@@ -137,9 +143,9 @@ class Shipment:
             return
         planned = [(d, batches) for d in self._deliveries if (batches := d.plan())]
         self._deliveries = [d for d, _ in planned]
-        self.left = sum(d.nbytes for d in self._deliveries)
+        entries, nbytes = sum(d.entries for d in self._deliveries), sum(d.nbytes for d in self._deliveries)
         slots = self._link.slots
-        if slots is not None and slots.wanted_for(sum(d.entries for d in self._deliveries), self.left):
+        if slots is not None and slots.wanted_for(entries, nbytes):
             each = ((d, split_entries(join(batches), slots.slot_bytes)) for d, batches in planned)
             self._parts = deque(Part(Slicer(batch, d.nbytes), d) for d, batch in each)
             for delivery in self._deliveries:
@@ -149,7 +155,7 @@ class Shipment:
         longest = self._engine.capabilities.max_entry_bytes
         if self._pace is not None:
             longest = min(longest or ENTRY_BYTES, ENTRY_BYTES)
-        self._parts = deque([Part(Slicer(split_entries(batch, longest), self.left))])
+        self._parts = deque([Part(Slicer(split_entries(batch, longest), nbytes))])
 
     def _reap(self, alone: bool) -> bool:
         """Take note of pieces that ended; end with the last one."""
@@ -210,7 +216,6 @@ class Shipment:
         piece = rest.take(entries, None if self._pace is None else self._pace.nbytes)
         if len(piece) < entries:
             self._link.budget.give(entries - len(piece))
-        self.left = rest.nbytes
         return self._write(Flight(self._link, len(piece), paced=rest.entries > 0), lambda: piece)
 
     def _submit_packed(self, rest: Slicer, delivery: Delivery) -> Progress:
@@ -230,7 +235,6 @@ class Shipment:
                 slots.give(slot)
             return Progress.NO_BUDGET
         piece = rest.take(slots.most_entries, slots.slot_bytes)
-        self.left -= piece.nbytes
         delivery.slots += 1
         flight = Flight(self._link, 1, filled=FilledSlot(slots, slot, delivery, piece))
         return self._write(flight, partial(slots.pack, slot, piece, delivery.loosen))
@@ -269,8 +273,9 @@ class Shipment:
             delivery.end(error)
         flights = [flight for flight in self._flights if flight.filled is None]
         for flight in self._flights:
-            if flight.filled is not None:
-                self._doubt(flight, flight.filled)
+            if flight.filled is not None:  # what it was filled from is free, the slot is not
+                flight.filled.slots.doubt()
+                self._quarantine.settle(flight.transfer, self._link, flight.believe)
         if not flights:
             all_drained(self._deliveries)
             return
@@ -280,16 +285,6 @@ class Shipment:
         self._unsettled = len(flights)
         for flight in flights:
             self._quarantine.settle(flight.transfer, self._link, partial(self._settled, flight))
-
-    def _doubt(self, flight: Flight, filled: FilledSlot) -> None:
-        """Keep a slot from use until no byte can land in it; the pages that it was filled from are free."""
-        filled.slots.doubt()
-        self._quarantine.settle(flight.transfer, self._link, partial(self._believe, flight, filled))
-
-    @staticmethod
-    def _believe(flight: Flight, filled: FilledSlot) -> None:
-        flight.give_back()
-        filled.slots.believe(filled.slot)
 
     def _settled(self, flight: Flight) -> None:
         flight.give_back()

@@ -17,14 +17,14 @@ from pdcore.protocol.chunk import generation_of
 from pdcore.protocol.history.picture import Picture
 from pdcore.protocol.machine import Settings
 from pdcore.protocol.peer import Facts
-from pdcore.wire import AuxRow, Bye, Digests, Heartbeat, PairReply, PairRequest, RequestMetadata
+from pdcore.wire import AuxRow, Bye, Digests, Heartbeat, Packed, PairReply, PairRequest, RequestMetadata
 
 __all__ = ["Answer", "LoggedStimulus", "Recording", "StimulusLog", "history"]
 
 MOST = 4_096
 """Entries of each kind that are kept."""
 MOST_BYTES = 64 * 2**20
-"""Bytes that the pages, rows and digests in them may have."""
+"""Bytes that the pages, rows, digests and entries in them may have."""
 
 OF_PEERS = frozenset(
     {
@@ -81,7 +81,7 @@ class StimulusLog:
     """The last stimuli of one side. Whoever feeds the machine notes them, one thread at a time.
 
     Kept are the last ``most`` of what rooms did and their messages, as many of what peers did, and of those
-    ticks and heartbeats that changed nothing; of the first, no more than ``most_bytes`` of pages and rows.
+    ticks and heartbeats that changed nothing; of the first, no more than ``most_bytes`` of what may be long.
     """
 
     def __init__(self, most: int = MOST, most_bytes: int = MOST_BYTES) -> None:
@@ -150,7 +150,7 @@ def history(entries: Iterable[LoggedStimulus], room: RoomId) -> list[LoggedStimu
             about = stimulus.room == room
             if about:
                 lives.add(stimulus.generation)
-        elif isinstance(stimulus, s.DeliveryEnded | s.DeliveryDrained):
+        elif isinstance(stimulus, s.DeliveryEnded | s.DeliveryDrained | s.SlotWritten):
             about = generation_of(stimulus.delivery) in lives
         else:
             about = getattr(stimulus, "generation", None) in lives
@@ -161,6 +161,10 @@ def history(entries: Iterable[LoggedStimulus], room: RoomId) -> list[LoggedStimu
 
 def _of_digests(*several: Digests) -> int:
     return sum(_of_arrays(d.regions, d.offsets, d.lengths, d.digests) for d in several)
+
+
+def _of_packed(packed: Packed) -> int:
+    return _of_arrays(packed.regions, packed.starts, packed.offsets, packed.lengths)
 
 
 def _of_arrays(*arrays: IndexArray) -> int:
@@ -179,4 +183,7 @@ _LONG: dict[type, Callable[[Any], int]] = {
     RequestMetadata: lambda what: _of_arrays(what.pages, *what.state_indices),
     AuxRow: lambda what: len(what.row),
     Digests: _of_digests,
+    s.SlotWritten: lambda what: _of_packed(what.packed),
+    s.BytesUnpacked: lambda what: _of_packed(what.packed),
+    Packed: _of_packed,
 }

@@ -46,8 +46,7 @@ class Engine:
         self._flights: dict[tuple[int, DeliveryId], PagesInFlight] = {}
         self._revoked: dict[tuple[int, int], Generation] = {}
         """Up to which rooms of a node's life another one may not write."""
-        self.packed: PackedWrites = PackedWrites(clock, chance)
-        self.packed.revoked = self._revoked
+        self.packed: PackedWrites = PackedWrites(clock, chance, self._revoked)
         self.copied = 0
 
     def ship(self, node: SimulatedRank, target: SimulatedRank | None, ship: Ship) -> None:

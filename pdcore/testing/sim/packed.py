@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict, deque
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -99,13 +100,18 @@ class PackedWrite:
 
 
 class PackedWrites:
-    """Fills slots piece by piece, and writes each to the peer's, in time, late, or never."""
+    """Fills slots piece by piece, and writes each to the peer's, in time, late, or never.
 
-    def __init__(self, clock: Clock, chance: random.Random) -> None:
+    ``revoked``: up to which rooms of a node's life another one may not write, as the engine is told of it.
+    """
+
+    def __init__(
+        self, clock: Clock, chance: random.Random, revoked: Mapping[tuple[int, int], Generation]
+    ) -> None:
         self._clock, self._chance = clock, chance
         self._deliveries: list[PackedDelivery] = []
         self._writes: list[PackedWrite] = []
-        self.revoked: dict[tuple[int, int], Generation] = {}
+        self._revoked = revoked
 
     def ship(self, node: SimulatedRank, target: SimulatedRank, slots: PairSlots, ship: Ship) -> None:
         """Take a chunk."""
@@ -169,7 +175,7 @@ class PackedWrites:
         chosen = ship.chunk.pages[delivery.at : delivery.at + PIECE].tolist()
         content = [(node.rank, node.memory.content[page].get(0, (0, 0))) for page in chosen]
         write = PackedWrite(delivery, slot, len(chosen), content)
-        write.stopped = ship.wanted.generation <= self.revoked.get((delivery.target.life, node.life), 0)
+        write.stopped = ship.wanted.generation <= self._revoked.get((delivery.target.life, node.life), 0)
         self._writes.append(write)
         faults: Faults = node.world.faults
         draw, seconds = self._chance.random(), 0.0005 + self._chance.expovariate(500.0)
